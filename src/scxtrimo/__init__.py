@@ -1,0 +1,9 @@
+"""xTrimoGene for the scverse."""
+
+from importlib.metadata import version
+
+__version__ = version("scxtrimo")
+
+from . import data, model, module, nn, pp, train
+
+__all__ = ["__version__", "data", "model", "module", "nn", "pp", "train"]

@@ -1,0 +1,160 @@
+"""scxtrimo's own format: one JSON file that names one safetensors file.
+
+``model.json`` holds configuration, vocabulary, registry and history, and the name and SHA-256 of
+the weights, which are in ``model-<first digits of the hash>.safetensors``. New weights never
+overwrite old ones and ``model.json`` is replaced atomically, so that a save that fails at any
+moment leaves the previous model complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+FORMAT, FORMAT_VERSION = "scxtrimo", 1
+_WEIGHTS_NAME = re.compile(r"^[\w.-]*model-[0-9a-f]{12}\.safetensors$")
+
+
+def write_model(
+    directory: str | os.PathLike,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict[str, Any],
+    prefix: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Write weights and metadata.
+
+    Parameters
+    ----------
+    directory
+        Where to write; created if needed.
+    tensors
+        State dict.
+    metadata
+        Anything JSON can hold.
+    prefix
+        Prefix of the file names.
+    overwrite
+        Whether an existing model may be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If there is a model already and ``overwrite`` is false.
+    OSError
+        If the directory cannot be written or the disk is full. A previous model survives.
+    """
+    directory = Path(directory)
+    header = directory / f"{prefix}model.json"
+    if header.exists() and not overwrite:
+        raise FileExistsError(
+            f"{header} exists. Choose another directory, or pass `overwrite=True` to replace it."
+        )
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    digest = hashlib.sha256(data).hexdigest()
+    weights = f"{prefix}model-{digest[:12]}.safetensors"
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "weights": weights,
+            "weights_sha256": digest,
+        }
+        | metadata,
+        indent=1,
+    )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_atomically(directory / weights, data)
+        _write_atomically(header, text.encode())
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"The model could not be saved to {directory}: {error.strerror or error}. "
+            "A model saved there before is unchanged",
+        ) from error
+    for old in directory.glob(f"{prefix}model-*.safetensors"):
+        if old.name != weights and _WEIGHTS_NAME.match(old.name):
+            old.unlink()
+
+
+def read_model(
+    directory: str | os.PathLike, prefix: str = ""
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read weights and metadata; nothing in the files is executed.
+
+    Parameters
+    ----------
+    directory
+        Where :func:`write_model` wrote.
+    prefix
+        Prefix of the file names.
+
+    Returns
+    -------
+    State dict and metadata.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no model.
+    ValueError
+        If the files are truncated, damaged, foreign or written by a newer version.
+    """
+    directory = Path(directory)
+    header = directory / f"{prefix}model.json"
+    if not header.is_file():
+        foreign = directory / f"{prefix}model.pt"
+        hint = (
+            f" {foreign.name} is a model of scvi-tools; load it with its own class."
+            if foreign.exists()
+            else ""
+        )
+        raise FileNotFoundError(f"There is no scxtrimo model in {directory} (no {header.name}).{hint}")
+    try:
+        metadata = json.loads(header.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{header} is damaged or truncated: {error}. Save again.") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise ValueError(f"{header} was not written by scxtrimo.")
+    version = metadata.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise ValueError(
+            f"{header} has format version {version}, this scxtrimo reads up to {FORMAT_VERSION}. "
+            "Update it: `pip install --upgrade scxtrimo`."
+        )
+    name = str(metadata.get("weights"))
+    if not _WEIGHTS_NAME.match(name):
+        raise ValueError(f"{header} names weights {name!r}, which is not a file of scxtrimo.")
+    if not (directory / name).is_file():
+        raise ValueError(f"{directory / name}, the weights of {header.name}, is missing.")
+    data = (directory / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != metadata.get("weights_sha256"):
+        raise ValueError(
+            f"{directory / name} is truncated or damaged: its SHA-256 is not the one in "
+            f"{header.name}. Copy or save it again."
+        )
+    try:
+        return load(data), metadata
+    except SafetensorError as error:
+        raise ValueError(f"{directory / name} is not a safetensors file: {error}.") from error
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,203 @@
+"""Read rows of counts, whatever holds them, and check that counts is what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import h5py
+import numpy as np
+from anndata import AnnData
+from anndata.abc import CSCDataset, CSRDataset
+from scipy import sparse
+
+from .vocabulary import preview
+
+CHUNK = 4096
+
+
+class RowReader:
+    """Rows of a cells x genes matrix as CSR, in any order, in memory or from a backed file.
+
+    Only the requested rows are ever converted, except that a CSC matrix (which cannot be read by
+    row) is converted as a whole.
+
+    Parameters
+    ----------
+    matrix
+        scipy sparse matrix or array, NumPy array, backed anndata matrix or HDF5 data set, of
+        shape ``(n_cells, n_columns)``.
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        if isinstance(matrix, CSCDataset):
+            matrix = matrix.to_memory()
+        if sparse.issparse(matrix) and matrix.format != "csr":
+            matrix = matrix.tocsr()
+        is_known = sparse.issparse(matrix) or isinstance(
+            matrix, np.ndarray | h5py.Dataset | CSRDataset
+        )
+        if not is_known:
+            raise TypeError(
+                f"Counts are of type {type(matrix).__name__}, which is not supported. Use a scipy "
+                "sparse matrix, a NumPy array or a backed AnnData (for instance "
+                "`adata.X = adata.X.compute()` for dask)."
+            )
+        self.matrix = matrix
+        self.on_disk = isinstance(matrix, h5py.Dataset | CSRDataset)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of cells and columns."""
+        return tuple(self.matrix.shape)
+
+    def read(self, rows: np.ndarray | slice) -> sparse.csr_matrix:
+        """Return the given rows, in the given order."""
+        if isinstance(rows, slice) or not self.on_disk:
+            return sparse.csr_matrix(self.matrix[rows])
+        # HDF5 wants increasing, distinct rows; a contiguous run is one read instead of many.
+        wanted, position = np.unique(rows, return_inverse=True)
+        if wanted[-1] - wanted[0] + 1 == len(wanted):
+            chunk = sparse.csr_matrix(self.matrix[wanted[0] : wanted[-1] + 1])
+        else:
+            chunk = sparse.csr_matrix(self.matrix[wanted])
+        in_order = np.array_equal(position, np.arange(len(rows)))
+        return chunk if in_order else chunk[position]
+
+    def chunks(self) -> Iterator[sparse.csr_matrix]:
+        """Iterate over all rows, a few thousand at a time."""
+        for start in range(0, self.shape[0], CHUNK):
+            yield self.read(slice(start, start + CHUNK))
+
+
+@dataclass(frozen=True)
+class CountSummary:
+    """What one pass over the counts found.
+
+    Parameters
+    ----------
+    column_totals
+        Sum of the counts of every column, float64.
+    column_cells
+        Number of cells that express each column.
+    """
+
+    column_totals: np.ndarray
+    column_cells: np.ndarray
+
+
+def get_layer(adata: AnnData, layer: str | None) -> Any:
+    """Return ``adata.X`` or ``adata.layers[layer]``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer; the message names those that exist.
+    """
+    if layer is None:
+        if adata.X is None:
+            raise ValueError("adata.X is empty (None). Name the layer with counts: `layer=...`.")
+        return adata.X
+    if layer not in adata.layers:
+        raise ValueError(
+            f"Layer {layer!r} is not in adata.layers, which has {sorted(adata.layers)}. Name one "
+            "of these with `layer=...`, or leave `layer` out to use adata.X."
+        )
+    return adata.layers[layer]
+
+
+def check_counts(
+    adata: AnnData, layer: str | None, used: np.ndarray | None = None
+) -> CountSummary:
+    """Read all counts once and make sure that they are raw counts of non-empty cells.
+
+    Parameters
+    ----------
+    adata
+        The data.
+    layer
+        Layer with the counts; ``None`` for ``adata.X``.
+    used
+        Which columns count, bool, shape ``(n_columns,)``; ``None`` for all.
+
+    Returns
+    -------
+    Totals per column.
+
+    Raises
+    ------
+    ValueError
+        If there are no cells or genes, if a count is NaN, infinite, negative or not an integer,
+        or if a cell has no counts at all. The message names the field, an offending value and
+        the way out.
+    """
+    field = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ValueError(
+            f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Check the filters "
+            "that produced it."
+        )
+    reader = RowReader(get_layer(adata, layer))
+    totals = np.zeros(adata.n_vars)
+    cells = np.zeros(adata.n_vars, dtype=np.int64)
+    empty_cells: list[np.ndarray] = []
+    for i, chunk in enumerate(reader.chunks()):
+        if (problem := _problem_with(chunk.data)) is not None:
+            raise ValueError(f"{field} {problem}{_where_raw_counts_may_be(adata, layer)}")
+        expressed = sparse.csr_matrix(
+            (chunk.data > 0, chunk.indices, chunk.indptr), shape=chunk.shape
+        )
+        totals += np.asarray(chunk.sum(axis=0, dtype=np.float64)).ravel()
+        cells += np.asarray(expressed.sum(axis=0, dtype=np.int64)).ravel()
+        if used is not None:
+            expressed = expressed[:, used]
+        empty_cells.append(np.flatnonzero(expressed.sum(axis=1) == 0) + i * CHUNK)
+    if totals.sum() == 0:
+        raise ValueError(f"{field} holds no counts: all of its values are 0.")
+    empty = np.concatenate(empty_cells)
+    if len(empty):
+        of_what = "" if used is None else " of genes that the model knows"
+        raise ValueError(
+            f"{len(empty):,} of {adata.n_obs:,} cells have no counts{of_what} in {field}, for "
+            f"instance {preview(adata.obs_names[empty[:6]])}. Remove them first, for instance with "
+            "`sc.pp.filter_cells(adata, min_genes=1)`."
+        )
+    return CountSummary(totals, cells)
+
+
+def looks_raw(values: np.ndarray) -> bool:
+    """Return whether values could be raw counts: finite, non-negative integers."""
+    return _problem_with(values) is None
+
+
+def _problem_with(values: np.ndarray) -> str | None:
+    if values.dtype.kind in "ub":
+        return None
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        bad = values[~np.isfinite(values)]
+        return f"contains {len(bad):,} NaN or infinite values (first: {bad[0]}); remove them."
+    if (values < 0).any():
+        return f"contains negative values (lowest: {values.min():g}); raw counts are needed."
+    if values.dtype.kind == "f" and (values != np.rint(values)).any():
+        bad = values[values != np.rint(values)]
+        return f"contains non-integer values (first: {bad[0]:g}); raw counts are needed."
+    return None
+
+
+def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
+    """Point to the first other matrix of the AnnData that could hold the raw counts."""
+    others = {f"`layer={name!r}`": x for name, x in adata.layers.items() if name != layer}
+    if layer is not None and adata.X is not None:
+        others["adata.X (leave `layer` out)"] = adata.X
+    if adata.raw is not None:
+        copy = '`adata.layers["counts"] = adata.raw[:, adata.var_names].X`, then `layer="counts"`'
+        others[f"adata.raw ({copy})"] = adata.raw.X
+    for name, matrix in others.items():
+        head = RowReader(matrix).read(slice(0, 256)).data
+        if len(head) and looks_raw(head):
+            return f" {name} looks raw."
+    return (
+        " If X was normalised, keep the raw counts next time: "
+        '`adata.layers["counts"] = adata.X.copy()`.'
+    )

@@ -1,0 +1,129 @@
+"""AnnData to ragged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from torch.utils.data import Dataset, Subset
+
+from .counts import RowReader
+from .fields import CountsField
+
+CATEGORICAL_PREFIX = "covariate_"
+"""Registry keys of categorical covariates other than the batch start with this."""
+
+
+class RaggedDataset(Dataset):
+    """Cells of a registered AnnData, indexed in batches.
+
+    Parameters
+    ----------
+    adata_manager
+        Manager with a registered AnnData.
+
+    Notes
+    -----
+    ``dataset[rows]`` returns one ragged batch, a mapping of
+
+    - ``counts``: raw counts of the expressed genes of all cells, float32, ``(n_tokens,)``
+    - ``gene_ids``: their positions in the vocabulary, int64, ``(n_tokens,)``
+    - ``cu_seqlens``: boundaries of the cells, int32, ``(n_cells + 1,)``
+    - ``library_size``: total counts per cell, float32, ``(n_cells,)``
+    - ``categories``: codes of batch and other covariates, int64, ``(n_cells, n_covariates)``
+    - ``labels``: codes of the labels, if there are any, int64, ``(n_cells,)``
+    - ``cell_ids``: rows of the cells, int64, ``(n_cells,)``
+    """
+
+    def __init__(self, adata_manager: AnnDataManager) -> None:
+        self.reader = RowReader(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
+        state = adata_manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+        self.column_to_gene = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
+        codes = [
+            adata_manager.get_from_registry(key).ravel()
+            for key in covariate_keys(adata_manager.registry)
+        ]
+        self.categories = (
+            np.stack(codes, axis=1)
+            if codes
+            else np.empty((adata_manager.adata.n_obs, 0), dtype=np.int64)
+        )
+        self.labels = (
+            adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY).ravel()
+            if REGISTRY_KEYS.LABELS_KEY in adata_manager.data_registry
+            else None
+        )
+
+    def __len__(self) -> int:
+        return self.reader.shape[0]
+
+    def __getitem__(self, rows: int | Sequence[int] | slice) -> dict[str, np.ndarray]:
+        if isinstance(rows, slice):
+            rows = range(*rows.indices(len(self)))
+        rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+        batch = to_ragged(self.reader.read(rows), self.column_to_gene)
+        batch["categories"] = self.categories[rows]
+        if self.labels is not None:
+            batch["labels"] = self.labels[rows]
+        batch["cell_ids"] = rows
+        return batch
+
+    __getitems__ = __getitem__
+
+
+def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str, np.ndarray]:
+    """Turn CSR rows into tokens, dropping zeros and columns that are not in the vocabulary.
+
+    Parameters
+    ----------
+    counts
+        Counts of shape ``(n_cells, n_columns)``.
+    column_to_gene
+        Position in the vocabulary of every column, -1 for none.
+
+    Returns
+    -------
+    ``counts``, ``gene_ids``, ``cu_seqlens`` and ``library_size`` of a ragged batch; see
+    :class:`RaggedDataset`.
+    """
+    gene_ids = column_to_gene[counts.indices]
+    keep = (gene_ids >= 0) & (counts.data > 0)
+    kept_before = np.concatenate([[0], np.cumsum(keep)])
+    values = counts.data[keep].astype(np.float32)
+    cu_seqlens = kept_before[counts.indptr]
+    total_before = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return {
+        "counts": values,
+        "gene_ids": gene_ids[keep],
+        "cu_seqlens": cu_seqlens.astype(np.int32),
+        "library_size": np.diff(total_before[cu_seqlens]).astype(np.float32),
+    }
+
+
+def covariate_keys(registry: dict[str, Any]) -> list[str]:
+    """Return the registry keys of the categorical covariates, the batch first."""
+    keys = registry["field_registries"].keys()
+    return [
+        key for key in keys if key == REGISTRY_KEYS.BATCH_KEY or key.startswith(CATEGORICAL_PREFIX)
+    ]
+
+
+class RaggedDataManager(AnnDataManager):
+    """An :class:`~scvi.data.AnnDataManager` whose data sets yield ragged batches."""
+
+    adata: AnnData
+
+    def create_torch_dataset(
+        self,
+        indices: Sequence[int] | Sequence[bool] | None = None,
+        data_and_attributes: Any = None,
+        load_sparse_tensor: bool = False,
+    ) -> Dataset:
+        """Return the registered cells, or those at ``indices``, as a ragged data set."""
+        dataset = RaggedDataset(self)
+        return dataset if indices is None else Subset(dataset, indices)

@@ -1,0 +1,257 @@
+"""Fields of an AnnData that scxtrimo models register with scvi-tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import _constants
+from scvi.data.fields import BaseAnnDataField
+
+from .._logging import logger
+from .counts import check_counts, get_layer
+from .vocabulary import (
+    COVERAGE_KEY,
+    DEFAULT_MIN_GENE_OVERLAP,
+    GeneAlignment,
+    GeneVocabulary,
+    align_genes,
+    preview,
+)
+
+UNKNOWN_CATEGORY = -1
+
+
+class CountsField(BaseAnnDataField):
+    """Raw counts and the genes they belong to.
+
+    Registering derives the vocabulary from the data; transferring aligns other data to it.
+
+    Parameters
+    ----------
+    layer
+        Layer with the counts; ``None`` for ``adata.X``.
+    gene_id_key
+        Column of ``adata.var`` with gene identifiers; ``None`` for ``adata.var_names``.
+    gene_aliases
+        From identifiers as in the data to identifiers as in the vocabulary.
+    min_gene_overlap
+        Smallest acceptable fraction of the vocabulary found in transferred data.
+    """
+
+    VOCABULARY_KEY = "vocabulary"
+    COLUMN_TO_GENE_KEY = "column_to_gene"
+    N_OBS_KEY = "n_obs"
+
+    def __init__(
+        self,
+        layer: str | None,
+        gene_id_key: str | None = None,
+        gene_aliases: Mapping[str, str] | None = None,
+        min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
+    ) -> None:
+        super().__init__()
+        self._attr_name = (
+            _constants._ADATA_ATTRS.X if layer is None else _constants._ADATA_ATTRS.LAYERS
+        )
+        self._attr_key = layer
+        self.gene_id_key = gene_id_key
+        self.gene_aliases = gene_aliases
+        self.min_gene_overlap = min_gene_overlap
+
+    registry_key = REGISTRY_KEYS.X_KEY
+    is_empty = False
+
+    @property
+    def attr_name(self) -> str:
+        """Attribute of the AnnData, ``"X"`` or ``"layers"``."""
+        return self._attr_name
+
+    @property
+    def attr_key(self) -> str | None:
+        """Name of the layer."""
+        return self._attr_key
+
+    def validate_field(self, adata: AnnData) -> None:
+        """Make sure that the layer exists."""
+        get_layer(adata, self.attr_key)
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Derive the vocabulary: all genes with at least one count."""
+        self.validate_field(adata)
+        names = adata.var_names.astype(str)
+        ids = pd.Index(_column(adata.var, "var", self.gene_id_key, names).astype(str))
+        _check_unique(ids, self.gene_id_key)
+        summary = check_counts(adata, self.attr_key)
+        expressed = np.flatnonzero(summary.column_totals > 0)
+        if n_silent := adata.n_vars - len(expressed):
+            logger.info(
+                f"{n_silent:,} of {adata.n_vars:,} genes have no counts and are left out of the "
+                "vocabulary."
+            )
+        column_to_gene = np.full(adata.n_vars, -1, dtype=np.int64)
+        column_to_gene[expressed] = np.arange(len(expressed))
+        vocabulary = GeneVocabulary(tuple(ids[expressed]), tuple(names[expressed]))
+        return self._state(adata, vocabulary, column_to_gene)
+
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Align other data to the vocabulary and write the coverage report."""
+        self.validate_field(adata_target)
+        vocabulary = GeneVocabulary.from_dict(state_registry[self.VOCABULARY_KEY])
+        key = self.gene_id_key if self.gene_id_key in adata_target.var else None
+        ids = adata_target.var_names if key is None else pd.Index(adata_target.var[key])
+        _check_unique(ids.astype(str), key)
+        alignment = align_genes(vocabulary, adata_target.var, key, self.gene_aliases)
+        self._check_overlap(vocabulary, alignment, adata_target)
+        check_counts(adata_target, self.attr_key, used=alignment.column_to_gene >= 0)
+        adata_target.uns[COVERAGE_KEY] = alignment.to_uns()
+        if alignment.missing or alignment.renamed:
+            logger.info(f"{alignment}. Report in adata.uns[{COVERAGE_KEY!r}].")
+        return self._state(adata_target, vocabulary, alignment.column_to_gene)
+
+    def _check_overlap(
+        self, vocabulary: GeneVocabulary, alignment: GeneAlignment, adata: AnnData
+    ) -> None:
+        if alignment.overlap == 0 or alignment.overlap < self.min_gene_overlap:
+            raise ValueError(
+                f"Only {alignment.overlap:.1%} of the model's {len(vocabulary):,} genes are among "
+                f"the {adata.n_vars:,} genes of this AnnData, at least "
+                f"{self.min_gene_overlap:.0%} are needed. The model knows "
+                f"{preview(vocabulary.gene_ids, 3)}; the data have "
+                f"{preview(adata.var_names, 3)}. If other identifiers are in a column of "
+                "adata.var, or you have a table of aliases, say so: "
+                "`model.prepare_query_anndata(adata, gene_id_key=..., gene_aliases=...)`; to "
+                "accept fewer genes, lower `min_gene_overlap`."
+            )
+
+    def _state(
+        self, adata: AnnData, vocabulary: GeneVocabulary, column_to_gene: np.ndarray
+    ) -> dict[str, Any]:
+        return {
+            self.N_OBS_KEY: adata.n_obs,
+            self.VOCABULARY_KEY: vocabulary.to_dict(),
+            self.COLUMN_TO_GENE_KEY: column_to_gene,
+        }
+
+    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
+        """Return the number of cells and of genes in the vocabulary."""
+        return {
+            "n_cells": state_registry[self.N_OBS_KEY],
+            "n_vars": len(state_registry[self.VOCABULARY_KEY]["gene_ids"]),
+        }
+
+    def view_state_registry(self, state_registry: dict[str, Any]) -> None:
+        """Nothing to show beyond the summary statistics."""
+
+
+class CategoryField(BaseAnnDataField):
+    """A categorical column of ``adata.obs``, such as batch or label.
+
+    Parameters
+    ----------
+    registry_key
+        Name within the model, for instance ``"batch"``.
+    obs_key
+        Column of ``adata.obs``.
+    """
+
+    MAPPING_KEY = "categorical_mapping"
+    ORIGINAL_KEY = "original_key"
+
+    def __init__(self, registry_key: str, obs_key: str) -> None:
+        super().__init__()
+        self._registry_key = registry_key
+        self.obs_key = obs_key
+
+    attr_name = _constants._ADATA_ATTRS.OBS
+    is_empty = False
+
+    @property
+    def registry_key(self) -> str:
+        """Name within the model."""
+        return self._registry_key
+
+    @property
+    def attr_key(self) -> str:
+        """Column of ``adata.obs`` that the codes are written to."""
+        return f"_scvi_{self.registry_key}"
+
+    def validate_field(self, adata: AnnData) -> None:
+        """Make sure that the column exists and has no missing values."""
+        column = _column(adata.obs, "obs", self.obs_key)
+        missing = np.flatnonzero(column.isna())
+        if len(missing):
+            raise ValueError(
+                f"adata.obs[{self.obs_key!r}] has {len(missing):,} missing values (NaN), for "
+                f"instance in {preview(adata.obs_names[missing[:6]])}. Give them a category, such "
+                f"as `adata.obs[{self.obs_key!r}].astype(str).replace('nan', 'unknown')`, or "
+                "leave these cells out."
+            )
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Learn the categories from the data."""
+        self.validate_field(adata)
+        column = adata.obs[self.obs_key].astype("category").cat.remove_unused_categories()
+        return self._encode(adata, column.cat.categories.to_numpy())
+
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Encode other data; unseen categories and a missing column become unknown (-1)."""
+        mapping = np.asarray(state_registry[self.MAPPING_KEY])
+        if self.obs_key in adata_target.obs:
+            self.validate_field(adata_target)
+            unseen = sorted(set(adata_target.obs[self.obs_key].unique()) - set(mapping.tolist()))
+            if unseen:
+                logger.info(
+                    f"adata.obs[{self.obs_key!r}] has {len(unseen)} categories the model was not "
+                    f"trained on ({preview(unseen)}); they are treated as the average category."
+                )
+        return self._encode(adata_target, mapping)
+
+    def _encode(self, adata: AnnData, mapping: np.ndarray) -> dict[str, Any]:
+        if self.obs_key in adata.obs:
+            codes = pd.Index(mapping).get_indexer(pd.Index(adata.obs[self.obs_key].to_numpy()))
+        else:
+            codes = np.full(adata.n_obs, UNKNOWN_CATEGORY)
+        adata.obs[self.attr_key] = codes.astype(np.int64)
+        return {self.MAPPING_KEY: mapping, self.ORIGINAL_KEY: self.obs_key}
+
+    def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
+        """Return the number of categories."""
+        return {f"n_{self.registry_key}": len(state_registry[self.MAPPING_KEY])}
+
+    def view_state_registry(self, state_registry: dict[str, Any]) -> None:
+        """Nothing to show beyond the summary statistics."""
+
+
+def _column(
+    frame: pd.DataFrame, attribute: str, key: str | None, default: pd.Index | None = None
+) -> pd.Series:
+    if key is None and default is not None:
+        return default.to_series()
+    if key not in frame:
+        raise ValueError(
+            f"{key!r} is not a column of adata.{attribute}, which has {list(frame.columns)}."
+        )
+    return frame[key]
+
+
+def _check_unique(ids: pd.Index, key: str | None) -> None:
+    if ids.is_unique:
+        return
+    repeated = ids[ids.duplicated()].unique()
+    field = "adata.var_names" if key is None else f"adata.var[{key!r}]"
+    way_out = (
+        "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
+    )
+    raise ValueError(
+        f"{field} has {len(repeated):,} duplicate gene identifiers, for instance "
+        f"{preview(repeated)}. Merge or rename these genes first ({way_out})."
+    )

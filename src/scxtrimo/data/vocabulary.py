@@ -1,0 +1,235 @@
+"""The genes a model knows, and how the columns of an AnnData map onto them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+COVERAGE_KEY = "scxtrimo_gene_coverage"
+DEFAULT_MIN_GENE_OVERLAP = 0.25
+_ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
+
+
+@dataclass(frozen=True)
+class GeneVocabulary:
+    """The genes of a model, in the order of its gene embeddings.
+
+    Parameters
+    ----------
+    gene_ids
+        Unique identifiers, the ones the model was set up with.
+    gene_names
+        A second identifier per gene (for instance symbols beside Ensembl ids). Equal to
+        ``gene_ids`` where there is none.
+
+    Examples
+    --------
+    >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
+    >>> vocabulary.index_of(["MS4A1"])
+    array([1])
+    """
+
+    gene_ids: tuple[str, ...]
+    gene_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.gene_ids)
+
+    def index_of(self, genes: Iterable[str]) -> np.ndarray:
+        """Return the positions of ``genes``, given by id or by name.
+
+        Raises
+        ------
+        ValueError
+            If a gene is not in the vocabulary; all such genes are counted and some are named.
+        """
+        genes = [genes] if isinstance(genes, str) else list(genes)
+        lookup = _first_positions(self.gene_names) | _first_positions(self.gene_ids)
+        unknown = [gene for gene in genes if gene not in lookup]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(genes)} genes are not in the model's vocabulary of "
+                f"{len(self):,} genes: {preview(unknown)}. See `model.vocabulary.gene_ids`; genes "
+                "without a single count in the training data are not part of it."
+            )
+        return np.array([lookup[gene] for gene in genes], dtype=np.int64)
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """Return plain lists, for JSON."""
+        names = [] if self.gene_names == self.gene_ids else list(self.gene_names)
+        return {"gene_ids": list(self.gene_ids), "gene_names": names}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Iterable[str]]) -> GeneVocabulary:
+        """Undo :meth:`to_dict`."""
+        gene_ids = tuple(stored["gene_ids"])
+        return cls(gene_ids, tuple(stored["gene_names"]) or gene_ids)
+
+
+@dataclass(frozen=True)
+class GeneAlignment:
+    """Which column of an AnnData holds which gene of a vocabulary.
+
+    Parameters
+    ----------
+    column_to_gene
+        Position in the vocabulary of every column, -1 for columns that are not used.
+    source
+        Where the identifiers were found: ``"var_names"`` or a column of ``adata.var``.
+    matched
+        Number of genes found under their own identifier.
+    renamed
+        ``(identifier in the data, identifier in the vocabulary)`` of genes found under another
+        spelling or an alias.
+    missing
+        Genes of the vocabulary that the data do not have.
+    unused
+        Identifiers of the data that the vocabulary does not have.
+    """
+
+    column_to_gene: np.ndarray
+    source: str
+    matched: int
+    renamed: tuple[tuple[str, str], ...] = field(repr=False)
+    missing: tuple[str, ...] = field(repr=False)
+    unused: tuple[str, ...] = field(repr=False)
+
+    @property
+    def overlap(self) -> float:
+        """Fraction of the vocabulary that the data have."""
+        found = self.matched + len(self.renamed)
+        return found / max(found + len(self.missing), 1)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.matched:,} genes matched, {len(self.renamed):,} renamed, "
+            f"{len(self.missing):,} missing, {len(self.unused):,} columns unused "
+            f"({self.overlap:.1%} of the model's genes, identifiers from {self.source!r})"
+        )
+
+    def to_uns(self) -> dict[str, Any]:
+        """Return the coverage report as it is stored in ``adata.uns``."""
+        return {
+            "source": self.source,
+            "overlap": self.overlap,
+            "n_matched": self.matched,
+            "n_renamed": len(self.renamed),
+            "n_missing": len(self.missing),
+            "n_unused": len(self.unused),
+            "renamed_from": np.array([old for old, _ in self.renamed], dtype=object),
+            "renamed_to": np.array([new for _, new in self.renamed], dtype=object),
+            "missing": np.array(self.missing, dtype=object),
+            "unused": np.array(self.unused, dtype=object),
+        }
+
+
+def align_genes(
+    vocabulary: GeneVocabulary,
+    var: pd.DataFrame,
+    gene_id_key: str | None = None,
+    gene_aliases: Mapping[str, str] | None = None,
+) -> GeneAlignment:
+    """Find the genes of a vocabulary among the columns of an AnnData, by identifier.
+
+    Identifiers are looked for in ``var[gene_id_key]`` if given, else in the index of ``var`` and
+    then in its other text columns; whichever finds most genes is used. A gene is found under
+    its id or its name, after that under an alias, without Ensembl version suffix, or regardless
+    of upper and lower case where that is unambiguous.
+
+    Parameters
+    ----------
+    vocabulary
+        The genes to look for.
+    var
+        ``adata.var`` of the data.
+    gene_id_key
+        Column of ``var`` with the identifiers.
+    gene_aliases
+        From identifiers as in the data to identifiers as in the vocabulary.
+
+    Returns
+    -------
+    The alignment. No gene of the vocabulary is assigned to two columns.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
+    >>> align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"])).column_to_gene
+    array([ 1,  0, -1])
+    """
+    if gene_id_key is not None:
+        candidates = {gene_id_key: var[gene_id_key]}
+    else:
+        texts = [name for name in var if not pd.api.types.is_numeric_dtype(var[name])]
+        candidates = {"var_names": var.index.to_series()} | {name: var[name] for name in texts}
+    alignments = [
+        _align(vocabulary, source, ids.astype(str).to_numpy(), gene_aliases or {})
+        for source, ids in candidates.items()
+    ]
+    return max(alignments, key=lambda alignment: alignment.overlap)  # the first of equals
+
+
+def _align(
+    vocabulary: GeneVocabulary, source: str, ids: np.ndarray, aliases: Mapping[str, str]
+) -> GeneAlignment:
+    exact = _first_positions(vocabulary.gene_names) | _first_positions(vocabulary.gene_ids)
+    folded = _fold_lookup(exact)
+    columns = np.full(len(ids), -1, dtype=np.int64)
+    taken: dict[int, int] = {}
+    for column, identifier in enumerate(ids):
+        gene = exact.get(identifier)
+        if gene is not None and gene not in taken:
+            taken[gene] = columns[column] = gene
+    n_matched = len(taken)
+    renamed = []
+    # After all exact matches, so that a column with the gene's own identifier always wins.
+    for column in np.flatnonzero(columns < 0):
+        identifier = ids[column]
+        alias = aliases.get(identifier, aliases.get(_strip_version(identifier)))
+        gene = folded.get(_fold(identifier)) if alias is None else exact.get(alias)
+        if gene is not None and gene not in taken:
+            taken[gene] = columns[column] = gene
+            renamed.append((str(identifier), vocabulary.gene_ids[gene]))
+    return GeneAlignment(
+        column_to_gene=columns,
+        source=source,
+        matched=n_matched,
+        renamed=tuple(renamed),
+        missing=tuple(g for i, g in enumerate(vocabulary.gene_ids) if i not in taken),
+        unused=tuple(str(identifier) for identifier in ids[columns < 0]),
+    )
+
+
+def _first_positions(names: tuple[str, ...]) -> dict[str, int]:
+    return {name: i for i, name in reversed(list(enumerate(names)))}
+
+
+def _strip_version(identifier: str) -> str:
+    return _ENSEMBL_VERSION.sub(r"\1", identifier)
+
+
+def _fold(identifier: str) -> str:
+    return _strip_version(identifier.strip()).upper()
+
+
+def _fold_lookup(exact: Mapping[str, int]) -> dict[str, int]:
+    """Look up genes regardless of case and version; spellings of two genes are left out."""
+    lookup: dict[str, int] = {}
+    ambiguous = set()
+    for identifier, gene in exact.items():
+        if lookup.setdefault(_fold(identifier), gene) != gene:
+            ambiguous.add(_fold(identifier))
+    return {folded: gene for folded, gene in lookup.items() if folded not in ambiguous}
+
+
+def preview(items: Iterable[object], n: int = 5) -> str:
+    """Name the first few of many items, for an error message."""
+    items = list(items)
+    shown = ", ".join(map(repr, map(str, items[:n])))
+    return shown if len(items) <= n else f"{shown}, ..."

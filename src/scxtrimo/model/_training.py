@@ -1,0 +1,220 @@
+"""Training, with defaults that depend on the data and the device."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scvi.model._utils import parse_device_args
+from scvi.model.base import BaseModelClass
+
+from .._logging import logger
+from ..train import (
+    MaskingConfig,
+    OptimizerConfig,
+    RaggedDataSplitter,
+    ResumeCheckpoint,
+    XTrimoGenePlan,
+    XTrimoGeneRunner,
+    gene_statistics,
+)
+
+
+def default_batch_size(n_cells: int) -> int:
+    """Return the default number of cells per batch: small data need many small steps.
+
+    Examples
+    --------
+    >>> default_batch_size(3_000)
+    64
+    """
+    return 64 if n_cells < 20_000 else 128 if n_cells < 100_000 else 256
+
+
+def default_max_epochs(n_cells: int, batch_size: int) -> int:
+    """Return the default number of epochs: 20 for 2,600 cells, steps growing as the square root.
+
+    Examples
+    --------
+    >>> default_max_epochs(2_638, 64)
+    20
+    """
+    n_steps = 800 * math.sqrt(n_cells / 2_600)
+    return int(np.clip(round(n_steps * batch_size / n_cells), 3, 60))
+
+
+def default_lr(n_hidden: int) -> float:
+    """Return the default learning rate: 0.001 at width 64, and inversely with the width.
+
+    Examples
+    --------
+    >>> default_lr(128)
+    0.0005
+    """
+    return 1e-3 * min(1.0, 64 / n_hidden)
+
+
+class TrainingMixin(BaseModelClass):
+    """``train``."""
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        batch_size: int | None = None,
+        early_stopping: bool = False,
+        checkpoint_dir: str | os.PathLike | None = None,
+        ckpt_path: str | os.PathLike | None = None,
+        optimizer: OptimizerConfig | None = None,
+        masking: MaskingConfig | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the model.
+
+        The first training starts from the training cells' own statistics (genes to read, an SVD
+        as gene embeddings); a further call goes on from the present weights.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells. By default chosen from the number of cells and printed.
+        accelerator, devices
+            See :class:`scvi.train.Trainer`.
+        train_size, validation_size, shuffle_set_split
+            See :class:`scvi.dataloaders.DataSplitter`. By default nine tenths are trained on.
+        batch_size
+            Cells per step. By default 64, and more for large data.
+        early_stopping
+            Stop when the validation loss has not fallen for ``early_stopping_patience`` epochs.
+        checkpoint_dir
+            Directory for ``last.ckpt``, written after every epoch: all that is needed to go on
+            with a training that was interrupted.
+        ckpt_path
+            A ``last.ckpt`` to go on from, with the same arguments otherwise. On a CPU the result
+            is that of an uninterrupted training. Nothing in the file is executed.
+        optimizer, masking
+            Optimiser, schedule and masking.
+        datasplitter_kwargs
+            Passed to :class:`scvi.dataloaders.DataSplitter`, for instance ``external_indexing``.
+        plan_kwargs
+            Single fields of ``optimizer`` and ``masking``, for instance ``{"lr": 3e-4}``.
+        **trainer_kwargs
+            Passed to :class:`scvi.train.Trainer`. ``gradient_clip_val`` is 1 unless given, and
+            ``precision`` ``"bf16-mixed"`` on CUDA.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data.
+        FileNotFoundError
+            If ``ckpt_path`` does not exist.
+
+        Examples
+        --------
+        >>> model.train()  # doctest: +SKIP
+        >>> model.train(max_epochs=50, plan_kwargs={"lr": 5e-4})  # doctest: +SKIP
+        """
+        if self.adata_manager is None:
+            raise ValueError(
+                "The model has no data to train on; load it with `load(..., adata=...)`."
+            )
+        if ckpt_path is not None and not Path(ckpt_path).is_file():
+            raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} does not exist.")
+        n_cells = self.adata.n_obs
+        batch_size = batch_size or default_batch_size(n_cells)
+        max_epochs = max_epochs or default_max_epochs(n_cells, batch_size)
+        splitter = RaggedDataSplitter(
+            self.adata_manager,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            batch_size=batch_size,
+            seed=self.seed_,
+            **(datasplitter_kwargs or {}),
+        )
+        splitter.setup()
+        if not self.is_trained_ and ckpt_path is None:
+            statistics = gene_statistics(
+                self.adata_manager,
+                splitter.train_idx,
+                n_genes=len(self.vocabulary),
+                n_components=self.config_.n_hidden,
+                n_input_genes=self.config_.n_input_genes,
+                seed=self.seed_,
+            )
+            self.module.set_gene_statistics(**statistics)
+        plan = self._make_plan(optimizer, masking, plan_kwargs or {})
+        if checkpoint_dir is not None:
+            trainer_kwargs["callbacks"] = [
+                *trainer_kwargs.get("callbacks", []),
+                ResumeCheckpoint(checkpoint_dir),
+            ]
+        device = parse_device_args(accelerator, devices, return_device="torch")[2]
+        defaults = {
+            "gradient_clip_val": 1.0,
+            "check_val_every_n_epoch": 1,
+            "early_stopping_monitor": "validation_loss",
+            "early_stopping_patience": 10,
+            "precision": "bf16-mixed" if device.type == "cuda" else "32-true",
+        }
+        logger.info(
+            f"Training {self.size_!r} on {splitter.n_train:,} of {n_cells:,} cells: "
+            f"{max_epochs} epochs, batches of {batch_size} cells, learning rate "
+            f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
+        )
+        runner = XTrimoGeneRunner(
+            self,
+            training_plan=plan,
+            data_splitter=splitter,
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            early_stopping=early_stopping,
+            ckpt_path=ckpt_path,
+            **(defaults | trainer_kwargs),
+        )
+        with warnings.catch_warnings():
+            # Lightning proposes workers, which make ragged loading slower, and tensor cores.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            runner()
+
+    def _make_plan(
+        self,
+        optimizer: OptimizerConfig | None,
+        masking: MaskingConfig | None,
+        plan_kwargs: dict[str, Any],
+    ) -> XTrimoGenePlan:
+        groups = {
+            cls: {field.name for field in fields(cls)} for cls in (OptimizerConfig, MaskingConfig)
+        }
+        if unknown := sorted(set(plan_kwargs) - set().union(*groups.values())):
+            raise TypeError(
+                f"Unknown plan_kwargs {unknown}; choose from "
+                f"{sorted(set().union(*groups.values()))}."
+            )
+        if (optimizer or masking) and plan_kwargs:
+            raise TypeError("Give either `optimizer` and `masking` or `plan_kwargs`, not both.")
+        optimizer_fields, masking_fields = (
+            {name: plan_kwargs[name] for name in names & plan_kwargs.keys()}
+            for names in groups.values()
+        )
+        default = {"lr": default_lr(self.config_.n_hidden)}
+        return XTrimoGenePlan(
+            self.module,
+            optimizer or OptimizerConfig(**(default | optimizer_fields)),
+            masking or MaskingConfig(**masking_fields),
+            seed=self.seed_,
+        )

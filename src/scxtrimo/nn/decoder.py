@@ -1,0 +1,164 @@
+"""Decoders: from encoded cells to the expression of any gene.
+
+All decoders share one interface, :class:`Decoder`: given encoded cells and, per cell, the genes
+that are asked for, return the predicted log-normalised expression of exactly these. Nothing is
+evaluated where nothing is asked. The published Performer decoder will be a third one here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import CrossAttention
+from .encoder import FeedForward
+from .ragged import cells_of
+
+
+class EncodedCells(NamedTuple):
+    """What the encoder knows about a batch of cells.
+
+    Attributes
+    ----------
+    tokens_td
+        Encoded tokens, cell token first, shape ``(n_tokens, n_hidden)``.
+    cu_seqlens
+        Cell boundaries in ``tokens_td``.
+    latent_cz
+        Latent representation of the cells, shape ``(n_cells, n_latent)``.
+    covariates_ck
+        Embedding of batch and other covariates, shape ``(n_cells, n_covariate)``; the latent
+        representation does not contain it.
+    """
+
+    tokens_td: Tensor
+    cu_seqlens: Tensor
+    latent_cz: Tensor
+    covariates_ck: Tensor
+
+
+class Decoder(nn.Module):
+    """Interface of all decoders."""
+
+    def forward(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Tensor:
+        """Predict the log-normalised expression of the queried genes.
+
+        Parameters
+        ----------
+        cells
+            The encoded cells.
+        genes_gd
+            Gene embeddings of the whole vocabulary, shape ``(n_genes, n_hidden)``.
+        gene_ids_t
+            Queried genes of all cells, shape ``(n_queries,)``.
+        cu_queries
+            Boundaries of each cell's queries, shape ``(n_cells + 1,)``.
+
+        Returns
+        -------
+        Predictions on the scale ``log1p(counts per 10,000)``, shape ``(n_queries,)``.
+        """
+        raise NotImplementedError
+
+
+class BottleneckDecoder(Decoder):
+    r"""Score a cell vector against gene queries; the scores are log-rates of counts.
+
+    .. math::
+        \log \rho_{cg} = \log\mathrm{softmax}_g(q_g^\top [z_c, k_c] + b_g)
+
+    with :math:`q_g` linear in the gene embedding. As the cell vector is all the decoder sees, it
+    has to describe the whole cell: this decoder is what makes the latent representation.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes in the vocabulary.
+    n_hidden
+        Width of the gene embeddings.
+    n_latent
+        Dimensions of the latent representation.
+    n_covariate
+        Width of the covariate embedding; its gene loadings are free parameters.
+    """
+
+    def __init__(self, n_genes: int, n_hidden: int, n_latent: int, n_covariate: int = 0) -> None:
+        super().__init__()
+        self.to_query = nn.Linear(n_hidden, n_latent, bias=False)
+        self.covariate_loadings = nn.Parameter(torch.zeros(n_genes, n_covariate))
+        self.log_baseline = nn.Parameter(torch.zeros(n_genes))
+
+    def log_rates(self, cells: EncodedCells, genes_gd: Tensor) -> Tensor:
+        """Return log fractions of a cell's counts, shape ``(n_cells, n_genes)``."""
+        query_gz = torch.cat([self.to_query(genes_gd), self.covariate_loadings], dim=1)
+        cell_cz = torch.cat([cells.latent_cz, cells.covariates_ck], dim=1)
+        scores_cg = torch.addmm(self.log_baseline, cell_cz, query_gz.t())
+        return F.log_softmax(scores_cg, dim=-1)
+
+    def forward(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Tensor:
+        """See :class:`Decoder`."""
+        cells_t = cells_of(cu_queries, gene_ids_t.shape[0])
+        return torch.log1p(1e4 * self.log_rates(cells, genes_gd)[cells_t, gene_ids_t].exp())
+
+
+class CrossAttentionDecoder(Decoder):
+    """Queries of masked genes attend to the encoded tokens of their cell.
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the decoder.
+    n_context
+        Width of the encoded tokens and of the gene embeddings.
+    n_layers, n_heads
+        Depth and number of heads.
+    """
+
+    def __init__(self, n_hidden: int, n_context: int, n_layers: int, n_heads: int) -> None:
+        super().__init__()
+        self.to_query = nn.Linear(n_context, n_hidden)
+        self.layers = nn.ModuleList(
+            CrossAttentionLayer(n_hidden, n_context, n_heads) for _ in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(n_hidden)
+        self.to_value = nn.Linear(n_hidden, 1)
+
+    def forward(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Tensor:
+        """See :class:`Decoder`."""
+        x_td = self.to_query(F.embedding(gene_ids_t, genes_gd))
+        for layer in self.layers:
+            x_td = layer(x_td, cells.tokens_td, cu_queries, cells.cu_seqlens)
+        return self.to_value(self.norm(x_td)).squeeze(-1)
+
+
+class CrossAttentionLayer(nn.Module):
+    """Cross-attention and feed-forward, pre-norm.
+
+    Parameters
+    ----------
+    n_hidden, n_context, n_heads
+        See :class:`CrossAttentionDecoder`.
+    """
+
+    def __init__(self, n_hidden: int, n_context: int, n_heads: int) -> None:
+        super().__init__()
+        self.attention = CrossAttention(n_hidden, n_context, n_heads)
+        self.feed_forward = FeedForward(n_hidden)
+        self.attention_norm = nn.LayerNorm(n_hidden)
+        self.feed_forward_norm = nn.LayerNorm(n_hidden)
+
+    def forward(
+        self, x_td: Tensor, context_sd: Tensor, cu_queries: Tensor, cu_context: Tensor
+    ) -> Tensor:
+        """Return the queries after one layer, shape ``(n_queries, n_hidden)``."""
+        x_td = x_td + self.attention(self.attention_norm(x_td), context_sd, cu_queries, cu_context)
+        return x_td + self.feed_forward(self.feed_forward_norm(x_td))

@@ -1,0 +1,91 @@
+"""From (gene, count) pairs to tokens: auto-discretised values plus gene embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def normalize_counts(counts_t: Tensor, library_size_t: Tensor, scale: float = 1e4) -> Tensor:
+    """Scale counts to ``scale`` per cell and take ``log1p``.
+
+    Parameters
+    ----------
+    counts_t
+        Raw counts, one per token.
+    library_size_t
+        Total counts of the cell that owns each token.
+    scale
+        Total that every cell is scaled to.
+
+    Returns
+    -------
+    ``log1p(counts / library_size * scale)``, same shape as ``counts_t``.
+    """
+    return torch.log1p(counts_t * (scale / library_size_t))
+
+
+class AutoDiscretization(nn.Module):
+    r"""Embed a continuous expression value as a soft mixture of learned bins.
+
+    .. math::
+        h = \mathrm{LeakyReLU}_{0.1}(W_1 v + b_1), \quad
+        p = \mathrm{softmax}(\alpha h + W_2 h + b_2), \quad
+        e = p^\top T
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the embedding.
+    n_bins
+        Number of bins, the rows of :math:`T`.
+    alpha
+        Weight of the residual path.
+
+    Notes
+    -----
+    Gong et al. 2023, section 3.2 ("auto-discretization").
+    """
+
+    def __init__(self, n_hidden: int, n_bins: int = 100, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.to_bins = nn.Linear(1, n_bins)
+        self.mix_bins = nn.Linear(n_bins, n_bins)
+        self.bins = nn.Embedding(n_bins, n_hidden)
+
+    def bin_weights(self, values_t: Tensor) -> Tensor:
+        """Return the weight of every bin for every value, shape ``(n_tokens, n_bins)``."""
+        h_tb = F.leaky_relu(self.to_bins(values_t[:, None]), 0.1)
+        return torch.softmax(self.alpha * h_tb + self.mix_bins(h_tb), dim=-1)
+
+    def forward(self, values_t: Tensor) -> Tensor:
+        """Embed log-normalised values ``(n_tokens,)`` as ``(n_tokens, n_hidden)``."""
+        return self.bin_weights(values_t) @ self.bins.weight
+
+
+class TokenEmbedding(nn.Module):
+    """Token of an expressed gene: value embedding plus gene embedding.
+
+    Parameters
+    ----------
+    n_genes
+        Number of genes in the vocabulary.
+    n_hidden
+        Width of a token.
+    n_bins, bin_alpha
+        See :class:`AutoDiscretization`.
+    """
+
+    def __init__(
+        self, n_genes: int, n_hidden: int, n_bins: int = 100, bin_alpha: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.value = AutoDiscretization(n_hidden, n_bins, bin_alpha)
+        self.gene = nn.Embedding(n_genes, n_hidden)
+        nn.init.normal_(self.gene.weight, std=n_hidden**-0.5)
+
+    def forward(self, values_t: Tensor, gene_ids_t: Tensor) -> Tensor:
+        """Embed log-normalised values and gene ids as tokens ``(n_tokens, n_hidden)``."""
+        return self.value(values_t) + self.gene(gene_ids_t)

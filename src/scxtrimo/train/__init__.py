@@ -1,0 +1,20 @@
+"""Masking, training plan, schedule and the data-driven start."""
+
+from .datamodule import EpochShuffler, RaggedDataSplitter
+from .initialization import gene_statistics
+from .masking import MaskingConfig, mask_batch
+from .plan import OptimizerConfig, XTrimoGenePlan
+from .trainer import ResumeCheckpoint, SafeTrainer, XTrimoGeneRunner
+
+__all__ = [
+    "EpochShuffler",
+    "MaskingConfig",
+    "OptimizerConfig",
+    "RaggedDataSplitter",
+    "ResumeCheckpoint",
+    "SafeTrainer",
+    "XTrimoGenePlan",
+    "XTrimoGeneRunner",
+    "gene_statistics",
+    "mask_batch",
+]

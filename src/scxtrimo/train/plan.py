@@ -1,0 +1,180 @@
+"""The training plan: masks a batch, takes the loss, and steps the optimiser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from scvi.module.base import LossOutput
+from torch import Tensor, nn
+
+from ..module import XTrimoGeneModule
+from .masking import MaskingConfig, mask_batch
+
+VALIDATION_EPOCH = -1  # validation masks are the same in every epoch
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and cosine decay.
+
+    Parameters
+    ----------
+    lr
+        Peak learning rate.
+    weight_decay
+        Decay of weight matrices. Biases, norms, embeddings and other vectors have none.
+    warmup_steps
+        Steps of linear warm-up, at most a tenth of all steps.
+    final_lr_fraction
+        Learning rate at the last step as a fraction of the peak.
+    betas
+        Exponential decay rates of the moment estimates.
+
+    Examples
+    --------
+    >>> OptimizerConfig(lr=3e-4).lr
+    0.0003
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 50
+    final_lr_fraction: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} must be positive.")
+        if self.weight_decay < 0 or self.warmup_steps < 0:
+            raise ValueError("weight_decay and warmup_steps must not be negative.")
+
+    def lr_fraction(self, step: int, n_steps: int) -> float:
+        """Return the learning rate at ``step`` as a fraction of the peak."""
+        warmup = min(self.warmup_steps, n_steps // 10)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min((step - warmup) / max(n_steps - warmup, 1), 1.0)
+        cosine = 0.5 * (1 + math.cos(math.pi * progress))
+        return self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split trainable parameters into those with and those without weight decay."""
+    matrices = {
+        f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)
+    }
+    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    return [
+        {"params": [p for n, p in trainable if n in matrices], "weight_decay": weight_decay},
+        {"params": [p for n, p in trainable if n not in matrices], "weight_decay": 0.0},
+    ]
+
+
+class XTrimoGenePlan(pl.LightningModule):
+    """Lightning module that trains an :class:`~scxtrimo.module.XTrimoGeneModule`.
+
+    Parameters
+    ----------
+    module
+        What is trained.
+    optimizer
+        Optimiser and schedule.
+    masking
+        How genes are masked.
+    seed
+        Seed of masks and dropout.
+    """
+
+    def __init__(
+        self,
+        module: XTrimoGeneModule,
+        optimizer: OptimizerConfig,
+        masking: MaskingConfig,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.optimizer_config = optimizer
+        self.masking = masking
+        self.seed = seed
+        self.earlier_history: dict[str, pd.DataFrame] = {}
+
+    def _loss(self, batch: dict[str, Tensor], epoch: int) -> LossOutput:
+        masked = mask_batch(batch, self.masking, self.module.n_genes, self.seed, epoch)
+        return self.module(masked)[2]
+
+    def _log(self, losses: LossOutput, mode: str) -> None:
+        values = {
+            f"{mode}_loss": losses.loss,
+            f"reconstruction_loss_{mode}": losses.reconstruction_loss_sum / losses.n_obs_minibatch,
+        } | {f"{name}_{mode}": value for name, value in losses.extra_metrics.items()}
+        self.log_dict(
+            {name: value.detach() for name, value in values.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=losses.n_obs_minibatch,
+            sync_dist=self.trainer.world_size > 1,
+        )
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of one batch."""
+        # Dropout draws from a generator of this step, so that a resumed training repeats it.
+        with torch.random.fork_rng(devices=self._cuda_devices()):
+            torch.manual_seed(self.seed + self.global_step)
+            losses = self._loss(batch, self.current_epoch)
+        self._log(losses, "train")
+        self.log("loss", losses.loss.detach(), prog_bar=True, logger=False)
+        return losses.loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Log the loss of one validation batch."""
+        self._log(self._loss(batch, VALIDATION_EPOCH), "validation")
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with decay groups, and a schedule that is advanced every step."""
+        config = self.optimizer_config
+        groups = parameter_groups(self.module, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: config.lr_fraction(step, n_steps)
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history so far, for a training that is resumed."""
+        history = join_histories(self.earlier_history, getattr(self.logger, "history", {}))
+        checkpoint["scxtrimo_history"] = {
+            name: {"epoch": frame.index.tolist(), "value": frame[name].astype(float).tolist()}
+            for name, frame in history.items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the history of the training that is resumed."""
+        self.earlier_history = {
+            name: pd.DataFrame({name: stored["value"]}, index=pd.Index(stored["epoch"], name="epoch"))
+            for name, stored in checkpoint.get("scxtrimo_history", {}).items()
+        }
+
+    def _cuda_devices(self) -> list[int]:
+        return [self.device.index] if self.device.type == "cuda" else []
+
+
+def join_histories(
+    earlier: dict[str, pd.DataFrame], later: dict[str, pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Append the epochs of a resumed training to those before."""
+    joined = dict(earlier)
+    for name, frame in later.items():
+        if name in earlier:
+            frame = pd.concat([earlier[name], frame[~frame.index.isin(earlier[name].index)]])
+        joined[name] = frame
+    return joined
