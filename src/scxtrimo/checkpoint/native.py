@@ -118,7 +118,9 @@ def read_model(
             if foreign.exists()
             else ""
         )
-        raise FileNotFoundError(f"There is no scxtrimo model in {directory} (no {header.name}).{hint}")
+        raise FileNotFoundError(
+            f"There is no scxtrimo model in {directory} (no {header.name}).{hint}"
+        )
     try:
         metadata = json.loads(header.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -248,9 +248,7 @@ def _check_unique(ids: pd.Index, key: str | None) -> None:
         return
     repeated = ids[ids.duplicated()].unique()
     field = "adata.var_names" if key is None else f"adata.var[{key!r}]"
-    way_out = (
-        "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
-    )
+    way_out = "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
     raise ValueError(
         f"{field} has {len(repeated):,} duplicate gene identifiers, for instance "
         f"{preview(repeated)}. Merge or rename these genes first ({way_out})."

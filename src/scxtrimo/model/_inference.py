@@ -252,7 +252,9 @@ class InferenceMixin(BaseModelClass):
         )
         sums = torch.zeros(len(genes), n_hidden, dtype=torch.float64, device=self.device)
         counts = torch.zeros(len(genes), dtype=torch.int64, device=self.device)
-        per_cell = None if average else np.full((n_cells, len(genes), n_hidden), np.nan, np.float32)
+        per_cell = (
+            None if average else np.full((n_cells, len(genes), n_hidden), np.nan, np.float32)
+        )
         for place, batch in self._batches(adata, indices, batch_size, "Embedding genes"):
             inputs = self.module._get_inference_input(batch)
             cells = self.module.inference(**inputs)["cells"]
@@ -365,5 +367,7 @@ def _as_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.nda
     if len(rows) == 0:
         raise ValueError("indices is empty: name at least one cell.")
     if rows.min() < 0 or rows.max() >= n_cells:
-        raise ValueError(f"indices must lie between 0 and {n_cells - 1}, got {rows.min()} to {rows.max()}.")
+        raise ValueError(
+            f"indices must lie between 0 and {n_cells - 1}, got {rows.min()} to {rows.max()}."
+        )
     return rows

@@ -82,7 +82,9 @@ class SavingMixin(BaseModelClass):
         if save_anndata:
             if self.adata is None:
                 raise ValueError("The model has no data to save; leave `save_anndata` out.")
-            self.adata.write_h5ad(Path(dir_path) / f"{prefix or ''}adata.h5ad", **anndata_write_kwargs)
+            self.adata.write_h5ad(
+                Path(dir_path) / f"{prefix or ''}adata.h5ad", **anndata_write_kwargs
+            )
 
     @classmethod
     def load(

@@ -37,15 +37,19 @@ def default_batch_size(n_cells: int) -> int:
 
 
 def default_max_epochs(n_cells: int, batch_size: int) -> int:
-    """Return the default number of epochs: 20 for 2,600 cells, steps growing as the square root.
+    """Return the default number of epochs, that of about 800 steps for up to 2,600 cells.
+
+    Beyond, the number of steps grows as the square root of the number of cells.
 
     Examples
     --------
     >>> default_max_epochs(2_638, 64)
     20
+    >>> default_max_epochs(100_000, 256)
+    13
     """
-    n_steps = 800 * math.sqrt(n_cells / 2_600)
-    return int(np.clip(round(n_steps * batch_size / n_cells), 3, 60))
+    n_steps = 800 * math.sqrt(max(n_cells / 2_600, 1))
+    return int(np.clip(round(n_steps * batch_size / n_cells), 3, 200))
 
 
 def default_lr(n_hidden: int) -> float:
@@ -154,6 +158,7 @@ class TrainingMixin(BaseModelClass):
                 seed=self.seed_,
             )
             self.module.set_gene_statistics(**statistics)
+        self.module.train()  # Lightning keeps the mode it finds, that of a trained model is eval
         plan = self._make_plan(optimizer, masking, plan_kwargs or {})
         if checkpoint_dir is not None:
             trainer_kwargs["callbacks"] = [
@@ -188,6 +193,7 @@ class TrainingMixin(BaseModelClass):
             # Lightning proposes workers, which make ragged loading slower, and tensor cores.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", message="Total length of `list`.*is zero")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
             runner()
 

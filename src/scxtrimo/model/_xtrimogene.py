@@ -78,7 +78,9 @@ class XTrimoGene(SetupMixin, TrainingMixin, InferenceMixin, SavingMixin, BaseMod
     ) -> None:
         super().__init__(None if adata is None else select_modality(adata), registry)
         if config is not None and (hyperparameters or size != "auto"):
-            raise TypeError("Give either `config` or `size` and single hyper-parameters, not both.")
+            raise TypeError(
+                "Give either `config` or `size` and single hyper-parameters, not both."
+            )
         if config is not None:
             size = "custom"
         elif size == "auto":
@@ -87,7 +89,9 @@ class XTrimoGene(SetupMixin, TrainingMixin, InferenceMixin, SavingMixin, BaseMod
         self.size_ = size
         self.config_ = config or XTrimoGeneConfig.from_size(size, **hyperparameters)
         self.seed_ = int(seed if seed is not None else scvi.settings.seed or 0)
-        n_categories = tuple(self.summary_stats[f"n_{key}"] for key in covariate_keys(self.registry))
+        n_categories = tuple(
+            self.summary_stats[f"n_{key}"] for key in covariate_keys(self.registry)
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_)
             self.module = self._module_cls(len(self.vocabulary), n_categories, self.config_)

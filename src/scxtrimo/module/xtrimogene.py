@@ -129,7 +129,9 @@ class XTrimoGeneModule(BaseModuleClass):
         """Return the objective; ``reconstruction_loss`` is the first term, per cell."""
         counts, library_size = tensors["counts"], tensors["library_size"]
         cells_t = cells_of(tensors["cu_seqlens"], counts.shape[0])
-        log_rates_t = generative_outputs["log_rates"][cells_t, tensors["gene_ids"]]
+        # `index_select`, as the backward of plain indexing is not deterministic on CPU.
+        flat_t = cells_t * self.n_genes + tensors["gene_ids"]
+        log_rates_t = generative_outputs["log_rates"].flatten().index_select(0, flat_t)
         nll_c = -sum_per_cell(counts * log_rates_t, tensors["cu_seqlens"]) / library_size
         loss = nll_c.mean()
         metrics = {}

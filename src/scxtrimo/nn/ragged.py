@@ -80,7 +80,8 @@ def prepend_token(x_td: Tensor, token_d: Tensor, cu_seqlens: Tensor) -> tuple[Te
     source_t = torch.zeros(n_tokens + n_cells, dtype=torch.int64, device=x_td.device)
     old_t = torch.arange(n_tokens, device=x_td.device)
     source_t[old_t + cells_of(cu_seqlens, n_tokens) + 1] = old_t + 1
-    return torch.cat([token_d[None].to(x_td.dtype), x_td])[source_t], with_token
+    # `index_select`, as the backward of plain indexing is not deterministic on CPU.
+    return torch.cat([token_d[None].to(x_td.dtype), x_td]).index_select(0, source_t), with_token
 
 
 def drop_first_token(x_td: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:

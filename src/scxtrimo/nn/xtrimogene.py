@@ -33,7 +33,7 @@ class CellPooling(nn.Module):
     def forward(self, tokens_td: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Return ``(n_cells, n_latent)`` from the cell token, mean and maximum of all tokens."""
         summary = [
-            tokens_td[cu_seqlens[:-1].long()],
+            tokens_td.index_select(0, cu_seqlens[:-1]),
             mean_per_cell(tokens_td, cu_seqlens),
             max_per_cell(tokens_td, cu_seqlens),
         ]

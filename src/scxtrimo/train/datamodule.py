@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Sampler
@@ -31,9 +32,7 @@ class EpochShuffler(Sampler[list[int]]):
     the order that an uninterrupted training would have had.
     """
 
-    def __init__(
-        self, rows: np.ndarray, batch_size: int, seed: int, shuffle: bool = True
-    ) -> None:
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, shuffle: bool = True) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
@@ -111,6 +110,7 @@ class RaggedDataSplitter(DataSplitter):
             self.adata_manager.create_torch_dataset(),
             sampler=EpochShuffler(rows.astype(np.int64), self.batch_size, self.seed, shuffle),
             batch_size=None,
+            generator=torch.Generator(),  # or every epoch would draw from the global one
             pin_memory=self.pin_memory,
             **self.data_loader_kwargs,
         )

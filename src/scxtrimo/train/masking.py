@@ -33,12 +33,12 @@ class MaskingConfig:
     Examples
     --------
     >>> MaskingConfig(min_rate=0.3, max_rate=0.3)
-    MaskingConfig(min_rate=0.3, max_rate=0.3, max_targets=64)
+    MaskingConfig(min_rate=0.3, max_rate=0.3, max_targets=32)
     """
 
     min_rate: float = 0.2
     max_rate: float = 0.9
-    max_targets: int = 64
+    max_targets: int = 32
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_rate <= self.max_rate < 1:

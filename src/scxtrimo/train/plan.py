@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..module import XTrimoGeneModule
 from .masking import MaskingConfig, mask_batch
 
+PROGRESS_METRIC = "loss"  # shown in the progress bar, not kept
 VALIDATION_EPOCH = -1  # validation masks are the same in every epoch
 
 
@@ -128,7 +129,7 @@ class XTrimoGenePlan(pl.LightningModule):
             torch.manual_seed(self.seed + self.global_step)
             losses = self._loss(batch, self.current_epoch)
         self._log(losses, "train")
-        self.log("loss", losses.loss.detach(), prog_bar=True, logger=False)
+        self.log(PROGRESS_METRIC, losses.loss.detach(), prog_bar=True, logger=False)
         return losses.loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -151,7 +152,15 @@ class XTrimoGenePlan(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history so far, for a training that is resumed."""
-        history = join_histories(self.earlier_history, getattr(self.logger, "history", {}))
+        # Metrics of the epoch that ends here reach the logger only after the checkpoint.
+        epoch = pd.Index([self.current_epoch], name="epoch")
+        current = {
+            name: pd.DataFrame({name: [value.item()]}, index=epoch)
+            for name, value in self.trainer.callback_metrics.items()
+            if name != PROGRESS_METRIC
+        }
+        logged = getattr(self.logger, "history", {})
+        history = join_histories(join_histories(self.earlier_history, logged), current)
         checkpoint["scxtrimo_history"] = {
             name: {"epoch": frame.index.tolist(), "value": frame[name].astype(float).tolist()}
             for name, frame in history.items()
@@ -160,7 +169,9 @@ class XTrimoGenePlan(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the history of the training that is resumed."""
         self.earlier_history = {
-            name: pd.DataFrame({name: stored["value"]}, index=pd.Index(stored["epoch"], name="epoch"))
+            name: pd.DataFrame(
+                {name: stored["value"]}, index=pd.Index(stored["epoch"], name="epoch")
+            )
             for name, stored in checkpoint.get("scxtrimo_history", {}).items()
         }
 

@@ -52,7 +52,7 @@ class XTrimoGeneRunner(TrainRunner):
 
     def _update_history(self) -> None:
         super()._update_history()
-        if self.training_plan.earlier_history and self.model.history_ is not None:
-            self.model.history_ = join_histories(
-                self.training_plan.earlier_history, self.model.history_
-            )
+        history = {
+            name: frame.astype(float) for name, frame in (self.model.history_ or {}).items()
+        }
+        self.model.history_ = join_histories(self.training_plan.earlier_history, history)

@@ -1,0 +1,72 @@
+"""What all benchmark scripts share: arguments, machine, table and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return the argument parser of a benchmark."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--quick", action="store_true", help="the same on less, in two minutes")
+    result.add_argument("--data", type=Path, help=".h5ad file or directory of such files")
+    result.add_argument("--seeds", type=int, default=3, metavar="N", help="training seeds")
+    result.add_argument("--json", type=Path, metavar="FILE", help="where to write the results")
+    return result
+
+
+def data_files(data: Path) -> list[Path]:
+    """Return the file, or the .h5ad files of a directory."""
+    files = sorted(data.glob("*.h5ad")) if data.is_dir() else [data]
+    if not files or not all(file.is_file() for file in files):
+        raise SystemExit(f"No .h5ad file at {data}.")
+    return files
+
+
+def machine() -> dict[str, Any]:
+    """Describe where the figures come from."""
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Turn one row per seed and metric into one row per metric with its spread over seeds."""
+    frame = pd.DataFrame(rows)
+    keys = ["task", "data", "method", "metric"]
+    grouped = frame.groupby(keys, sort=False)
+    summary = grouped.agg(
+        value=("value", "mean"), spread=("value", np.std), seconds=("seconds", "mean")
+    )
+    return summary.reset_index().to_dict("records")
+
+
+def report(rows: list[dict[str, Any]], path: Path | None) -> None:
+    """Print a table, methods in rows and metrics in columns, and write JSON."""
+    frame = pd.DataFrame(rows)
+    for (task, data), part in frame.groupby(["task", "data"], sort=False):
+        print(f"\n{task}: {data}")
+        part = part.assign(
+            text=[f"{v:.3f} ± {s:.3f}" for v, s in zip(part["value"], part["spread"], strict=True)]
+        )
+        table = part.pivot(index="method", columns="metric", values="text")
+        table = table.loc[part["method"].unique(), part["metric"].unique()]
+        table["seconds"] = part.groupby("method", sort=False)["seconds"].first().round(1)
+        print(table.to_string())
+    if path is not None:
+        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        print(f"\nWritten to {path}")

@@ -1,0 +1,130 @@
+"""How well a representation agrees with known labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scanpy as sc
+from anndata import AnnData
+from sklearn.metrics import (
+    adjusted_rand_score,
+    f1_score,
+    normalized_mutual_info_score,
+    silhouette_score,
+)
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+
+RESOLUTIONS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)
+
+
+def cluster_agreement(
+    adata: AnnData,
+    labels_key: str,
+    use_rep: str,
+    resolutions: Sequence[float] = RESOLUTIONS,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+) -> dict[str, float]:
+    """Compare Leiden clusters of a representation with labels.
+
+    For every seed the best resolution counts; the same sweep is made for every representation.
+
+    Parameters
+    ----------
+    adata
+        Labelled cells.
+    labels_key
+        Column of ``adata.obs`` with labels.
+    use_rep
+        Representation in ``adata.obsm``.
+    resolutions
+        Leiden resolutions tried.
+    seeds
+        Leiden seeds; one alone is noise.
+
+    Returns
+    -------
+    Mean and standard deviation over seeds: ``ari``, ``ari_std``, ``nmi``, ``nmi_std``.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scxtrimo
+    >>> adata = sc.datasets.pbmc68k_reduced()
+    >>> result = scxtrimo.tl.cluster_agreement(adata, "bulk_labels", "X_pca", seeds=(0,))
+    >>> 0 < result["ari"] < 1
+    True
+    """
+    work = _representation(adata, use_rep)
+    labels = adata.obs[labels_key].astype(str).to_numpy()
+    sc.pp.neighbors(work, use_rep="X")
+    best = []
+    for seed in seeds:
+        scores = []
+        for resolution in resolutions:
+            sc.tl.leiden(
+                work,
+                resolution=resolution,
+                random_state=seed,
+                flavor="igraph",
+                n_iterations=2,
+                directed=False,
+            )
+            clusters = work.obs["leiden"]
+            scores.append(
+                (
+                    adjusted_rand_score(labels, clusters),
+                    normalized_mutual_info_score(labels, clusters),
+                )
+            )
+        best.append(np.max(scores, axis=0))
+    ari, nmi = np.mean(best, axis=0)
+    ari_std, nmi_std = np.std(best, axis=0)
+    return {
+        "ari": float(ari),
+        "ari_std": float(ari_std),
+        "nmi": float(nmi),
+        "nmi_std": float(nmi_std),
+    }
+
+
+def neighbor_agreement(
+    adata: AnnData, labels_key: str, use_rep: str, n_neighbors: int = 15, seed: int = 0
+) -> dict[str, float]:
+    """Predict labels from neighbours in a representation, and take its label silhouette.
+
+    Parameters
+    ----------
+    adata, labels_key, use_rep
+        See :func:`cluster_agreement`.
+    n_neighbors
+        Neighbours that vote.
+    seed
+        Seed of the five folds.
+
+    Returns
+    -------
+    ``knn_accuracy`` and ``knn_macro_f1`` of five-fold cross-validation, and ``silhouette``.
+
+    Examples
+    --------
+    >>> import scanpy as sc, scxtrimo
+    >>> adata = sc.datasets.pbmc68k_reduced()
+    >>> scxtrimo.tl.neighbor_agreement(adata, "bulk_labels", "X_pca")["knn_accuracy"] > 0.5
+    True
+    """
+    x = _representation(adata, use_rep).X
+    labels = adata.obs[labels_key].astype(str).to_numpy()
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    predicted = cross_val_predict(KNeighborsClassifier(n_neighbors), x, labels, cv=folds)
+    return {
+        "knn_accuracy": float(np.mean(predicted == labels)),
+        "knn_macro_f1": float(f1_score(labels, predicted, average="macro")),
+        "silhouette": float(silhouette_score(x, labels)),
+    }
+
+
+def _representation(adata: AnnData, use_rep: str) -> AnnData:
+    if use_rep not in adata.obsm:
+        raise ValueError(f"{use_rep!r} is not in adata.obsm, which has {sorted(adata.obsm)}.")
+    return AnnData(np.asarray(adata.obsm[use_rep], dtype=np.float32))

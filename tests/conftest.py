@@ -1,0 +1,53 @@
+"""Fixtures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import pytest
+import torch
+from helpers import make_cells, train_tiny
+
+import scxtrimo
+
+SHARED_CELLS = Path(__file__).parents[2] / "shared" / "data" / "cells"
+
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture
+def cells() -> anndata.AnnData:
+    """150 cells x 60 genes."""
+    return make_cells()
+
+
+@pytest.fixture(scope="session")
+def _trained() -> scxtrimo.model.XTrimoGene:
+    return train_tiny(make_cells(), setup={"batch_key": "batch", "labels_key": "cell_type"})
+
+
+@pytest.fixture
+def model(_trained) -> scxtrimo.model.XTrimoGene:
+    """A trained model with a batch covariate; do not change it."""
+    return _trained
+
+
+@pytest.fixture
+def shared_cells() -> Callable[[str], anndata.AnnData]:
+    """Read one of the shared real data sets."""
+
+    def read(name: str) -> anndata.AnnData:
+        path = SHARED_CELLS / f"{name}.h5ad"
+        if not path.exists():
+            pytest.skip(f"shared data set {path.name} is not here")
+        return anndata.read_h5ad(path)
+
+    return read

@@ -1,0 +1,80 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scxtrimo.data import GeneVocabulary, align_genes
+
+VOCABULARY = GeneVocabulary(
+    ("ENSG00000000001", "ENSG00000000002", "ENSG00000000003"), ("CD3D", "MS4A1", "Lyz")
+)
+
+
+def var(*names: str, **columns) -> pd.DataFrame:
+    return pd.DataFrame(columns, index=list(names))
+
+
+@given(st.permutations(range(12)), st.integers(0, 12))
+def test_columns_are_found_by_identifier_whatever_their_order(order, n_missing):
+    names = tuple(f"G{i}" for i in range(12))
+    vocabulary = GeneVocabulary(names, names)
+    columns = [names[i] for i in order][n_missing:] + ["new1", "new2"]
+    alignment = align_genes(vocabulary, var(*columns))
+    for column, gene in zip(columns, alignment.column_to_gene, strict=True):
+        assert gene == (names.index(column) if column in names else -1)
+    assert set(alignment.missing) == set(names) - set(columns)
+    assert alignment.unused == ("new1", "new2")
+    assert alignment.overlap == (12 - n_missing) / 12
+
+
+def test_ids_names_versions_and_case_are_understood():
+    alignment = align_genes(VOCABULARY, var("ENSG00000000001.14", "MS4A1", "LYZ"))
+    assert alignment.column_to_gene.tolist() == [0, 1, 2]
+    assert alignment.matched == 1
+    assert dict(alignment.renamed) == {
+        "ENSG00000000001.14": "ENSG00000000001",
+        "LYZ": "ENSG00000000003",
+    }
+
+
+def test_aliases_are_used_and_an_exact_match_wins():
+    aliases = {"T3D": "CD3D", "B1": "MS4A1"}
+    alignment = align_genes(VOCABULARY, var("B1", "T3D", "MS4A1"), gene_aliases=aliases)
+    assert alignment.column_to_gene.tolist() == [-1, 0, 1]
+    assert alignment.unused == ("B1",)
+
+
+def test_identifiers_in_another_column_are_found():
+    frame = var("x", "y", ensembl=["ENSG00000000002", "ENSG00000000001"], n=[1, 2])
+    alignment = align_genes(VOCABULARY, frame)
+    assert alignment.source == "ensembl"
+    assert alignment.column_to_gene.tolist() == [1, 0]
+
+
+def test_case_is_not_ignored_where_that_is_ambiguous():
+    vocabulary = GeneVocabulary(("Tnf", "TNF"), ("Tnf", "TNF"))
+    assert align_genes(vocabulary, var("tnf")).column_to_gene.tolist() == [-1]
+
+
+def test_the_report_can_be_written_to_h5ad(tmp_path):
+    import anndata
+
+    adata = anndata.AnnData(
+        np.ones((1, 2)), uns=align_genes(VOCABULARY, var("CD3D", "A/B")).to_uns()
+    )
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    stored = anndata.read_h5ad(tmp_path / "x.h5ad").uns
+    assert stored["n_matched"] == 1
+    assert stored["n_missing"] == 2
+    assert list(stored["unused"]) == ["A/B"]
+
+
+def test_unknown_genes_are_named():
+    with pytest.raises(ValueError, match=r"2 of 3 genes are not in the model's.*'FOO', 'BAR'"):
+        VOCABULARY.index_of(["CD3D", "FOO", "BAR"])
+    assert VOCABULARY.index_of(["MS4A1", "ENSG00000000001"]).tolist() == [1, 0]
+
+
+def test_round_trip():
+    assert GeneVocabulary.from_dict(VOCABULARY.to_dict()) == VOCABULARY

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from scxtrimo.nn.ragged import lengths_of
+from scxtrimo.train import MaskingConfig, mask_batch
+from scxtrimo.train.masking import hashed_uniform
+
+N_GENES = 400
+
+
+def batch(n_cells: int = 60, n_expressed: int = 100, first_cell: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(first_cell)
+    genes = [torch.randperm(N_GENES, generator=generator)[:n_expressed] for _ in range(n_cells)]
+    counts = torch.randint(1, 9, (n_cells * n_expressed,), generator=generator).float()
+    return {
+        "counts": counts,
+        "gene_ids": torch.cat(genes),
+        "cu_seqlens": torch.arange(n_cells + 1, dtype=torch.int32) * n_expressed,
+        "library_size": counts.view(n_cells, -1).sum(1),
+        "cell_ids": torch.arange(first_cell, first_cell + n_cells),
+    }
+
+
+def masked(config: MaskingConfig, b: dict | None = None, seed: int = 0, epoch: int = 0) -> dict:
+    return mask_batch(b or batch(), config, N_GENES, seed, epoch)
+
+
+def test_the_fraction_of_masked_genes_is_the_one_asked_for():
+    visible = masked(MaskingConfig(0.3, 0.3))["visible"]
+    assert 1 - visible.float().mean() == pytest.approx(0.3, abs=0.02)
+
+
+def test_the_fraction_varies_between_cells_within_its_limits():
+    b = batch(n_cells=300)
+    fractions = 1 - masked(MaskingConfig(0.2, 0.9), b)["visible"].view(300, -1).float().mean(1)
+    assert fractions.min() < 0.35
+    assert fractions.max() > 0.75
+    assert fractions.mean() == pytest.approx(0.55, abs=0.05)
+
+
+def test_targets_are_masked_genes_with_their_counts_and_unexpressed_genes():
+    b = batch()
+    m = masked(MaskingConfig(0.5, 0.5, max_targets=20), b)
+    n_cells = len(b["cell_ids"])
+    dense = torch.zeros(n_cells, N_GENES)
+    cells = torch.arange(n_cells).repeat_interleave(100)
+    dense[cells, b["gene_ids"]] = b["counts"]
+    hidden = torch.zeros(n_cells, N_GENES, dtype=torch.bool)
+    hidden[cells, b["gene_ids"]] = ~m["visible"]
+    n_targets = lengths_of(m["target_cu_seqlens"])
+    target_cells = torch.arange(n_cells).repeat_interleave(n_targets)
+    truth = dense[target_cells, m["target_gene_ids"]]
+    assert_close(m["target_counts"], truth)
+    expressed = m["target_counts"] > 0
+    assert hidden[target_cells, m["target_gene_ids"]][expressed].all()
+    assert expressed.sum() / n_cells == pytest.approx(20, abs=2)
+    # three quarters of the genes drawn for the zeros are unexpressed here
+    assert (~expressed).sum() / n_cells == pytest.approx(15, abs=2)
+
+
+def test_all_masked_genes_are_targets_if_there_is_room():
+    m = masked(MaskingConfig(0.5, 0.5, max_targets=10**6))
+    assert (m["target_counts"] > 0).sum() == (~m["visible"]).sum()
+
+
+def test_masks_of_a_cell_do_not_depend_on_its_batch():
+    config, both = MaskingConfig(), batch(2)
+    alone = {k: v[:100] if k in ("counts", "gene_ids") else v[:1] for k, v in both.items()}
+    alone["cu_seqlens"] = torch.tensor([0, 100], dtype=torch.int32)
+    together, single = masked(config, both), masked(config, alone)
+    assert torch.equal(together["visible"][:100], single["visible"])
+    n = single["target_cu_seqlens"][1]
+    assert together["target_cu_seqlens"][1] == n
+    assert torch.equal(together["target_gene_ids"][:n], single["target_gene_ids"])
+
+
+def test_masks_differ_between_seeds_epochs_and_cells():
+    config = MaskingConfig(0.5, 0.5)
+    first = masked(config)["visible"]
+    assert torch.equal(first, masked(config)["visible"])
+    for other in (masked(config, seed=1), masked(config, epoch=1)):
+        assert (first == other["visible"]).float().mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_hashed_numbers_are_uniform_and_uncorrelated():
+    key = torch.arange(100_000)
+    u = hashed_uniform(key, 3, 1, 0)
+    assert (u >= 0).all()
+    assert (u < 1).all()
+    histogram = torch.histc(u, 20, 0, 1)
+    chi_square = ((histogram - 5000) ** 2 / 5000).sum()
+    assert chi_square < 50  # 19 degrees of freedom, p < 1e-4
+    for other in (hashed_uniform(key + 1, 3, 1, 0), hashed_uniform(key, 3, 1, 1)):
+        assert abs(torch.corrcoef(torch.stack([u, other]))[0, 1]) < 0.02
