@@ -64,7 +64,7 @@ def test_the_old_model_survives_a_directory_that_cannot_be_written(saved, monkey
 
 
 def test_no_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no scxtrimo model"):
+    with pytest.raises(FileNotFoundError, match="No scxtrimo model"):
         read_model(tmp_path)
     (tmp_path / "model.pt").write_bytes(b"x")
     with pytest.raises(FileNotFoundError, match="model of scvi-tools"):

@@ -119,7 +119,7 @@ def read_model(
             else ""
         )
         raise FileNotFoundError(
-            f"There is no scxtrimo model in {directory} (no {header.name}).{hint}"
+            f"No scxtrimo model in {directory} ({header.name} is missing).{hint}"
         )
     try:
         metadata = json.loads(header.read_text(encoding="utf-8"))

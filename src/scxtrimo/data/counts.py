@@ -160,8 +160,8 @@ def check_counts(
         of_what = "" if used is None else " of genes that the model knows"
         raise ValueError(
             f"{len(empty):,} of {adata.n_obs:,} cells have no counts{of_what} in {field}, for "
-            f"instance {preview(adata.obs_names[empty[:6]])}. Remove them first, for instance with "
-            "`sc.pp.filter_cells(adata, min_genes=1)`."
+            f"instance {preview(adata.obs_names[empty[:6]])}. Remove them first: "
+            "`sc.pp.filter_cells(adata, min_genes=1)`, or by `adata.obs_names`."
         )
     return CountSummary(totals, cells)
 

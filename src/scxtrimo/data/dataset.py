@@ -62,10 +62,10 @@ class RaggedDataset(Dataset):
     def __len__(self) -> int:
         return self.reader.shape[0]
 
-    def __getitem__(self, rows: int | Sequence[int] | slice) -> dict[str, np.ndarray]:
-        if isinstance(rows, slice):
-            rows = range(*rows.indices(len(self)))
-        rows = np.atleast_1d(np.asarray(rows, dtype=np.int64))
+    def __getitem__(self, index: int | Sequence[int] | slice) -> dict[str, np.ndarray]:
+        if isinstance(index, slice):
+            index = range(*index.indices(len(self)))
+        rows = np.atleast_1d(np.asarray(index, dtype=np.int64))
         batch = to_ragged(self.reader.read(rows), self.column_to_gene)
         batch["categories"] = self.categories[rows]
         if self.labels is not None:

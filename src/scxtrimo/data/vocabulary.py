@@ -189,7 +189,7 @@ def _align(
     n_matched = len(taken)
     renamed = []
     # After all exact matches, so that a column with the gene's own identifier always wins.
-    for column in np.flatnonzero(columns < 0):
+    for column in np.flatnonzero(columns < 0).tolist():
         identifier = ids[column]
         alias = aliases.get(identifier, aliases.get(_strip_version(identifier)))
         gene = folded.get(_fold(identifier)) if alias is None else exact.get(alias)

@@ -143,7 +143,7 @@ class XTrimoGeneModule(BaseModuleClass):
 
     @torch.inference_mode()
     def sample(self, *args: object, **kwargs: object) -> Tensor:
-        """Sampling is not part of this model."""
+        """Refuse: sampling is not part of this model."""
         raise NotImplementedError("XTrimoGene does not sample counts.")
 
 

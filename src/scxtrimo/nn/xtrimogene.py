@@ -149,6 +149,7 @@ class XTrimoGeneNet(nn.Module):
         n_covariate = self.bottleneck.covariate_loadings.shape[1]
         covariates_ck = latent_cz.new_zeros(latent_cz.shape[0], n_covariate)
         for i, table in enumerate(self.covariates):
+            assert isinstance(table, nn.Embedding)
             average_k = table.weight.mean(0)
             if categories_cv is None:
                 covariates_ck = covariates_ck + average_k

@@ -28,8 +28,8 @@ def pbmc68k_counts() -> AnnData:
 
     Examples
     --------
-    >>> pbmc68k_counts().X[:, 0].max() >= 1
-    True
+    >>> pbmc68k_counts().shape
+    (700, 765)
     """
     reduced = sc.datasets.pbmc68k_reduced()
     values = sparse.csr_matrix(reduced.raw.X).astype(np.float64)

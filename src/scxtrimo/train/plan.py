@@ -136,7 +136,7 @@ class XTrimoGenePlan(pl.LightningModule):
         """Log the loss of one validation batch."""
         self._log(self._loss(batch, VALIDATION_EPOCH), "validation")
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and a schedule that is advanced every step."""
         config = self.optimizer_config
         groups = parameter_groups(self.module, config.weight_decay)
