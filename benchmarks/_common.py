@@ -52,7 +52,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     summary = grouped.agg(
         value=("value", "mean"), spread=("value", np.std), seconds=("seconds", "mean")
     )
-    return summary.reset_index().to_dict("records")
+    return summary.reset_index().to_dict("records")  # one run has no spread: NaN
 
 
 def report(rows: list[dict[str, Any]], path: Path | None) -> None:
@@ -60,13 +60,16 @@ def report(rows: list[dict[str, Any]], path: Path | None) -> None:
     frame = pd.DataFrame(rows)
     for (task, data), part in frame.groupby(["task", "data"], sort=False):
         print(f"\n{task}: {data}")
-        part = part.assign(
-            text=[f"{v:.3f} ± {s:.3f}" for v, s in zip(part["value"], part["spread"], strict=True)]
-        )
+        texts = [
+            f"{v:.3f}" if np.isnan(s) else f"{v:.3f} ± {s:.3f}"
+            for v, s in zip(part["value"], part["spread"], strict=True)
+        ]
+        part = part.assign(text=texts)
         table = part.pivot(index="method", columns="metric", values="text")
         table = table.loc[part["method"].unique(), part["metric"].unique()]
         table["seconds"] = part.groupby("method", sort=False)["seconds"].first().round(1)
         print(table.to_string())
     if path is not None:
+        rows = [{k: v for k, v in row.items() if v == v} for row in rows]  # JSON has no NaN
         path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
         print(f"\nWritten to {path}")

@@ -54,7 +54,9 @@ def run_demo(
 
     Examples
     --------
-    >>> table = run_demo(out="demo", max_epochs=1)  # doctest: +SKIP
+    >>> table = run_demo(out="demo", max_epochs=1)
+    >>> list(table.index)
+    ['xTrimoGene', 'PCA']
     """
     out = Path(out)
     if data is None:

@@ -160,5 +160,7 @@ def test_impossible_training_arguments(cells):
         model.train(1, plan_kwargs={"lr": -1})
     with pytest.raises(ValueError, match="min_rate=0.5, max_rate=0.1"):
         model.train(1, plan_kwargs={"min_rate": 0.5, "max_rate": 0.1})
+    with pytest.raises(ValueError, match="early_stopping=True needs validation cells"):
+        model.train(1, train_size=1.0, early_stopping=True)
     with pytest.raises(FileNotFoundError, match=r"ckpt_path='nope\.ckpt' does not exist"):
         model.train(1, ckpt_path="nope.ckpt")

@@ -100,6 +100,17 @@ def test_backed_files(tmp_path, to_format):
         assert_array_equal(densify(dataset[rows], 60), expected[rows])
 
 
+def test_entries_that_a_matrix_has_twice_are_added_up(cells):
+    x = sparse.csr_matrix(
+        (np.float32([1, 2, 4]), np.array([3, 3, 0]), np.array([0, 2, 3])), shape=(2, 5)
+    )
+    before = x.data.copy()
+    for rows in (np.array([0, 1]), slice(0, 2)):
+        assert_array_equal(RowReader(x).read(rows).toarray(), [[0, 0, 0, 3, 0], [4, 0, 0, 0, 0]])
+        assert RowReader(x).read(rows).nnz == 2
+    assert_array_equal(x.data, before)
+
+
 def test_genes_without_counts_are_not_in_the_vocabulary(cells):
     x = cells.X.toarray()
     x[:, [3, 7]] = 0

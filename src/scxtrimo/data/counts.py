@@ -55,7 +55,7 @@ class RowReader:
     def read(self, rows: np.ndarray | slice) -> sparse.csr_matrix:
         """Return the given rows, in the given order."""
         if isinstance(rows, slice) or not self.on_disk:
-            return sparse.csr_matrix(self.matrix[rows])
+            return _canonical(sparse.csr_matrix(self.matrix[rows]))
         # HDF5 wants increasing, distinct rows; a contiguous run is one read instead of many.
         wanted, position = np.unique(rows, return_inverse=True)
         if wanted[-1] - wanted[0] + 1 == len(wanted):
@@ -63,12 +63,20 @@ class RowReader:
         else:
             chunk = sparse.csr_matrix(self.matrix[wanted])
         in_order = np.array_equal(position, np.arange(len(rows)))
-        return chunk if in_order else chunk[position]
+        return _canonical(chunk if in_order else chunk[position])
 
     def chunks(self) -> Iterator[sparse.csr_matrix]:
         """Iterate over all rows, a few thousand at a time."""
         for start in range(0, self.shape[0], CHUNK):
             yield self.read(slice(start, start + CHUNK))
+
+
+def _canonical(chunk: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Add up entries that a matrix has twice: a gene must not become two tokens."""
+    if not chunk.has_canonical_format:
+        chunk = chunk.copy()  # it may share its memory with the user's matrix
+        chunk.sum_duplicates()
+    return chunk
 
 
 @dataclass(frozen=True)

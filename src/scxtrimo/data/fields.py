@@ -207,11 +207,11 @@ class CategoryField(BaseAnnDataField):
         mapping = np.asarray(state_registry[self.MAPPING_KEY])
         if self.obs_key in adata_target.obs:
             self.validate_field(adata_target)
-            unseen = sorted(set(adata_target.obs[self.obs_key].unique()) - set(mapping.tolist()))
+            unseen = set(adata_target.obs[self.obs_key].unique()) - set(mapping.tolist())
             if unseen:
                 logger.info(
                     f"adata.obs[{self.obs_key!r}] has {len(unseen)} categories the model was not "
-                    f"trained on ({preview(unseen)}); they are treated as the average category."
+                    f"trained on ({preview(sorted(map(str, unseen)))}); they are treated as the average category."
                 )
         return self._encode(adata_target, mapping)
 

@@ -61,7 +61,7 @@ class SavingMixin(BaseModelClass):
 
         Examples
         --------
-        >>> model.save("my_model")  # doctest: +SKIP
+        >>> model.save("my_model")
         """
         metadata = {
             "model_class": type(self).__name__,
@@ -122,7 +122,10 @@ class SavingMixin(BaseModelClass):
 
         Examples
         --------
-        >>> model = scxtrimo.model.XTrimoGene.load("my_model")  # doctest: +SKIP
+        >>> model.save("my_model")
+        >>> loaded = scxtrimo.model.XTrimoGene.load("my_model")
+        >>> loaded.get_latent_representation(adata).shape
+        (700, 32)
         """
         tensors, metadata = read_model(dir_path, prefix or "")
         if metadata["model_class"] != cls.__name__:

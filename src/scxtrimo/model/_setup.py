@@ -113,7 +113,7 @@ class SetupMixin(BaseModelClass):
 
         Examples
         --------
-        >>> import scanpy as sc, scxtrimo
+        >>> import scxtrimo
         >>> adata = scxtrimo.pp.pbmc68k_counts()
         >>> scxtrimo.model.XTrimoGene.setup_anndata(adata, labels_key="bulk_labels")
         """
@@ -168,8 +168,11 @@ class SetupMixin(BaseModelClass):
 
         Examples
         --------
-        >>> model = scxtrimo.model.XTrimoGene.load("model")  # doctest: +SKIP
-        >>> model.prepare_query_anndata(query, layer="counts")  # doctest: +SKIP
+        >>> query = adata[:100, :300].copy()
+        >>> query.layers["counts"] = query.X.copy()
+        >>> model.prepare_query_anndata(query, layer="counts")
+        >>> round(query.uns["scxtrimo_gene_coverage"]["overlap"], 2)
+        0.39
         """
         trained_args = self.registry[_constants._SETUP_ARGS_KEY]
         if unknown := sorted(set(setup_args) - set(trained_args)):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -61,6 +64,23 @@ def default_lr(n_hidden: int) -> float:
     0.0005
     """
     return 1e-3 * min(1.0, 64 / n_hidden)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Silence advice that does not apply: on workers, logging intervals, products to try."""
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", message="Total length of `list`.*is zero")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class TrainingMixin(BaseModelClass):
@@ -120,14 +140,16 @@ class TrainingMixin(BaseModelClass):
         Raises
         ------
         ValueError
-            If the model has no data.
+            If the model has no data, or early stopping has no validation cells.
         FileNotFoundError
             If ``ckpt_path`` does not exist.
 
         Examples
         --------
-        >>> model.train()  # doctest: +SKIP
-        >>> model.train(max_epochs=50, plan_kwargs={"lr": 5e-4})  # doctest: +SKIP
+        >>> model = scxtrimo.model.XTrimoGene(adata, size="tiny")
+        >>> model.train(max_epochs=2, plan_kwargs={"lr": 5e-4}, enable_progress_bar=False)
+        >>> len(model.history["validation_loss"])
+        2
         """
         if self.adata_manager is None:
             raise ValueError(
@@ -148,6 +170,11 @@ class TrainingMixin(BaseModelClass):
             **(datasplitter_kwargs or {}),
         )
         splitter.setup()
+        if early_stopping and splitter.n_val == 0:
+            raise ValueError(
+                f"early_stopping=True needs validation cells, but train_size={train_size} leaves "
+                f"none of the {n_cells:,} cells. Lower `train_size`."
+            )
         if not self.is_trained_ and ckpt_path is None:
             statistics = gene_statistics(
                 self.adata_manager,
@@ -189,12 +216,7 @@ class TrainingMixin(BaseModelClass):
             ckpt_path=ckpt_path,
             **(defaults | trainer_kwargs),
         )
-        with warnings.catch_warnings():
-            # Lightning proposes workers, which make ragged loading slower, and tensor cores.
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-            warnings.filterwarnings("ignore", message="Total length of `list`.*is zero")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        with _quiet_lightning():
             runner()
 
     def _make_plan(

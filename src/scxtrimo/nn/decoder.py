@@ -95,10 +95,12 @@ class BottleneckDecoder(Decoder):
 
     def log_rates(self, cells: EncodedCells, genes_gd: Tensor) -> Tensor:
         """Return log fractions of a cell's counts, shape ``(n_cells, n_genes)``."""
-        query_gz = torch.cat([self.to_query(genes_gd), self.covariate_loadings], dim=1)
-        cell_cz = torch.cat([cells.latent_cz, cells.covariates_ck], dim=1)
-        scores_cg = torch.addmm(self.log_baseline, cell_cz, query_gz.t())
-        return F.log_softmax(scores_cg, dim=-1)
+        # Scores in bfloat16 would be off by several per cent of a rate.
+        with torch.autocast(genes_gd.device.type, enabled=False):
+            query_gz = torch.cat([self.to_query(genes_gd), self.covariate_loadings], dim=1)
+            cell_cz = torch.cat([cells.latent_cz, cells.covariates_ck], dim=1).to(query_gz.dtype)
+            scores_cg = torch.addmm(self.log_baseline, cell_cz, query_gz.t())
+            return F.log_softmax(scores_cg, dim=-1)
 
     def forward(
         self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor

@@ -1,0 +1,62 @@
+"""Sphinx configuration."""
+
+import os
+from importlib.metadata import metadata
+
+info = metadata("scxtrimo")
+project = info["Name"]
+author = "The scxtrimo developers"
+copyright = "2026, The scxtrimo developers"
+version = release = info["Version"]
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",
+    "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
+]
+
+autosummary_generate = True
+autodoc_member_order = "groupwise"
+autodoc_typehints = "description"
+napoleon_numpy_docstring = True
+napoleon_google_docstring = False
+napoleon_use_rtype = True
+napoleon_use_param = True
+always_use_bars_union = True
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are committed with their outputs
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+templates_path = ["_templates"]
+
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", None),
+    "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+    "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+    "scvi": ("https://docs.scvi-tools.org/en/stable/", None),
+    "torch": ("https://docs.pytorch.org/docs/stable/", None),
+    "lightning": ("https://lightning.ai/docs/pytorch/stable/", None),
+    "numpy": ("https://numpy.org/doc/stable/", None),
+    "pandas": ("https://pandas.pydata.org/docs/", None),
+}
+
+if os.environ.get("DOCS_OFFLINE"):
+    intersphinx_mapping = {}
+
+html_theme = "sphinx_book_theme"
+html_static_path = ["_static"]
+html_title = project
+html_theme_options = {
+    "repository_url": "https://github.com/scverse/scxtrimo",
+    "use_repository_button": True,
+    "path_to_docs": "docs/",
+}
