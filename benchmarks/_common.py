@@ -50,7 +50,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     keys = ["task", "data", "method", "metric"]
     grouped = frame.groupby(keys, sort=False)
     summary = grouped.agg(
-        value=("value", "mean"), spread=("value", np.std), seconds=("seconds", "mean")
+        value=("value", "mean"), spread=("value", "std"), seconds=("seconds", "mean")
     )
     return summary.reset_index().to_dict("records")  # one run has no spread: NaN
 

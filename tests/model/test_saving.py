@@ -126,3 +126,47 @@ def test_prefixes_keep_models_apart(model, tmp_path):
         assert_array_equal(
             loaded.get_latent_representation(cells), expected.get_latent_representation(cells)
         )
+
+
+def test_data_of_a_replaced_model_are_not_attached(model, tmp_path):
+    model.save(tmp_path, save_anndata=True)
+    model.save(tmp_path, overwrite=True)
+    assert XTrimoGene.load(tmp_path).adata is None
+    with pytest.raises(FileExistsError, match="adata.h5ad exists"):
+        model.save(tmp_path, prefix="", save_anndata=True)
+
+
+def test_the_old_data_survive_a_full_disk(model, tmp_path, monkeypatch):
+    model.save(tmp_path, save_anndata=True)
+
+    def full_disk(self, path, **kwargs):
+        path.write_bytes(b"x")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("anndata.AnnData.write_h5ad", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path, save_anndata=True, overwrite=True)
+    monkeypatch.undo()
+    assert XTrimoGene.load(tmp_path).adata.n_obs == 150
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_validation_cells_are_forgotten_when_other_data_are_attached(model, saved):
+    assert XTrimoGene.load(saved, adata=make_cells()).validation_indices is not None
+    other = make_cells(n_cells=200)
+    other.obs_names = [f"other{i}" for i in range(200)]
+    assert XTrimoGene.load(saved, adata=other).validation_indices is None
+
+
+def test_headers_that_lack_something_or_know_more(saved):
+    edit(saved, lambda m: m["config"].update(n_experts=4))
+    with pytest.raises(ValueError, match=r"does not know: \['n_experts'\].*--upgrade"):
+        XTrimoGene.load(saved)
+    edit(saved, lambda m: m.pop("registry"))
+    with pytest.raises(ValueError, match=r"lacks \['registry'\]"):
+        XTrimoGene.load(saved)
+
+
+def test_prefixes_that_are_no_file_names_are_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="prefix='run 1/' may hold letters"):
+        model.save(tmp_path, prefix="run 1/")

@@ -359,3 +359,28 @@ def test_early_stopping_stops():
         plan_kwargs={"lr": 1e-9},
     )
     assert len(model.history["train_loss"]) < 30
+
+
+def test_mixed_precision_trains_with_gradient_clipping():
+    model = train_tiny(make_cells(), max_epochs=2, precision="bf16-mixed")
+    assert np.isfinite(model.get_latent_representation()).all()
+    single = train_tiny(make_cells(), max_epochs=2)
+    losses = [m.history["train_loss"]["train_loss"].iloc[-1] for m in (model, single)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_without_validation_cells_the_error_is_that_of_all_cells(caplog):
+    model = train_tiny(make_cells(), max_epochs=1, train_size=1.0)
+    with caplog.at_level("INFO", logger="scxtrimo"):
+        scxtrimo._logging.logger.propagate = True
+        model.get_reconstruction_error()
+        scxtrimo._logging.logger.propagate = False
+    assert "no validation cells" in caplog.text
+
+
+def test_asking_for_many_genes_is_done_in_parts(model, monkeypatch):
+    cells = make_cells()
+    expected = model.get_normalized_expression(cells, decoder="cross_attention")
+    monkeypatch.setattr("scxtrimo.model._inference.MAX_QUERIES", 500)
+    parts = model.get_normalized_expression(cells, decoder="cross_attention")
+    pd.testing.assert_frame_equal(parts, expected, rtol=1e-5)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 FORMAT, FORMAT_VERSION = "scxtrimo", 1
+_PREFIX = re.compile(r"^[\w.-]*$")
 _WEIGHTS_NAME = re.compile(r"^[\w.-]*model-[0-9a-f]{12}\.safetensors$")
 
 
@@ -47,11 +48,15 @@ def write_model(
 
     Raises
     ------
+    ValueError
+        If the prefix holds characters that a file name should not.
     FileExistsError
         If there is a model already and ``overwrite`` is false.
     OSError
         If the directory cannot be written or the disk is full. A previous model survives.
     """
+    if not _PREFIX.match(prefix):
+        raise ValueError(f"prefix={prefix!r} may hold letters, digits, '.', '_' and '-' only.")
     directory = Path(directory)
     header = directory / f"{prefix}model.json"
     if header.exists() and not overwrite:

@@ -12,8 +12,8 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from torch.utils.data import Dataset, Subset
 
-from .counts import RowReader
-from .fields import CountsField
+from .counts import RowReader, looks_raw
+from .fields import CategoryField, CountsField
 
 CATEGORICAL_PREFIX = "covariate_"
 """Registry keys of categorical covariates other than the batch start with this."""
@@ -44,17 +44,14 @@ class RaggedDataset(Dataset):
         self.reader = RowReader(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
         state = adata_manager.get_state_registry(REGISTRY_KEYS.X_KEY)
         self.column_to_gene = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
-        codes = [
-            adata_manager.get_from_registry(key).ravel()
-            for key in covariate_keys(adata_manager.registry)
-        ]
+        codes = [_codes(adata_manager, key) for key in covariate_keys(adata_manager.registry)]
         self.categories = (
             np.stack(codes, axis=1)
             if codes
             else np.empty((adata_manager.adata.n_obs, 0), dtype=np.int64)
         )
         self.labels = (
-            adata_manager.get_from_registry(REGISTRY_KEYS.LABELS_KEY).ravel()
+            _codes(adata_manager, REGISTRY_KEYS.LABELS_KEY)
             if REGISTRY_KEYS.LABELS_KEY in adata_manager.data_registry
             else None
         )
@@ -67,6 +64,12 @@ class RaggedDataset(Dataset):
             index = range(*index.indices(len(self)))
         rows = np.atleast_1d(np.asarray(index, dtype=np.int64))
         batch = to_ragged(self.reader.read(rows), self.column_to_gene)
+        if not looks_raw(batch["counts"]):
+            raise ValueError(
+                "The counts changed after `setup_anndata` and are no raw counts any more, for "
+                "instance by `sc.pp.log1p(adata)`. Keep them in a layer: "
+                '`adata.layers["counts"] = adata.X.copy()`, then `layer="counts"`.'
+            )
         batch["categories"] = self.categories[rows]
         if self.labels is not None:
             batch["labels"] = self.labels[rows]
@@ -103,6 +106,10 @@ def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str
         "cu_seqlens": cu_seqlens.astype(np.int32),
         "library_size": np.diff(total_before[cu_seqlens]).astype(np.float32),
     }
+
+
+def _codes(adata_manager: AnnDataManager, key: str) -> np.ndarray:
+    return np.asarray(adata_manager.get_state_registry(key)[CategoryField.CODES_KEY])
 
 
 def covariate_keys(registry: dict[str, Any]) -> list[str]:

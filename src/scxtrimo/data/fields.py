@@ -44,6 +44,7 @@ class CountsField(BaseAnnDataField):
     """
 
     VOCABULARY_KEY = "vocabulary"
+    COLUMNS_KEY = "columns"
     COLUMN_TO_GENE_KEY = "column_to_gene"
     N_OBS_KEY = "n_obs"
 
@@ -84,7 +85,13 @@ class CountsField(BaseAnnDataField):
         """Derive the vocabulary: all genes with at least one count."""
         self.validate_field(adata)
         names = adata.var_names.astype(str)
-        ids = pd.Index(_column(adata.var, "var", self.gene_id_key, names).astype(str))
+        column = _column(adata.var, "var", self.gene_id_key, names)
+        if n_missing := int(column.isna().sum()):
+            raise ValueError(
+                f"adata.var[{self.gene_id_key!r}] lacks the identifier of {n_missing:,} genes. "
+                "Leave these genes out or choose another `gene_id_key`."
+            )
+        ids = pd.Index(column.astype(str))
         _check_unique(ids, self.gene_id_key)
         summary = check_counts(adata, self.attr_key)
         expressed = np.flatnonzero(summary.column_totals > 0)
@@ -105,9 +112,10 @@ class CountsField(BaseAnnDataField):
         self.validate_field(adata_target)
         vocabulary = GeneVocabulary.from_dict(state_registry[self.VOCABULARY_KEY])
         key = self.gene_id_key if self.gene_id_key in adata_target.var else None
-        ids = adata_target.var_names if key is None else pd.Index(adata_target.var[key])
-        _check_unique(ids.astype(str), key)
         alignment = align_genes(vocabulary, adata_target.var, key, self.gene_aliases)
+        source = None if alignment.source == "var_names" else alignment.source
+        ids = _column(adata_target.var, "var", source, adata_target.var_names)
+        _check_unique(pd.Index(ids.dropna().astype(str)), source)
         self._check_overlap(vocabulary, alignment, adata_target)
         check_counts(adata_target, self.attr_key, used=alignment.column_to_gene >= 0)
         adata_target.uns[COVERAGE_KEY] = alignment.to_uns()
@@ -135,6 +143,7 @@ class CountsField(BaseAnnDataField):
     ) -> dict[str, Any]:
         return {
             self.N_OBS_KEY: adata.n_obs,
+            self.COLUMNS_KEY: adata.var_names.copy(),
             self.VOCABULARY_KEY: vocabulary.to_dict(),
             self.COLUMN_TO_GENE_KEY: column_to_gene,
         }
@@ -153,6 +162,9 @@ class CountsField(BaseAnnDataField):
 class CategoryField(BaseAnnDataField):
     """A categorical column of ``adata.obs``, such as batch or label.
 
+    The codes are kept in the registry, not in ``adata.obs``, where the set-up of another model
+    would replace them.
+
     Parameters
     ----------
     registry_key
@@ -161,6 +173,7 @@ class CategoryField(BaseAnnDataField):
         Column of ``adata.obs``.
     """
 
+    CODES_KEY = "codes"
     MAPPING_KEY = "categorical_mapping"
     ORIGINAL_KEY = "original_key"
 
@@ -179,8 +192,8 @@ class CategoryField(BaseAnnDataField):
 
     @property
     def attr_key(self) -> str:
-        """Column of ``adata.obs`` that the codes are written to."""
-        return f"_scvi_{self.registry_key}"
+        """Column of ``adata.obs``."""
+        return self.obs_key
 
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column exists and has no missing values."""
@@ -198,20 +211,36 @@ class CategoryField(BaseAnnDataField):
         """Learn the categories from the data."""
         self.validate_field(adata)
         column = adata.obs[self.obs_key].astype("category").cat.remove_unused_categories()
-        return self._encode(adata, column.cat.categories.to_numpy())
+        categories = column.cat.categories.to_numpy()
+        bad = [c for c in categories.tolist() if not isinstance(c, str | int | float | bool)]
+        if bad:
+            raise ValueError(
+                f"adata.obs[{self.obs_key!r}] has categories of type {type(bad[0]).__name__}, "
+                f"such as {bad[0]}, which cannot be saved with a model. Make them text: "
+                f"`adata.obs[{self.obs_key!r}] = adata.obs[{self.obs_key!r}].astype(str)`."
+            )
+        return self._encode(adata, categories)
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
         """Encode other data; unseen categories and a missing column become unknown (-1)."""
         mapping = np.asarray(state_registry[self.MAPPING_KEY])
-        if self.obs_key in adata_target.obs:
+        is_label = self.registry_key == REGISTRY_KEYS.LABELS_KEY
+        if self.obs_key not in adata_target.obs:
+            if not is_label:
+                logger.info(
+                    f"The data have no adata.obs[{self.obs_key!r}]; their cells are given the "
+                    "average category, which changes predicted expression only."
+                )
+        elif not is_label:
             self.validate_field(adata_target)
             unseen = set(adata_target.obs[self.obs_key].unique()) - set(mapping.tolist())
             if unseen:
                 logger.info(
                     f"adata.obs[{self.obs_key!r}] has {len(unseen)} categories the model was not "
-                    f"trained on ({preview(sorted(map(str, unseen)))}); they are treated as the average category."
+                    f"trained on ({preview(sorted(map(str, unseen)))}); they are given the "
+                    "average category, which changes predicted expression only."
                 )
         return self._encode(adata_target, mapping)
 
@@ -220,8 +249,11 @@ class CategoryField(BaseAnnDataField):
             codes = pd.Index(mapping).get_indexer(pd.Index(adata.obs[self.obs_key].to_numpy()))
         else:
             codes = np.full(adata.n_obs, UNKNOWN_CATEGORY)
-        adata.obs[self.attr_key] = codes.astype(np.int64)
-        return {self.MAPPING_KEY: mapping, self.ORIGINAL_KEY: self.obs_key}
+        return {
+            self.MAPPING_KEY: mapping,
+            self.ORIGINAL_KEY: self.obs_key,
+            self.CODES_KEY: codes.astype(np.int64),
+        }
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
         """Return the number of categories."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class GeneVocabulary:
             If a gene is not in the vocabulary; all such genes are counted and some are named.
         """
         genes = [genes] if isinstance(genes, str) else list(genes)
-        lookup = _first_positions(self.gene_names) | _first_positions(self.gene_ids)
+        lookup = self.lookup()
         unknown = [gene for gene in genes if gene not in lookup]
         if unknown:
             raise ValueError(
@@ -58,6 +59,12 @@ class GeneVocabulary:
                 "without a single count in the training data are not part of it."
             )
         return np.array([lookup[gene] for gene in genes], dtype=np.int64)
+
+    def lookup(self) -> dict[str, int]:
+        """Return the position of every id, and of every name that only one gene has."""
+        times = Counter(self.gene_names)
+        names = {name: i for i, name in enumerate(self.gene_names) if times[name] == 1}
+        return names | {gene_id: i for i, gene_id in enumerate(self.gene_ids)}
 
     def to_dict(self) -> dict[str, list[str]]:
         """Return plain lists, for JSON."""
@@ -169,7 +176,7 @@ def align_genes(
         texts = [name for name in var if not pd.api.types.is_numeric_dtype(var[name])]
         candidates = {"var_names": var.index.to_series()} | {name: var[name] for name in texts}
     alignments = [
-        _align(vocabulary, source, ids.astype(str).to_numpy(), gene_aliases or {})
+        _align(vocabulary, source, _as_text(ids), gene_aliases or {})
         for source, ids in candidates.items()
     ]
     return max(alignments, key=lambda alignment: alignment.overlap)  # the first of equals
@@ -178,7 +185,7 @@ def align_genes(
 def _align(
     vocabulary: GeneVocabulary, source: str, ids: np.ndarray, aliases: Mapping[str, str]
 ) -> GeneAlignment:
-    exact = _first_positions(vocabulary.gene_names) | _first_positions(vocabulary.gene_ids)
+    exact = vocabulary.lookup()
     folded = _fold_lookup(exact)
     columns = np.full(len(ids), -1, dtype=np.int64)
     taken: dict[int, int] = {}
@@ -206,8 +213,9 @@ def _align(
     )
 
 
-def _first_positions(names: tuple[str, ...]) -> dict[str, int]:
-    return {name: i for i, name in reversed(list(enumerate(names)))}
+def _as_text(ids: pd.Series) -> np.ndarray:
+    """Return identifiers as text; a missing one is empty and matches nothing."""
+    return ids.astype(object).where(ids.notna(), "").astype(str).to_numpy(dtype=object)
 
 
 def _strip_version(identifier: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from scvi.model.base import BaseModelClass
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .._logging import logger
 from ..data import CategoryField, covariate_keys
 from ..module import DECODERS, target_values
 from ..nn import EncodedCells
@@ -23,6 +25,7 @@ from ..train import MaskingConfig, mask_batch
 
 INFERENCE_BATCH_SIZE = 128
 PROGRESS_FROM_CELLS = 20_000
+MAX_QUERIES = 2**15
 MAX_RESULT_BYTES = 8 * 2**30
 DecoderName = Literal["bottleneck", "cross_attention"]
 
@@ -147,7 +150,7 @@ class InferenceMixin(BaseModelClass):
         (700, 2)
         """
         if library_size != "observed" and not (
-            isinstance(library_size, int | float) and library_size > 0
+            isinstance(library_size, Real) and library_size > 0
         ):
             raise ValueError(f"library_size={library_size!r} must be positive or 'observed'.")
         self.module.decoder(decoder)  # an unknown one raises here
@@ -175,12 +178,16 @@ class InferenceMixin(BaseModelClass):
         net = self.module.net
         if decoder == "bottleneck":
             return net.bottleneck.log_rates(cells, net.gene_embeddings)[:, genes].exp()
-        n_cells, n_genes = cells.latent_cz.shape[0], len(genes)
-        cu_queries = torch.arange(n_cells + 1, device=genes.device, dtype=torch.int32) * n_genes
-        logged = self.module.decoder(decoder)(
-            cells, net.gene_embeddings, genes.repeat(n_cells), cu_queries
-        )
-        return torch.expm1(logged.clamp(min=0)).view(n_cells, n_genes) / 1e4
+        n_cells = cells.latent_cz.shape[0]
+        ends = torch.arange(n_cells + 1, device=genes.device, dtype=torch.int32)
+        # Queries are independent: some genes at a time, or memory would be cells x genes x width.
+        logged = [
+            self.module.decoder(decoder)(
+                cells, net.gene_embeddings, part.repeat(n_cells), ends * len(part)
+            ).view(n_cells, -1)
+            for part in genes.split(max(1, MAX_QUERIES // n_cells))
+        ]
+        return torch.expm1(torch.cat(logged, dim=1).clamp(min=0)) / 1e4
 
     def get_gene_embeddings(self, gene_list: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the gene embeddings of the vocabulary, the same for all cells.
@@ -306,8 +313,14 @@ class InferenceMixin(BaseModelClass):
         >>> list(model.get_reconstruction_error().index)
         ['bottleneck', 'cross_attention', 'gene mean', 'zero']
         """
-        if adata is None and indices is None and self.validation_indices is not None:
-            indices = self.validation_indices if len(self.validation_indices) else None
+        if adata is None and indices is None:
+            if self.validation_indices is not None and len(self.validation_indices):
+                indices = self.validation_indices
+            else:
+                logger.info(
+                    "There are no validation cells: the error is that of all cells, including "
+                    "those the model was trained on."
+                )
         masking = MaskingConfig(mask_rate, mask_rate, max_targets=2**30)
         net = self.module.net
         errors: dict[str, list[Tensor]] = {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ import pandas as pd
 import scvi
 from anndata import AnnData
 from mudata import MuData
-from scvi.data import _constants
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from .. import __version__
 from ..checkpoint import read_model, write_model
-from ..data import CountsField
+from ..data import CategoryField, CountsField
 from ..module import XTrimoGeneConfig
-from ._setup import select_modality
 
+OF_THE_DATA = (CountsField.COLUMNS_KEY, CountsField.COLUMN_TO_GENE_KEY, CategoryField.CODES_KEY)
+REQUIRED = {"model_class", "registry", "config", "seed", "size", "is_trained", "history"} | {
+    "indices",
+    "has_adata",
+    "obs_names_sha256",
+}
 INDEX_SETS = ("train_indices_", "validation_indices_", "test_indices_")
 
 
@@ -63,7 +68,11 @@ class SavingMixin(BaseModelClass):
         --------
         >>> model.save("my_model")
         """
+        if save_anndata and self.adata is None:
+            raise ValueError("The model has no data to save; leave `save_anndata` out.")
         metadata = {
+            "has_adata": save_anndata,
+            "obs_names_sha256": None if self.adata is None else _hash_names(self.adata),
             "model_class": type(self).__name__,
             "scxtrimo_version": __version__,
             "scvi_version": scvi.__version__,
@@ -78,13 +87,19 @@ class SavingMixin(BaseModelClass):
                 for name, frame in (self.history_ or {}).items()
             },
         }
-        write_model(dir_path, self.module.state_dict(), metadata, prefix or "", overwrite)
-        if save_anndata:
-            if self.adata is None:
-                raise ValueError("The model has no data to save; leave `save_anndata` out.")
-            self.adata.write_h5ad(
-                Path(dir_path) / f"{prefix or ''}adata.h5ad", **anndata_write_kwargs
-            )
+        data_path = Path(dir_path) / f"{prefix or ''}adata.h5ad"
+        if save_anndata and data_path.exists() and not overwrite:
+            raise FileExistsError(f"{data_path} exists; pass `overwrite=True` to replace it.")
+        partial = data_path.with_suffix(".h5ad.partial")
+        try:
+            if save_anndata:  # first: if the disk is full, the old model and data survive
+                Path(dir_path).mkdir(parents=True, exist_ok=True)
+                self.adata.write_h5ad(partial, **anndata_write_kwargs)
+            write_model(dir_path, self.module.state_dict(), metadata, prefix or "", overwrite)
+            if save_anndata:
+                os.replace(partial, data_path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(
@@ -128,6 +143,8 @@ class SavingMixin(BaseModelClass):
         (700, 32)
         """
         tensors, metadata = read_model(dir_path, prefix or "")
+        if missing := sorted(REQUIRED - metadata.keys()):
+            raise ValueError(f"{dir_path} lacks {missing} and cannot be loaded. Save again.")
         if metadata["model_class"] != cls.__name__:
             raise ValueError(
                 f"{dir_path} holds a model of class {metadata['model_class']}, not {cls.__name__}."
@@ -135,21 +152,19 @@ class SavingMixin(BaseModelClass):
         _, _, torch_device = parse_device_args(
             accelerator, device, return_device="torch", validate_single_device=True
         )
-        saved_data = Path(dir_path) / f"{prefix or ''}adata.h5ad"
-        if adata is None and saved_data.exists():
-            adata = anndata.read_h5ad(saved_data)
+        if adata is None and metadata["has_adata"]:
+            adata = anndata.read_h5ad(Path(dir_path) / f"{prefix or ''}adata.h5ad")
         registry = metadata["registry"]
         model = cls(
             registry=registry,
-            config=XTrimoGeneConfig(**metadata["config"]),
+            config=_config(metadata["config"], dir_path),
             seed=metadata["seed"],
         )
         _load_tensors(model, tensors, dir_path)
         if adata is not None and adata is not False:
-            adata = select_modality(adata, registry[_constants._SETUP_ARGS_KEY]["modality"])
-            model._validate_anndata(adata)
+            adata = model._validate_anndata(adata)
             model._adata = adata
-            model._adata_manager = model.get_anndata_manager(adata, required=True)
+            model._adata_manager, model._query_manager = model._query_manager, None
         model.size_ = metadata["size"]
         model.is_trained_ = metadata["is_trained"]
         model.history_ = {
@@ -158,12 +173,47 @@ class SavingMixin(BaseModelClass):
             )
             for name, stored in metadata["history"].items()
         }
+        other_cells = (
+            model.adata is not None and _hash_names(model.adata) != metadata["obs_names_sha256"]
+        )
         for name in INDEX_SETS:
-            stored = metadata["indices"][name]
+            stored = None if other_cells else metadata["indices"][name]
             setattr(model, name, None if stored is None else np.array(stored, dtype=np.int64))
         model.to_device(torch_device)
         model.module.eval()
         return model
+
+    @staticmethod
+    def load_registry(dir_path: str | os.PathLike, prefix: str | None = None) -> dict[str, Any]:
+        """Return the registry of a saved model: its set-up and what it was set up with.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+
+        Examples
+        --------
+        >>> model.save("my_model")
+        >>> registry = scxtrimo.model.XTrimoGene.load_registry("my_model")
+        >>> registry["setup_args"]["layer"] is None
+        True
+        """
+        return read_model(dir_path, prefix or "")[1]["registry"]
+
+
+def _hash_names(adata: AnnData) -> str:
+    return hashlib.sha256("\n".join(adata.obs_names.astype(str)).encode()).hexdigest()
+
+
+def _config(stored: dict[str, Any], path: str | os.PathLike) -> XTrimoGeneConfig:
+    known = {field.name for field in fields(XTrimoGeneConfig)}
+    if unknown := sorted(stored.keys() - known):
+        raise ValueError(
+            f"The model in {path} has hyper-parameters this scxtrimo does not know: {unknown}. "
+            "Update it: `pip install --upgrade scxtrimo`."
+        )
+    return XTrimoGeneConfig(**stored)
 
 
 def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) -> None:
@@ -183,11 +233,7 @@ def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) 
 def _to_json(value: Any) -> Any:
     """Turn what a registry holds into what JSON holds."""
     if isinstance(value, dict):
-        return {
-            str(key): _to_json(item)
-            for key, item in value.items()
-            if key != CountsField.COLUMN_TO_GENE_KEY  # belongs to the data, not to the model
-        }
+        return {str(key): _to_json(item) for key, item in value.items() if key not in OF_THE_DATA}
     if isinstance(value, list | tuple):
         return [_to_json(item) for item in value]
     if isinstance(value, pd.Series | pd.Index):

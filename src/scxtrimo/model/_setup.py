@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +22,26 @@ from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 MODALITY_KEY = "_scxtrimo_modality"
 
 
+@dataclass(frozen=True)
+class QuerySetup:
+    """How data other than those of the training are registered.
+
+    Parameters
+    ----------
+    adata
+        The data, not kept alive by this.
+    setup_args
+        Arguments of ``setup_anndata``.
+    gene_aliases, min_gene_overlap
+        See :meth:`SetupMixin.prepare_query_anndata`.
+    """
+
+    adata: weakref.ref
+    setup_args: dict[str, Any]
+    gene_aliases: Mapping[str, str] | None = None
+    min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP
+
+
 def select_modality(
     data: AnnData | MuData, modality: str | None = None, obs_keys: Sequence[str] = ()
 ) -> AnnData:
@@ -30,7 +52,7 @@ def select_modality(
     data
         An AnnData, returned as it is, or a MuData.
     modality
-        Which modality of a MuData; by default the one it was set up with.
+        Which modality of a MuData.
     obs_keys
         Columns to copy from ``mdata.obs`` where the modality lacks them.
 
@@ -43,13 +65,11 @@ def select_modality(
         return data
     if not isinstance(data, MuData):
         raise TypeError(f"Expected an AnnData or a MuData, got {type(data).__name__}.")
-    modality = modality if modality is not None else data.uns.get(MODALITY_KEY)
     if modality not in data.mod:
         raise ValueError(
             f"modality={modality!r} is not in the MuData, which has {list(data.mod)}. Name one of "
             'these: `setup_anndata(mdata, modality="...")`.'
         )
-    data.uns[MODALITY_KEY] = modality
     adata = data.mod[modality]
     for key in obs_keys:
         if key not in adata.obs and key in data.obs:
@@ -65,7 +85,16 @@ def own_view(adata: AnnData) -> None:
 
 
 class SetupMixin(BaseModelClass):
-    """``setup_anndata`` and the registration of other data."""
+    """``setup_anndata`` and the registration of other data.
+
+    scvi-tools finds registrations by an identifier in ``adata.uns``; this class finds those of a
+    model by the data object itself, checks that it still has the columns it was registered with,
+    and always aligns to the registry of the model. A set-up of the same data for another model,
+    or a subset in place, can therefore not shift genes.
+    """
+
+    _query_manager: RaggedDataManager | None
+    _prepared: dict[int, QuerySetup]
 
     @classmethod
     def setup_anndata(
@@ -117,15 +146,26 @@ class SetupMixin(BaseModelClass):
         >>> adata = scxtrimo.pp.pbmc68k_counts()
         >>> scxtrimo.model.XTrimoGene.setup_anndata(adata, labels_key="bulk_labels")
         """
+        if isinstance(categorical_covariate_keys, str):
+            raise TypeError(
+                f"categorical_covariate_keys={categorical_covariate_keys!r} must be a list of "
+                f"keys: [{categorical_covariate_keys!r}]."
+            )
         setup_method_args = cls._get_setup_method_args(
             **{name: value for name, value in locals().items() if name != "kwargs"}
         )
-        keys = [key for key in (batch_key, labels_key, *(categorical_covariate_keys or ())) if key]
-        adata = select_modality(adata, modality, keys)
+        mdata = adata
+        adata = cls._select_modality(mdata, setup_method_args[_constants._SETUP_ARGS_KEY])
         own_view(adata)
+        # A copy carries the identifier of its original, whose set-up must not be replaced.
+        known = cls._setup_adata_manager_store.get(adata.uns.get(_constants._SCVI_UUID_KEY))
+        if known is not None and known.adata is not adata:
+            adata.uns[_constants._SCVI_UUID_KEY] = str(uuid4())
         manager = make_manager(setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+        if isinstance(mdata, MuData):
+            mdata.uns[MODALITY_KEY] = modality  # for the model that is made next
 
     def prepare_query_anndata(
         self,
@@ -177,26 +217,47 @@ class SetupMixin(BaseModelClass):
         trained_args = self.registry[_constants._SETUP_ARGS_KEY]
         if unknown := sorted(set(setup_args) - set(trained_args)):
             raise TypeError(f"Unknown arguments {unknown}; choose from {sorted(trained_args)}.")
-        args = trained_args | setup_args | {"gene_id_key": gene_id_key}
-        adata = select_modality(adata, args["modality"])
+        args = trained_args | setup_args
+        if gene_id_key is not None:
+            args["gene_id_key"] = gene_id_key
+        adata = self._select_modality(adata, args)
         own_view(adata)
-        self._register_query(adata, args, gene_aliases, min_gene_overlap)
+        query = QuerySetup(weakref.ref(adata), args, gene_aliases, min_gene_overlap)
+        self._register_query(adata, query)
+        self._prepared[id(adata)] = query
 
-    def _register_query(
-        self,
-        adata: AnnData,
-        setup_args: dict[str, Any],
-        gene_aliases: Mapping[str, str] | None = None,
-        min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
-    ) -> None:
+    def _register_query(self, adata: AnnData, query: QuerySetup) -> RaggedDataManager:
+        """Align data to the model and make that the registration in use for them."""
         setup_method_args = {
             key: self.registry[key]
             for key in (_constants._MODEL_NAME_KEY, _constants._SETUP_METHOD_NAME)
-        } | {_constants._SETUP_ARGS_KEY: setup_args}
-        manager = make_manager(setup_method_args, gene_aliases, min_gene_overlap)
-        adata.uns[_constants._SCVI_UUID_KEY] = str(uuid4())  # a copy carries that of its original
+        } | {_constants._SETUP_ARGS_KEY: query.setup_args}
+        manager = make_manager(setup_method_args, query.gene_aliases, query.min_gene_overlap)
         manager.register_fields(adata, source_registry=self.registry)
-        self._register_manager_for_instance(manager)
+        if adata is self.adata:
+            self._adata_manager = manager
+        else:
+            self._query_manager = manager  # only the last one: it keeps its data alive
+        return manager
+
+    def get_anndata_manager(
+        self, adata: AnnData | MuData, required: bool = False
+    ) -> RaggedDataManager | None:
+        """Return the registration of these very data with this model, if there is one.
+
+        Parameters
+        ----------
+        adata
+            The data.
+        required
+            Raise instead of returning ``None``.
+        """
+        for manager in (self._adata_manager, self._query_manager):
+            if manager is not None and manager.adata is adata:
+                return manager
+        if required:
+            raise ValueError("These data are not registered with this model.")
+        return None
 
     def _validate_anndata(
         self, adata: AnnData | MuData | None = None, copy_if_view: bool = True
@@ -206,15 +267,29 @@ class SetupMixin(BaseModelClass):
             adata = self.adata
         if adata is None:
             raise ValueError("The model was loaded without data; pass `adata=...`.")
-        adata = select_modality(adata)
+        trained_args = self.registry[_constants._SETUP_ARGS_KEY]
+        adata = self._select_modality(adata, trained_args)
         own_view(adata)
-        store = self._per_instance_manager_store.get(self.id, {})
-        manager = store.get(adata.uns.get(_constants._SCVI_UUID_KEY))
-        if manager is not None and manager.adata is adata:
-            manager.validate()
-        else:
-            self._register_query(adata, self.registry[_constants._SETUP_ARGS_KEY])
+        manager = self.get_anndata_manager(adata)
+        if manager is None or not _is_up_to_date(manager):
+            prepared = self._prepared.get(id(adata))
+            if prepared is None or prepared.adata() is not adata:
+                prepared = QuerySetup(weakref.ref(adata), trained_args)
+            self._register_query(adata, prepared)
         return adata
+
+    @staticmethod
+    def _select_modality(data: AnnData | MuData, args: dict[str, Any]) -> AnnData:
+        keys = [args["batch_key"], args["labels_key"], *(args["categorical_covariate_keys"] or ())]
+        return select_modality(data, args["modality"], [key for key in keys if key])
+
+
+def _is_up_to_date(manager: RaggedDataManager) -> bool:
+    """Return whether the data still have the cells and columns they were registered with."""
+    state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+    return manager.adata.n_obs == state[CountsField.N_OBS_KEY] and manager.adata.var_names.equals(
+        state[CountsField.COLUMNS_KEY]
+    )
 
 
 def make_manager(

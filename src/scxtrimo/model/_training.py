@@ -157,9 +157,15 @@ class TrainingMixin(BaseModelClass):
             )
         if ckpt_path is not None and not Path(ckpt_path).is_file():
             raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} does not exist.")
+        self._validate_anndata()
         n_cells = self.adata.n_obs
-        batch_size = batch_size or default_batch_size(n_cells)
-        max_epochs = max_epochs or default_max_epochs(n_cells, batch_size)
+        batch_size = default_batch_size(n_cells) if batch_size is None else batch_size
+        if batch_size < 1 or (max_epochs is not None and max_epochs < 1):
+            raise ValueError(
+                f"max_epochs={max_epochs} and batch_size={batch_size} must be positive."
+            )
+        if max_epochs is None:
+            max_epochs = default_max_epochs(n_cells, batch_size)
         splitter = RaggedDataSplitter(
             self.adata_manager,
             train_size=train_size,
@@ -172,8 +178,8 @@ class TrainingMixin(BaseModelClass):
         splitter.setup()
         if early_stopping and splitter.n_val == 0:
             raise ValueError(
-                f"early_stopping=True needs validation cells, but train_size={train_size} leaves "
-                f"none of the {n_cells:,} cells. Lower `train_size`."
+                f"early_stopping=True needs validation cells, but none of the {n_cells:,} cells "
+                "is left for them. Lower `train_size` or name some in `external_indexing`."
             )
         if not self.is_trained_ and ckpt_path is None:
             statistics = gene_statistics(

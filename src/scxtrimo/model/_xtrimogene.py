@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..data import CountsField, GeneVocabulary, covariate_keys
 from ..module import XTrimoGeneConfig, XTrimoGeneModule, choose_size
 from ._inference import InferenceMixin
 from ._saving import SavingMixin
-from ._setup import SetupMixin, select_modality
+from ._setup import MODALITY_KEY, SetupMixin, select_modality
 from ._training import TrainingMixin
 
 
@@ -76,7 +77,12 @@ class XTrimoGene(SetupMixin, TrainingMixin, InferenceMixin, SavingMixin, BaseMod
         seed: int | None = None,
         **hyperparameters: Any,
     ) -> None:
-        super().__init__(None if adata is None else select_modality(adata), registry)
+        if isinstance(adata, MuData):
+            adata = select_modality(adata, adata.uns.get(MODALITY_KEY))
+        self._query_manager, self._prepared = None, {}
+        super().__init__(adata, registry)
+        # A later set-up of the same data must not change what this model was made for.
+        self.registry_: dict[str, Any] = deepcopy(self.registry)
         if config is not None and (hyperparameters or size != "auto"):
             raise TypeError(
                 "Give either `config` or `size` and single hyper-parameters, not both."

@@ -140,7 +140,9 @@ class XTrimoGenePlan(pl.LightningModule):
         """AdamW with decay groups, and a schedule that is advanced every step."""
         config = self.optimizer_config
         groups = parameter_groups(self.module, config.weight_decay)
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        # Lightning does not clip gradients of a fused optimiser in mixed precision.
+        fused = self.trainer.precision == "32-true"
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
         n_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: config.lr_fraction(step, n_steps)
