@@ -143,7 +143,8 @@ def test_missing_identifiers_match_nothing(model):
 def test_symbols_of_two_genes_are_not_guessed():
     cells = make_cells()
     cells.var["ensembl"] = [f"ENSG{i}" for i in range(60)]
-    cells.var_names = ["TWICE", "TWICE", *cells.var_names[2:]]
+    with pytest.warns(UserWarning, match="not unique"):
+        cells.var_names = ["TWICE", "TWICE", *cells.var_names[2:]]
     model = train_tiny(cells, max_epochs=1, setup={"gene_id_key": "ensembl"})
     with pytest.raises(ValueError, match="'TWICE'"):
         model.vocabulary.index_of(["TWICE"])

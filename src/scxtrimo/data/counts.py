@@ -109,10 +109,14 @@ def get_layer(adata: AnnData, layer: str | None) -> Any:
         return adata.X
     if layer not in adata.layers:
         raise ValueError(
-            f"Layer {layer!r} is not in adata.layers, which has {sorted(adata.layers)}. Name one "
+            f"Layer {layer!r} is not in adata.layers, which has {_layer_names(adata)}. Name one "
             "of these with `layer=...`, or leave `layer` out to use adata.X."
         )
     return adata.layers[layer]
+
+
+def _layer_names(adata: AnnData) -> list[str]:
+    return [name for name in adata.layers if name is not None]  # None is X, since anndata 0.13
 
 
 def check_counts(
@@ -195,7 +199,9 @@ def _problem_with(values: np.ndarray) -> str | None:
 
 def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
     """Point to the first other matrix of the AnnData that could hold the raw counts."""
-    others = {f"`layer={name!r}`": x for name, x in adata.layers.items() if name != layer}
+    others = {
+        f"`layer={name!r}`": adata.layers[name] for name in _layer_names(adata) if name != layer
+    }
     if layer is not None and adata.X is not None:
         others["adata.X (leave `layer` out)"] = adata.X
     if adata.raw is not None:

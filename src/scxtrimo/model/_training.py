@@ -211,18 +211,18 @@ class TrainingMixin(BaseModelClass):
             f"{max_epochs} epochs, batches of {batch_size} cells, learning rate "
             f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
         )
-        runner = XTrimoGeneRunner(
-            self,
-            training_plan=plan,
-            data_splitter=splitter,
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            early_stopping=early_stopping,
-            ckpt_path=ckpt_path,
-            **(defaults | trainer_kwargs),
-        )
         with _quiet_lightning():
+            runner = XTrimoGeneRunner(
+                self,
+                training_plan=plan,
+                data_splitter=splitter,
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                early_stopping=early_stopping,
+                ckpt_path=ckpt_path,
+                **(defaults | trainer_kwargs),
+            )
             runner()
 
     def _make_plan(
