@@ -2,7 +2,7 @@
 
 All decoders share one interface, :class:`Decoder`: given encoded cells and, per cell, the genes
 that are asked for, return the predicted log-normalised expression of exactly these. Nothing is
-evaluated where nothing is asked. The published Performer decoder will be a third one here.
+evaluated where nothing is asked.
 """
 
 from __future__ import annotations

@@ -1,0 +1,170 @@
+"""Reading the published checkpoints of xTrimoGene (scFoundation).
+
+The weights are not part of this package and may not be redistributed with it: users bring the
+file. It is read without executing anything in it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..nn import PublishedNet
+
+VERSIONS = ("cell", "gene", "rde")
+"""``cell`` and ``gene`` were fine-tuned for cell and gene embeddings, ``rde`` enhances depth."""
+
+# In the file and not needed: embeddings of masks and padding, a counter of the feature redraws.
+NOT_NEEDED = {
+    "token_emb.emb_mask.weight",
+    "token_emb.emb_pad.weight",
+    "decoder.performer.calls_since_last_redraw",
+}
+
+
+def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> PublishedNet:
+    """Read a published checkpoint.
+
+    Parameters
+    ----------
+    path
+        The file, ``models.ckpt``.
+    version
+        One of :data:`VERSIONS`.
+
+    Returns
+    -------
+    The network with the published weights, in evaluation mode. Sizes are those of the file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is truncated, holds anything but tensors and plain values, lacks the version,
+        or if a tensor is missing, unexpected or of another shape; all of these are named.
+
+    Examples
+    --------
+    >>> read_scfoundation("nope.ckpt")
+    Traceback (most recent call last):
+    FileNotFoundError: nope.ckpt does not exist.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path} is truncated, or holds something else than tensors and plain values, which "
+            f"is not loaded as it could run code: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(content, dict) or version not in content:
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has no version {version!r}; it holds {found}.")
+    try:
+        sizes = content[version]["config"]["model_config"]["mae_autobin"]
+        stored = content[version]["state_dict"]
+        net = PublishedNet(**_arguments(sizes))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a published checkpoint: its configuration lacks {error}."
+        ) from error
+    stored = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    net.load_state_dict(_translate(stored, net, path))
+    return net.eval()
+
+
+def _arguments(sizes: dict[str, Any]) -> dict[str, Any]:
+    encoder, decoder = sizes["encoder"], sizes["decoder"]
+    return {
+        "n_genes": sizes["seq_len"] - 2,
+        "n_hidden": encoder["hidden_dim"],
+        "n_layers": encoder["depth"],
+        "n_heads": encoder["heads"],
+        "n_bins": sizes["bin_num"],
+        "bin_alpha": sizes["bin_alpha"],
+        "n_decoder_hidden": decoder["hidden_dim"],
+        "n_decoder_layers": decoder["depth"],
+        "n_decoder_heads": decoder["heads"],
+        "decoder_head_width": decoder["dim_head"],
+        "norm_first": encoder["norm_first"],
+    }
+
+
+def _names(net: PublishedNet) -> Iterator[tuple[str, list[str]]]:
+    """Yield our name of every tensor, and the published ones it is put together from."""
+    modules = {
+        "embedding.value.to_bins": "token_emb.mlp",
+        "embedding.value.mix_bins": "token_emb.mlp2",
+        "encoder.norm": "encoder.norm",
+        "to_decoder": "decoder_embed",
+        "decoder.norm": "decoder.norm",
+        "norm": "norm",
+        "to_value": "to_final",
+    }
+    for i in range(len(net.encoder.layers)):
+        theirs = f"encoder.transformer_encoder.{i}"
+        ours = f"encoder.layers.{i}"
+        modules |= {
+            f"{ours}.attention.out": f"{theirs}.self_attn.out_proj",
+            f"{ours}.feed_forward.inner": f"{theirs}.linear1",
+            f"{ours}.feed_forward.outer": f"{theirs}.linear2",
+            f"{ours}.attention_norm": f"{theirs}.norm1",
+            f"{ours}.feed_forward_norm": f"{theirs}.norm2",
+        }
+        for kind in ("weight", "bias"):
+            yield f"{ours}.attention.qkv.{kind}", [f"{theirs}.self_attn.in_proj_{kind}"]
+    for i in range(len(net.decoder.layers)):
+        theirs = f"decoder.performer.net.layers.{i}"
+        ours = f"decoder.layers.{i}"
+        modules |= {
+            f"{ours}.attention.out": f"{theirs}.0.fn.to_out",
+            f"{ours}.feed_forward.inner": f"{theirs}.1.fn.fn.w1",
+            f"{ours}.feed_forward.outer": f"{theirs}.1.fn.fn.w2",
+            f"{ours}.attention_norm": f"{theirs}.0.norm",
+            f"{ours}.feed_forward_norm": f"{theirs}.1.norm",
+        }
+        for kind in ("weight", "bias"):
+            parts = [f"{theirs}.0.fn.to_{part}.{kind}" for part in "qkv"]
+            yield f"{ours}.attention.qkv.{kind}", parts
+        yield (
+            f"{ours}.attention.features",
+            [f"{theirs}.0.fn.fast_attention.projection_matrix"],
+        )
+    for ours, theirs in modules.items():
+        for kind in ("weight", "bias"):
+            yield f"{ours}.{kind}", [f"{theirs}.{kind}"]
+    yield "embedding.value.bins.weight", ["token_emb.emb.weight"]
+    yield "embedding.gene.weight", ["pos_emb.weight"]
+
+
+def _translate(
+    stored: dict[str, Tensor], net: PublishedNet, path: str | os.PathLike
+) -> dict[str, Tensor]:
+    """Rename and join tensors, naming all that do not fit."""
+    names = dict(_names(net))
+    wanted = {name for parts in names.values() for name in parts}
+    missing = sorted(wanted - stored.keys())
+    unexpected = sorted(stored.keys() - wanted - NOT_NEEDED)
+    translated, wrong = {}, []
+    for ours, parts in names.items():
+        if not all(part in stored for part in parts):
+            continue
+        tensor = torch.cat([stored[part] for part in parts])
+        expected = net.get_parameter(ours) if "features" not in ours else net.get_buffer(ours)
+        if tensor.shape != expected.shape:
+            wrong.append(f"{parts[0]} {tuple(tensor.shape)} (expected {tuple(expected.shape)})")
+        translated[ours] = tensor
+    if missing or unexpected or wrong:
+        raise ValueError(
+            f"{path} does not fit its own configuration. Missing tensors: {missing}; unexpected: "
+            f"{unexpected}; of another shape: {wrong}."
+        )
+    return translated
