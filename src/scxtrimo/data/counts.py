@@ -116,7 +116,8 @@ def get_layer(adata: AnnData, layer: str | None) -> Any:
 
 
 def _layer_names(adata: AnnData) -> list[str]:
-    return [name for name in adata.layers if name is not None]  # None is X, since anndata 0.13
+    names = list(adata.layers.keys())
+    return [name for name in names if name is not None]  # None is X, since anndata 0.13
 
 
 def check_counts(

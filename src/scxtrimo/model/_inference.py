@@ -383,8 +383,9 @@ def _as_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.nda
     rows = rows.astype(np.int64).ravel()
     if len(rows) == 0:
         raise ValueError("indices is empty: name at least one cell.")
-    if rows.min() < 0 or rows.max() >= n_cells:
+    lowest, highest = int(np.min(rows)), int(np.max(rows))
+    if lowest < 0 or highest >= n_cells:
         raise ValueError(
-            f"indices must lie between 0 and {n_cells - 1}, got {rows.min()} to {rows.max()}."
+            f"indices must lie between 0 and {n_cells - 1}, got {lowest} to {highest}."
         )
     return rows

@@ -263,20 +263,19 @@ class SetupMixin(BaseModelClass):
         self, adata: AnnData | MuData | None = None, copy_if_view: bool = True
     ) -> AnnData:
         """Return data that are registered with this model, registering them if need be."""
-        if adata is None:
-            adata = self.adata
-        if adata is None:
+        data = self.adata if adata is None else adata
+        if data is None:
             raise ValueError("The model was loaded without data; pass `adata=...`.")
         trained_args = self.registry[_constants._SETUP_ARGS_KEY]
-        adata = self._select_modality(adata, trained_args)
-        own_view(adata)
-        manager = self.get_anndata_manager(adata)
+        selected = self._select_modality(data, trained_args)
+        own_view(selected)
+        manager = self.get_anndata_manager(selected)
         if manager is None or not _is_up_to_date(manager):
-            prepared = self._prepared.get(id(adata))
-            if prepared is None or prepared.adata() is not adata:
-                prepared = QuerySetup(weakref.ref(adata), trained_args)
-            self._register_query(adata, prepared)
-        return adata
+            prepared = self._prepared.get(id(selected))
+            if prepared is None or prepared.adata() is not selected:
+                prepared = QuerySetup(weakref.ref(selected), trained_args)
+            self._register_query(selected, prepared)
+        return selected
 
     @staticmethod
     def _select_modality(data: AnnData | MuData, args: dict[str, Any]) -> AnnData:
