@@ -16,6 +16,7 @@ import scanpy as sc
 from anndata import AnnData
 
 from ._logging import logger
+from .data.fields import get_column
 from .model import XTrimoGene
 from .pp import pbmc68k_counts
 from .tl import cluster_agreement
@@ -72,10 +73,8 @@ def run_demo(
     else:
         adata = _read(Path(data))
         logger.info(f"Data: {data}, {adata.n_obs:,} cells x {adata.n_vars:,} genes.")
-    if labels_key is not None and labels_key not in adata.obs:
-        raise ValueError(
-            f"{labels_key!r} is not a column of adata.obs, which has {list(adata.obs)}."
-        )
+    if labels_key is not None:
+        get_column(adata.obs, "obs", labels_key)  # a wrong one raises here
     XTrimoGene.setup_anndata(adata, layer=layer, batch_key=batch_key)
     out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the training
 

@@ -153,14 +153,14 @@ def _translate(
     wanted = {name for parts in names.values() for name in parts}
     missing = sorted(wanted - stored.keys())
     unexpected = sorted(stored.keys() - wanted - NOT_NEEDED)
+    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
     translated, wrong = {}, []
     for ours, parts in names.items():
         if not all(part in stored for part in parts):
             continue
         tensor = torch.cat([stored[part] for part in parts])
-        expected = net.get_parameter(ours) if "features" not in ours else net.get_buffer(ours)
-        if tensor.shape != expected.shape:
-            wrong.append(f"{parts[0]} {tuple(tensor.shape)} (expected {tuple(expected.shape)})")
+        if tensor.shape != shapes[ours]:
+            wrong.append(f"{parts[0]} {tuple(tensor.shape)} (expected {tuple(shapes[ours])})")
         translated[ours] = tensor
     if missing or unexpected or wrong:
         raise ValueError(

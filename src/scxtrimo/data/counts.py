@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -79,22 +78,6 @@ def _canonical(chunk: sparse.csr_matrix) -> sparse.csr_matrix:
     return chunk
 
 
-@dataclass(frozen=True)
-class CountSummary:
-    """What one pass over the counts found.
-
-    Parameters
-    ----------
-    column_totals
-        Sum of the counts of every column, float64.
-    column_cells
-        Number of cells that express each column.
-    """
-
-    column_totals: np.ndarray
-    column_cells: np.ndarray
-
-
 def get_layer(adata: AnnData, layer: str | None) -> Any:
     """Return ``adata.X`` or ``adata.layers[layer]``.
 
@@ -120,9 +103,7 @@ def _layer_names(adata: AnnData) -> list[str]:
     return [name for name in names if name is not None]  # None is X, since anndata 0.13
 
 
-def check_counts(
-    adata: AnnData, layer: str | None, used: np.ndarray | None = None
-) -> CountSummary:
+def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = None) -> np.ndarray:
     """Read all counts once and make sure that they are raw counts of non-empty cells.
 
     Parameters
@@ -136,7 +117,7 @@ def check_counts(
 
     Returns
     -------
-    Totals per column.
+    Sum of the counts of every column, float64, shape ``(n_columns,)``.
 
     Raises
     ------
@@ -153,7 +134,6 @@ def check_counts(
         )
     reader = RowReader(get_layer(adata, layer))
     totals = np.zeros(adata.n_vars)
-    cells = np.zeros(adata.n_vars, dtype=np.int64)
     empty_cells: list[np.ndarray] = []
     for i, chunk in enumerate(reader.chunks()):
         if (problem := _problem_with(chunk.data)) is not None:
@@ -162,7 +142,6 @@ def check_counts(
             (chunk.data > 0, chunk.indices, chunk.indptr), shape=chunk.shape
         )
         totals += np.asarray(chunk.sum(axis=0, dtype=np.float64)).ravel()
-        cells += np.asarray(expressed.sum(axis=0, dtype=np.int64)).ravel()
         if used is not None:
             expressed = expressed[:, used]
         empty_cells.append(np.flatnonzero(expressed.sum(axis=1) == 0) + i * CHUNK)
@@ -176,7 +155,7 @@ def check_counts(
             f"instance {preview(adata.obs_names[empty[:6]])}. Remove them first: "
             "`sc.pp.filter_cells(adata, min_genes=1)`, or by `adata.obs_names`."
         )
-    return CountSummary(totals, cells)
+    return totals
 
 
 def looks_raw(values: np.ndarray) -> bool:

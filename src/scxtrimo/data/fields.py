@@ -85,7 +85,7 @@ class CountsField(BaseAnnDataField):
         """Derive the vocabulary: all genes with at least one count."""
         self.validate_field(adata)
         names = adata.var_names.astype(str)
-        column = _column(adata.var, "var", self.gene_id_key, names)
+        column = get_column(adata.var, "var", self.gene_id_key, names)
         if n_missing := int(column.isna().sum()):
             raise ValueError(
                 f"adata.var[{self.gene_id_key!r}] lacks the identifier of {n_missing:,} genes. "
@@ -93,8 +93,7 @@ class CountsField(BaseAnnDataField):
             )
         ids = pd.Index(column.astype(str))
         _check_unique(ids, self.gene_id_key)
-        summary = check_counts(adata, self.attr_key)
-        expressed = np.flatnonzero(summary.column_totals > 0)
+        expressed = np.flatnonzero(check_counts(adata, self.attr_key) > 0)
         if n_silent := adata.n_vars - len(expressed):
             logger.info(
                 f"{n_silent:,} of {adata.n_vars:,} genes have no counts and are left out of the "
@@ -114,7 +113,7 @@ class CountsField(BaseAnnDataField):
         key = self.gene_id_key if self.gene_id_key in adata_target.var else None
         alignment = align_genes(vocabulary, adata_target.var, key, self.gene_aliases)
         source = None if alignment.source == "var_names" else alignment.source
-        ids = _column(adata_target.var, "var", source, adata_target.var_names)
+        ids = get_column(adata_target.var, "var", source, adata_target.var_names)
         _check_unique(pd.Index(ids.dropna().astype(str)), source)
         self._check_overlap(vocabulary, alignment, adata_target)
         check_counts(adata_target, self.attr_key, used=alignment.column_to_gene >= 0)
@@ -197,7 +196,7 @@ class CategoryField(BaseAnnDataField):
 
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column exists and has no missing values."""
-        column = _column(adata.obs, "obs", self.obs_key)
+        column = get_column(adata.obs, "obs", self.obs_key)
         missing = np.flatnonzero(column.isna())
         if len(missing):
             raise ValueError(
@@ -263,9 +262,10 @@ class CategoryField(BaseAnnDataField):
         """Nothing to show beyond the summary statistics."""
 
 
-def _column(
+def get_column(
     frame: pd.DataFrame, attribute: str, key: str | None, default: pd.Index | None = None
 ) -> pd.Series:
+    """Return a column of ``adata.obs`` or ``adata.var``; a wrong key names those that exist."""
     if key is None and default is not None:
         return default.to_series()
     if key not in frame:

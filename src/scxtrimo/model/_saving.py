@@ -10,7 +10,6 @@ from typing import Any
 
 import anndata
 import numpy as np
-import pandas as pd
 import scvi
 from anndata import AnnData
 from mudata import MuData
@@ -21,6 +20,7 @@ from .. import __version__
 from ..checkpoint import read_model, write_model
 from ..data import CategoryField, CountsField
 from ..module import XTrimoGeneConfig
+from ..train.plan import history_from_dict, history_to_dict
 
 OF_THE_DATA = (CountsField.COLUMNS_KEY, CountsField.COLUMN_TO_GENE_KEY, CategoryField.CODES_KEY)
 REQUIRED = {"model_class", "registry", "config", "seed", "size", "is_trained", "history"} | {
@@ -82,10 +82,7 @@ class SavingMixin(BaseModelClass):
             "is_trained": self.is_trained_,
             "registry": _to_json(self.registry_),
             "indices": {name: _to_json(getattr(self, name)) for name in INDEX_SETS},
-            "history": {
-                name: {"epoch": frame.index.tolist(), "value": _to_json(frame.iloc[:, 0])}
-                for name, frame in (self.history_ or {}).items()
-            },
+            "history": history_to_dict(self.history_ or {}),
         }
         data_path = Path(dir_path) / f"{prefix or ''}adata.h5ad"
         if save_anndata and data_path.exists() and not overwrite:
@@ -167,12 +164,7 @@ class SavingMixin(BaseModelClass):
             model._adata_manager, model._query_manager = model._query_manager, None
         model.size_ = metadata["size"]
         model.is_trained_ = metadata["is_trained"]
-        model.history_ = {
-            name: pd.DataFrame(
-                {name: stored["value"]}, index=pd.Index(stored["epoch"], name="epoch")
-            )
-            for name, stored in metadata["history"].items()
-        }
+        model.history_ = history_from_dict(metadata["history"])
         other_cells = (
             model.adata is not None and _hash_names(model.adata) != metadata["obs_names_sha256"]
         )
@@ -236,8 +228,6 @@ def _to_json(value: Any) -> Any:
         return {str(key): _to_json(item) for key, item in value.items() if key not in OF_THE_DATA}
     if isinstance(value, list | tuple):
         return [_to_json(item) for item in value]
-    if isinstance(value, pd.Series | pd.Index):
-        value = value.to_numpy()
     if isinstance(value, np.ndarray):
         return [_to_json(item) for item in value.tolist()]
     return value.item() if isinstance(value, np.generic) else value

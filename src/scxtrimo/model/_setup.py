@@ -28,15 +28,12 @@ class QuerySetup:
 
     Parameters
     ----------
-    adata
-        The data, not kept alive by this.
     setup_args
         Arguments of ``setup_anndata``.
     gene_aliases, min_gene_overlap
         See :meth:`SetupMixin.prepare_query_anndata`.
     """
 
-    adata: weakref.ref
     setup_args: dict[str, Any]
     gene_aliases: Mapping[str, str] | None = None
     min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP
@@ -222,11 +219,12 @@ class SetupMixin(BaseModelClass):
             args["gene_id_key"] = gene_id_key
         adata = self._select_modality(adata, args)
         own_view(adata)
-        query = QuerySetup(weakref.ref(adata), args, gene_aliases, min_gene_overlap)
+        query = QuerySetup(args, gene_aliases, min_gene_overlap)
         self._register_query(adata, query)
         self._prepared[id(adata)] = query
+        weakref.finalize(adata, self._prepared.pop, id(adata), None)  # before the id is reused
 
-    def _register_query(self, adata: AnnData, query: QuerySetup) -> RaggedDataManager:
+    def _register_query(self, adata: AnnData, query: QuerySetup) -> None:
         """Align data to the model and make that the registration in use for them."""
         setup_method_args = {
             key: self.registry[key]
@@ -238,7 +236,6 @@ class SetupMixin(BaseModelClass):
             self._adata_manager = manager
         else:
             self._query_manager = manager  # only the last one: it keeps its data alive
-        return manager
 
     def get_anndata_manager(
         self, adata: AnnData | MuData, required: bool = False
@@ -271,10 +268,8 @@ class SetupMixin(BaseModelClass):
         own_view(selected)
         manager = self.get_anndata_manager(selected)
         if manager is None or not _is_up_to_date(manager):
-            prepared = self._prepared.get(id(selected))
-            if prepared is None or prepared.adata() is not selected:
-                prepared = QuerySetup(weakref.ref(selected), trained_args)
-            self._register_query(selected, prepared)
+            query = self._prepared.get(id(selected), QuerySetup(trained_args))
+            self._register_query(selected, query)
         return selected
 
     @staticmethod

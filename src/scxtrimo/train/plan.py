@@ -163,22 +163,30 @@ class XTrimoGenePlan(pl.LightningModule):
         }
         logged = getattr(self.logger, "history", {})
         history = join_histories(join_histories(self.earlier_history, logged), current)
-        checkpoint["scxtrimo_history"] = {
-            name: {"epoch": frame.index.tolist(), "value": frame[name].astype(float).tolist()}
-            for name, frame in history.items()
-        }
+        checkpoint["scxtrimo_history"] = history_to_dict(history)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the history of the training that is resumed."""
-        self.earlier_history = {
-            name: pd.DataFrame(
-                {name: stored["value"]}, index=pd.Index(stored["epoch"], name="epoch")
-            )
-            for name, stored in checkpoint.get("scxtrimo_history", {}).items()
-        }
+        self.earlier_history = history_from_dict(checkpoint.get("scxtrimo_history", {}))
 
     def _cuda_devices(self) -> list[int]:
         return [self.device.index] if self.device.type == "cuda" else []
+
+
+def history_to_dict(history: dict[str, pd.DataFrame]) -> dict[str, dict[str, list]]:
+    """Return a history as plain lists, for JSON and checkpoints."""
+    return {
+        name: {"epoch": frame.index.tolist(), "value": frame[name].astype(float).tolist()}
+        for name, frame in history.items()
+    }
+
+
+def history_from_dict(stored: dict[str, dict[str, list]]) -> dict[str, pd.DataFrame]:
+    """Undo :func:`history_to_dict`."""
+    return {
+        name: pd.DataFrame({name: part["value"]}, index=pd.Index(part["epoch"], name="epoch"))
+        for name, part in stored.items()
+    }
 
 
 def join_histories(
