@@ -13,7 +13,7 @@ from helpers import make_cells, train_tiny
 
 import scxtrimo
 
-SHARED_CELLS = Path(__file__).parents[2] / "shared" / "data" / "cells"
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
@@ -45,9 +45,18 @@ def shared_cells() -> Callable[[str], anndata.AnnData]:
     """Read one of the shared real data sets."""
 
     def read(name: str) -> anndata.AnnData:
-        path = SHARED_CELLS / f"{name}.h5ad"
+        path = SHARED_DATA / "cells" / f"{name}.h5ad"
         if not path.exists():
             pytest.skip(f"shared data set {path.name} is not here")
         return anndata.read_h5ad(path)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def published_index() -> Path:
+    """The gene index of the published checkpoints."""
+    path = SHARED_DATA / "genes" / "OS_scRNA_gene_index.19264.tsv"
+    if not path.exists():
+        pytest.skip(f"the gene index {path.name} is not here")
+    return path

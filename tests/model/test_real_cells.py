@@ -49,9 +49,9 @@ def test_other_data_sets_are_embedded(shared_cells, trained, name, overlap):
 
 def test_log_normalised_screen_points_to_its_counts(shared_cells):
     import anndata
-    from conftest import SHARED_CELLS
+    from conftest import SHARED_DATA
 
-    path = SHARED_CELLS.parent / "perturbation" / "norman_mcfaline.h5ad"
+    path = SHARED_DATA / "perturbation" / "norman_mcfaline.h5ad"
     if not path.exists():
         pytest.skip(f"shared data set {path.name} is not here")
     with pytest.raises(ValueError, match="`layer='counts_recovered'` looks raw"):

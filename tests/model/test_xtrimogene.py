@@ -20,7 +20,7 @@ from scxtrimo.tl import cluster_agreement
 
 def test_planted_cell_types_are_recovered():
     cells = make_cells(n_cells=300, n_genes=120)
-    model = train_tiny(cells, max_epochs=40)
+    model = train_tiny(cells, max_epochs=60, plan_kwargs={"lr": 3e-3})
     cells.obsm["X_xtrimo"] = model.get_latent_representation()
     assert cluster_agreement(cells, "cell_type", "X_xtrimo", seeds=(0,))["ari"] > 0.9
 
@@ -252,8 +252,10 @@ def test_gene_embeddings(model):
 
 
 def test_contextual_embeddings_that_would_not_fit_are_refused(model, monkeypatch):
-    monkeypatch.setattr("scxtrimo.model._inference.MAX_RESULT_BYTES", 1000)
-    with pytest.raises(ValueError, match="would take .* GiB. Name fewer genes or cells"):
+    monkeypatch.setattr("scxtrimo.model._results.MAX_RESULT_BYTES", 1000)
+    with pytest.raises(
+        ValueError, match="would take .* GiB. Name fewer genes or cells .* or stream it"
+    ):
         model.get_contextual_gene_embeddings(make_cells(), average=False)
 
 
@@ -381,6 +383,6 @@ def test_without_validation_cells_the_error_is_that_of_all_cells(caplog):
 def test_asking_for_many_genes_is_done_in_parts(model, monkeypatch):
     cells = make_cells()
     expected = model.get_normalized_expression(cells, decoder="cross_attention")
-    monkeypatch.setattr("scxtrimo.model._inference.MAX_QUERIES", 500)
+    monkeypatch.setattr("scxtrimo.nn.CrossAttentionDecoder.max_queries", 500)
     parts = model.get_normalized_expression(cells, decoder="cross_attention")
     pd.testing.assert_frame_equal(parts, expected, rtol=1e-5)

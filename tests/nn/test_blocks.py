@@ -67,7 +67,12 @@ def test_encoder_equals_torchs_transformer_encoder(norm_first, activation):
 
 def encoded(n_hidden: int = 16, n_latent: int = 4, n_covariate: int = 2) -> EncodedCells:
     return EncodedCells(
-        torch.randn(13, n_hidden), CU, torch.randn(3, n_latent), torch.randn(3, n_covariate)
+        torch.randn(13, n_hidden),
+        CU,
+        torch.arange(13) % 9,
+        torch.randn(3, n_latent),
+        torch.randn(3, n_covariate),
+        torch.randn(n_hidden),
     )
 
 

@@ -6,11 +6,11 @@ from torch.testing import assert_close
 from scxtrimo.nn import ragged_attention
 from scxtrimo.nn.ragged import (
     cells_of,
-    drop_first_token,
+    drop_first_tokens,
     lengths_of,
     max_per_cell,
     mean_per_cell,
-    prepend_token,
+    prepend_tokens,
     select_tokens,
     sum_per_cell,
 )
@@ -34,21 +34,20 @@ def test_reductions_equal_a_loop_over_cells(lengths):
     assert lengths_of(cu).tolist() == lengths
 
 
-@given(lengths)
-def test_prepended_token_comes_first_in_every_cell_and_can_be_dropped(lengths):
+@given(lengths, st.integers(0, 3))
+def test_prepended_tokens_come_first_in_every_cell_and_can_be_dropped(lengths, n_first):
     cu = boundaries(lengths)
-    x, token = torch.randn(sum(lengths), 3), torch.full((3,), 7.0)
-    with_token, cu_with = prepend_token(x, token, cu)
-    assert cu_with.dtype == cu.dtype
-    for part, original in zip(with_token.split(lengths_of(cu_with).tolist()), x.split(lengths)):
-        assert_close(part, torch.cat([token[None], original]))
-    back, cu_back = drop_first_token(with_token, cu_with)
+    x, first = torch.randn(sum(lengths), 3), torch.randn(len(lengths), n_first, 3)
+    joined, cu_joined = prepend_tokens(x, first, cu)
+    assert cu_joined.dtype == cu.dtype
+    parts = joined.split(lengths_of(cu_joined).tolist())
+    for part, own, original in zip(parts, first, x.split(lengths)):
+        assert_close(part, torch.cat([own, original]))
+    back, cu_back = drop_first_tokens(joined, cu_joined, n_first)
     assert_close(back, x)
     assert_close(cu_back, cu)
-    assert_close(
-        max_per_cell(with_token, cu_with),
-        torch.stack([p.amax(0) for p in with_token.split(lengths_of(cu_with).tolist())]),
-    )
+    expected = [part.amax(0) if len(part) else torch.zeros(3) for part in parts]
+    assert_close(max_per_cell(joined, cu_joined), torch.stack(expected))
 
 
 @given(lengths, st.randoms(use_true_random=False))

@@ -29,7 +29,7 @@ def test_only_weights_of_linear_layers_decay():
     assert len(decayed["params"]) == n_linear
     assert len(decayed["params"]) + len(others["params"]) == len(list(net.parameters()))
     assert others["weight_decay"] == 0
-    assert any(p is net.gene_embeddings for p in others["params"])
+    assert any(p is net.embedding.gene.weight for p in others["params"])
 
 
 def test_every_cell_is_seen_once_an_epoch_in_another_order():

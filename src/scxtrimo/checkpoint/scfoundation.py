@@ -6,29 +6,67 @@ file. It is read without executing anything in it.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..nn import PublishedNet
+from ..module import XTrimoGeneConfig
+from ..nn import PerformerDecoder, XTrimoGeneNet
 
 VERSIONS = ("cell", "gene", "rde")
 """``cell`` and ``gene`` were fine-tuned for cell and gene embeddings, ``rde`` enhances depth."""
 
-# In the file and not needed: embeddings of masks and padding, a counter of the feature redraws.
-NOT_NEEDED = {
-    "token_emb.emb_mask.weight",
-    "token_emb.emb_pad.weight",
-    "decoder.performer.calls_since_last_redraw",
-}
+LICENCE = (
+    "The weights of the published checkpoints are licensed by their authors for non-commercial "
+    "research; they may not be redistributed, nor may models fine-tuned from them without asking."
+)
+
+# In the file and not needed: the embedding of padding, a counter of the feature redraws.
+NOT_NEEDED = {"token_emb.emb_pad.weight", "decoder.performer.calls_since_last_redraw"}
 
 
-def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> PublishedNet:
+@dataclass(frozen=True)
+class PublishedCheckpoint:
+    """What is in a published checkpoint.
+
+    Parameters
+    ----------
+    path, sha256, version
+        The file, its hash, and which of its models this is.
+    n_genes
+        Size of the vocabulary.
+    config
+        The published configuration in our terms.
+    tensors
+        Weights under their published names.
+    """
+
+    path: Path
+    sha256: str
+    version: str
+    n_genes: int
+    config: XTrimoGeneConfig
+    tensors: dict[str, Tensor] = field(repr=False)
+
+    def load_into(self, net: XTrimoGeneNet) -> None:
+        """Copy the weights into a network of the same configuration.
+
+        Raises
+        ------
+        ValueError
+            If a tensor is missing, unexpected or of another shape; all of these are named.
+        """
+        net.load_state_dict(_translate(self.tensors, net, self.path))
+
+
+def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> PublishedCheckpoint:
     """Read a published checkpoint.
 
     Parameters
@@ -40,15 +78,15 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
 
     Returns
     -------
-    The network with the published weights, in evaluation mode. Sizes are those of the file.
+    Configuration and weights. Sizes are those of the file.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, holds anything but tensors and plain values, lacks the version,
-        or if a tensor is missing, unexpected or of another shape; all of these are named.
+        If the file is truncated, holds anything but tensors and plain values, or lacks the version
+        or a part of its configuration.
 
     Examples
     --------
@@ -71,43 +109,55 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     try:
         sizes = content[version]["config"]["model_config"]["mae_autobin"]
         stored = content[version]["state_dict"]
-        net = PublishedNet(**_arguments(sizes))
+        config, n_genes = _config(sizes), sizes["seq_len"] - 2
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a published checkpoint: its configuration lacks {error}."
         ) from error
-    stored = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
-    net.load_state_dict(_translate(stored, net, path))
-    return net.eval()
+    with open(path, "rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    tensors = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
+    return PublishedCheckpoint(Path(path), sha256, version, n_genes, config, tensors)
 
 
-def _arguments(sizes: dict[str, Any]) -> dict[str, Any]:
+def _config(sizes: dict[str, Any]) -> XTrimoGeneConfig:
     encoder, decoder = sizes["encoder"], sizes["decoder"]
-    return {
-        "n_genes": sizes["seq_len"] - 2,
-        "n_hidden": encoder["hidden_dim"],
-        "n_layers": encoder["depth"],
-        "n_heads": encoder["heads"],
-        "n_bins": sizes["bin_num"],
-        "bin_alpha": sizes["bin_alpha"],
-        "n_decoder_hidden": decoder["hidden_dim"],
-        "n_decoder_layers": decoder["depth"],
-        "n_decoder_heads": decoder["heads"],
-        "decoder_head_width": decoder["dim_head"],
-        "norm_first": encoder["norm_first"],
-    }
+    for part, kind in ((encoder, "transformer"), (decoder, "performer")):
+        if part.get("module_type", kind) != kind:
+            raise ValueError(
+                f"The checkpoint has a part of type {part['module_type']!r} where {kind!r} is the "
+                "only one supported."
+            )
+    return XTrimoGeneConfig(
+        n_hidden=encoder["hidden_dim"],
+        n_layers=encoder["depth"],
+        n_heads=encoder["heads"],
+        n_bins=sizes["bin_num"],
+        bin_alpha=sizes["bin_alpha"],
+        imputation_decoder="performer",
+        n_decoder_hidden=decoder["hidden_dim"],
+        n_decoder_layers=decoder["depth"],
+        n_decoder_heads=decoder["heads"],
+        decoder_head_width=decoder["dim_head"],
+        read_depth_aware=True,
+        n_input_genes=None,
+        pca_initialization=False,
+        likelihood_weight=0.0,
+        activation="relu",
+        norm_first=encoder["norm_first"],
+    )
 
 
-def _names(net: PublishedNet) -> Iterator[tuple[str, list[str]]]:
+def _names(net: XTrimoGeneNet) -> Iterator[tuple[str, list[str]]]:
     """Yield our name of every tensor, and the published ones it is put together from."""
     modules = {
         "embedding.value.to_bins": "token_emb.mlp",
         "embedding.value.mix_bins": "token_emb.mlp2",
         "encoder.norm": "encoder.norm",
-        "to_decoder": "decoder_embed",
-        "decoder.norm": "decoder.norm",
-        "norm": "norm",
-        "to_value": "to_final",
+        "imputation.to_hidden": "decoder_embed",
+        "imputation.performer.norm": "decoder.norm",
+        "imputation.norm": "norm",
+        "imputation.to_value": "to_final",
     }
     for i in range(len(net.encoder.layers)):
         theirs = f"encoder.transformer_encoder.{i}"
@@ -121,9 +171,10 @@ def _names(net: PublishedNet) -> Iterator[tuple[str, list[str]]]:
         }
         for kind in ("weight", "bias"):
             yield f"{ours}.attention.qkv.{kind}", [f"{theirs}.self_attn.in_proj_{kind}"]
-    for i in range(len(net.decoder.layers)):
+    assert isinstance(net.imputation, PerformerDecoder)
+    for i in range(len(net.imputation.performer.layers)):
         theirs = f"decoder.performer.net.layers.{i}"
-        ours = f"decoder.layers.{i}"
+        ours = f"imputation.performer.layers.{i}"
         modules |= {
             f"{ours}.attention.out": f"{theirs}.0.fn.to_out",
             f"{ours}.feed_forward.inner": f"{theirs}.1.fn.fn.w1",
@@ -142,11 +193,12 @@ def _names(net: PublishedNet) -> Iterator[tuple[str, list[str]]]:
         for kind in ("weight", "bias"):
             yield f"{ours}.{kind}", [f"{theirs}.{kind}"]
     yield "embedding.value.bins.weight", ["token_emb.emb.weight"]
+    yield "imputation.mask", ["token_emb.emb_mask.weight"]
     yield "embedding.gene.weight", ["pos_emb.weight"]
 
 
 def _translate(
-    stored: dict[str, Tensor], net: PublishedNet, path: str | os.PathLike
+    stored: dict[str, Tensor], net: XTrimoGeneNet, path: str | os.PathLike
 ) -> dict[str, Tensor]:
     """Rename and join tensors, naming all that do not fit."""
     names = dict(_names(net))
@@ -154,6 +206,10 @@ def _translate(
     missing = sorted(wanted - stored.keys())
     unexpected = sorted(stored.keys() - wanted - NOT_NEEDED)
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    n_positions, n_hidden = shapes["embedding.gene.weight"]
+    # As published: one row for the mask, and one more position, for padding.
+    shapes["imputation.mask"] = torch.Size([1, n_hidden])
+    shapes["embedding.gene.weight"] = torch.Size([n_positions + 1, n_hidden])
     translated, wrong = {}, []
     for ours, parts in names.items():
         if not all(part in stored for part in parts):
@@ -167,4 +223,6 @@ def _translate(
             f"{path} does not fit its own configuration. Missing tensors: {missing}; unexpected: "
             f"{unexpected}; of another shape: {wrong}."
         )
+    translated["imputation.mask"] = translated["imputation.mask"][0]
+    translated["embedding.gene.weight"] = translated["embedding.gene.weight"][:-1]
     return translated

@@ -78,6 +78,12 @@ class RaggedDataset(Dataset):
 
     __getitems__ = __getitem__
 
+    def library_sizes(self) -> np.ndarray:
+        """Return the total counts of all cells, float32, shape ``(n_cells,)``."""
+        return np.concatenate(
+            [to_ragged(c, self.column_to_gene)["library_size"] for c in self.reader.chunks()]
+        )
+
 
 def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str, np.ndarray]:
     """Turn CSR rows into tokens, dropping zeros and columns that are not in the vocabulary.

@@ -82,6 +82,7 @@ class SavingMixin(BaseModelClass):
             "is_trained": self.is_trained_,
             "registry": _to_json(self.registry_),
             "indices": {name: _to_json(getattr(self, name)) for name in INDEX_SETS},
+            "provenance": self.provenance_,
             "history": history_to_dict(self.history_ or {}),
         }
         data_path = Path(dir_path) / f"{prefix or ''}adata.h5ad"
@@ -159,11 +160,10 @@ class SavingMixin(BaseModelClass):
         )
         _load_tensors(model, tensors, dir_path)
         if adata is not None and adata is not False:
-            adata = model._validate_anndata(adata)
-            model._adata = adata
-            model._adata_manager, model._query_manager = model._query_manager, None
+            model._attach(adata)
         model.size_ = metadata["size"]
         model.is_trained_ = metadata["is_trained"]
+        model.provenance_ = metadata.get("provenance", {})
         model.history_ = history_from_dict(metadata["history"])
         other_cells = (
             model.adata is not None and _hash_names(model.adata) != metadata["obs_names_sha256"]

@@ -272,6 +272,13 @@ class SetupMixin(BaseModelClass):
             self._register_query(selected, query)
         return selected
 
+    def _attach(self, adata: AnnData | MuData) -> None:
+        """Make other data the model's own."""
+        self._adata = self._validate_anndata(adata)
+        manager = self.get_anndata_manager(self._adata)
+        assert manager is not None  # it was registered just now
+        self._adata_manager, self._query_manager = manager, None
+
     @staticmethod
     def _select_modality(data: AnnData | MuData, args: dict[str, Any]) -> AnnData:
         keys = [args["batch_key"], args["labels_key"], *(args["categorical_covariate_keys"] or ())]

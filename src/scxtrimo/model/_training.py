@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,8 @@ class TrainingMixin(BaseModelClass):
             A ``last.ckpt`` to go on from, with the same arguments otherwise. On a CPU the result
             is that of an uninterrupted training. Nothing in the file is executed.
         optimizer, masking
-            Optimiser, schedule and masking.
+            Optimiser, schedule and masking. A model with the published objective is masked as
+            published by default.
         datasplitter_kwargs
             Passed to :class:`scvi.dataloaders.DataSplitter`, for instance ``external_indexing``.
         plan_kwargs
@@ -186,7 +187,7 @@ class TrainingMixin(BaseModelClass):
                 self.adata_manager,
                 splitter.train_idx,
                 n_genes=len(self.vocabulary),
-                n_components=self.config_.n_hidden,
+                n_components=self.config_.n_hidden if self.config_.pca_initialization else 0,
                 n_input_genes=self.config_.n_input_genes,
                 seed=self.seed_,
             )
@@ -246,9 +247,10 @@ class TrainingMixin(BaseModelClass):
             for names in groups.values()
         )
         default = {"lr": default_lr(self.config_.n_hidden)}
+        as_published = {} if self.config_.has_bottleneck else asdict(MaskingConfig.published())
         return XTrimoGenePlan(
             self.module,
             optimizer or OptimizerConfig(**(default | optimizer_fields)),
-            masking or MaskingConfig(**masking_fields),
+            masking or MaskingConfig(**(as_published | masking_fields)),
             seed=self.seed_,
         )

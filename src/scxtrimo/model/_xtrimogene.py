@@ -16,13 +16,25 @@ from scvi.model.base import BaseModelClass
 from .._logging import logger
 from ..data import CountsField, GeneVocabulary, covariate_keys
 from ..module import XTrimoGeneConfig, XTrimoGeneModule, choose_size
+from ._expression import ExpressionMixin
+from ._genes import GeneEmbeddingsMixin
 from ._inference import InferenceMixin
+from ._published import PublishedMixin
 from ._saving import SavingMixin
 from ._setup import MODALITY_KEY, SetupMixin, select_modality
 from ._training import TrainingMixin
 
 
-class XTrimoGene(SetupMixin, TrainingMixin, InferenceMixin, SavingMixin, BaseModelClass):
+class XTrimoGene(
+    SetupMixin,
+    TrainingMixin,
+    InferenceMixin,
+    ExpressionMixin,
+    GeneEmbeddingsMixin,
+    PublishedMixin,
+    SavingMixin,
+    BaseModelClass,
+):
     """Transformer over the expressed genes of a cell :cite:p:`Gong2023`.
 
     The encoder reads only the genes a cell expresses; a cell vector and the gene embeddings
@@ -93,6 +105,7 @@ class XTrimoGene(SetupMixin, TrainingMixin, InferenceMixin, SavingMixin, BaseMod
             size = choose_size(self.summary_stats.n_cells, torch.cuda.is_available())
             logger.info(f"Chose size {size!r} for {self.summary_stats.n_cells:,} cells.")
         self.size_ = size
+        self.provenance_: dict[str, str] = {}
         self.config_ = config or XTrimoGeneConfig.from_size(size, **hyperparameters)
         self.seed_ = int(seed if seed is not None else scvi.settings.seed or 0)
         n_categories = tuple(
@@ -100,13 +113,20 @@ class XTrimoGene(SetupMixin, TrainingMixin, InferenceMixin, SavingMixin, BaseMod
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_)
-            self.module = self._module_cls(len(self.vocabulary), n_categories, self.config_)
+            self.module = self._module_cls(
+                len(self.vocabulary), n_categories, self.config_, self.seed_
+            )
         self.init_params_ = self._get_init_params(locals())
 
     @property
     def config(self) -> XTrimoGeneConfig:
         """The hyper-parameters."""
         return self.config_
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Where published weights came from: file, hash, version, licence. Empty if from none."""
+        return self.provenance_
 
     @property
     def vocabulary(self) -> GeneVocabulary:
@@ -124,6 +144,10 @@ class XTrimoGene(SetupMixin, TrainingMixin, InferenceMixin, SavingMixin, BaseMod
         n_parameters = sum(p.numel() for p in self.module.parameters())
         in_genes = self.module.net.gene_embeddings.numel()
         covariates = ", ".join(covariate_keys(self.registry_)) or "none"
+        if config.has_bottleneck:
+            latent = f"{config.n_latent} dimensions"
+        else:
+            latent = f"{4 * config.n_hidden} dimensions (S, T, maximum, mean)"
         return (
             f"XTrimoGene {self.size_!r} with {n_parameters:,} parameters "
             f"({in_genes:,} of them gene embeddings), "
@@ -131,7 +155,8 @@ class XTrimoGene(SetupMixin, TrainingMixin, InferenceMixin, SavingMixin, BaseMod
             f"  vocabulary: {len(self.vocabulary):,} genes, of which the encoder reads "
             f"{int(self.module.is_read.sum()):,}\n"
             f"  encoder: {config.n_layers} layers of width {config.n_hidden}, "
-            f"{config.n_heads} heads; latent representation: {config.n_latent} dimensions\n"
-            f"  decoders: bottleneck (counts), cross-attention (imputation)\n"
+            f"{config.n_heads} heads; latent representation: {latent}\n"
+            f"  decoders: {', '.join(self.module.decoders)}"
+            f"{'; aware of the read depth' if config.read_depth_aware else ''}\n"
             f"  covariates: {covariates}; seed: {self.seed_}"
         )

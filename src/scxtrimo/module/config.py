@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..nn.encoder import Activation
+from ..nn.xtrimogene import ImputationDecoder
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,29 @@ class XTrimoGeneConfig:
         Inner width of the network that turns encoded tokens into the latent representation.
     n_latent
         Dimensions of the latent representation.
+    imputation_decoder
+        Decoder of masked genes: ``"cross_attention"``, or ``"performer"`` as published.
     n_decoder_hidden, n_decoder_layers, n_decoder_heads
-        Width, depth and heads of the cross-attention decoder (imputation).
+        Width, depth and heads of this decoder.
+    decoder_head_width
+        Width of a head of the Performer; by default ``n_decoder_hidden / n_decoder_heads``.
+    redraw_features_every
+        Steps of training after which the Performer gets other random features.
+    read_depth_aware
+        Add tokens of the target and the source depth, and train on cells of which counts were
+        taken away :cite:p:`Hao2024`. Needed to ask for a ``target_depth``.
     n_covariate
         Width of the embedding of batch and other covariates, used by the bottleneck decoder only.
     n_input_genes
         How many highly variable genes the encoder reads; ``None`` for all. Predictions are made
         for all genes of the vocabulary regardless.
+    pca_initialization
+        Start with gene embeddings from a principal component analysis of the training cells.
+    likelihood_weight
+        Weight of the count likelihood. 0 leaves out the bottleneck decoder and with it the
+        learned pooling: the latent representation is then the published one.
     imputation_weight
-        Weight of the masked regression beside the count likelihood; 0 leaves it out.
+        Weight of the masked regression; 0 leaves it out.
     activation, norm_first, dropout
         Feed-forward activation, pre-norm or post-norm, and dropout of the encoder.
 
@@ -49,24 +64,32 @@ class XTrimoGeneConfig:
     bin_alpha: float = 1.0
     n_pool: int = 128
     n_latent: int = 32
+    imputation_decoder: ImputationDecoder = "cross_attention"
     n_decoder_hidden: int = 64
     n_decoder_layers: int = 1
     n_decoder_heads: int = 4
+    decoder_head_width: int | None = None
+    redraw_features_every: int = 1000
+    read_depth_aware: bool = False
     n_covariate: int = 8
     n_input_genes: int | None = 3000
+    pca_initialization: bool = True
+    likelihood_weight: float = 1.0
     imputation_weight: float = 1.0
     activation: Activation = "gelu"
     norm_first: bool = True
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        may_be_zero = {"imputation_weight", "dropout"}
+        may_be_zero = {"likelihood_weight", "imputation_weight", "dropout"}
         for name, value in asdict(self).items():
             if isinstance(value, bool | str) or value is None:
                 continue
             if value < 0 or (value == 0 and name not in may_be_zero):
                 raise ValueError(f"{name}={value} must be positive.")
         for width, heads in (("n_hidden", "n_heads"), ("n_decoder_hidden", "n_decoder_heads")):
+            if heads == "n_decoder_heads" and self.decoder_head_width is not None:
+                continue
             if getattr(self, width) % getattr(self, heads):
                 raise ValueError(
                     f"{width}={getattr(self, width)} must be a multiple of "
@@ -74,8 +97,32 @@ class XTrimoGeneConfig:
                 )
         if self.dropout >= 1:
             raise ValueError(f"dropout={self.dropout} must be below 1.")
-        if self.activation not in ("gelu", "relu"):
-            raise ValueError(f"activation={self.activation!r} must be 'gelu' or 'relu'.")
+        choices = {
+            "activation": ("gelu", "relu"),
+            "imputation_decoder": ("cross_attention", "performer"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {known}.")
+        if self.decoder_head_width is not None and self.imputation_decoder != "performer":
+            raise ValueError(
+                f"decoder_head_width={self.decoder_head_width} applies to "
+                "imputation_decoder='performer' only."
+            )
+        if not self.likelihood_weight and not self.imputation_weight:
+            raise ValueError(
+                "likelihood_weight and imputation_weight are both 0: there is nothing to train."
+            )
+        if not self.likelihood_weight and not self.read_depth_aware:
+            raise ValueError(
+                "likelihood_weight=0 leaves out the cell token, so that read_depth_aware=True is "
+                "needed: a cell whose genes are all masked would have no token."
+            )
+
+    @property
+    def has_bottleneck(self) -> bool:
+        """Whether there are a bottleneck decoder and a learned pooling."""
+        return self.likelihood_weight > 0
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> XTrimoGeneConfig:
@@ -116,6 +163,24 @@ def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -
     )
 
 
+def as_published(config: XTrimoGeneConfig) -> XTrimoGeneConfig:
+    """Return the published architecture in the size of another configuration.
+
+    Post-norm encoder with ReLU, Performer decoder over all genes, read-depth tokens, masked
+    regression alone, random initialisation (Gong et al. 2023; Hao et al. 2024).
+    """
+    return replace(
+        config,
+        activation="relu",
+        norm_first=False,
+        imputation_decoder="performer",
+        read_depth_aware=True,
+        n_input_genes=None,
+        pca_initialization=False,
+        likelihood_weight=0.0,
+    )
+
+
 SIZES: dict[str, XTrimoGeneConfig] = {
     "tiny": _size(32, 1, 2, (32, 1, 2)),
     "1m": _size(64, 2, 4, (64, 1, 4)),
@@ -126,7 +191,9 @@ SIZES: dict[str, XTrimoGeneConfig] = {
 """Named sizes, by approximate number of parameters with a vocabulary of 19,264 genes.
 
 ``3m`` and ``100m`` are the published ones, ``10m`` lies between; ``tiny`` and ``1m`` suit a CPU.
+Each exists as ``published-...`` too, with the architecture and objective of the papers.
 """
+SIZES |= {f"published-{name}": as_published(config) for name, config in SIZES.items()}
 
 
 def choose_size(n_cells: int, on_gpu: bool) -> str:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..nn import Decoder, EncodedCells, XTrimoGeneNet, normalize_counts
-from ..nn.ragged import cells_of, select_tokens, sum_per_cell
+from ..nn import Decoder, EncodedCells, PerformerDecoder, XTrimoGeneNet, normalize_counts
+from ..nn.ragged import cells_of, mean_per_cell, select_tokens, sum_per_cell
 from .config import XTrimoGeneConfig
 
-NOT_NETWORK = ("n_input_genes", "imputation_weight")
-DECODERS = ("bottleneck", "cross_attention")
+NOT_NETWORK = (
+    "n_input_genes",
+    "pca_initialization",
+    "redraw_features_every",
+    "likelihood_weight",
+    "imputation_weight",
+)
+PUBLISHED_TARGET_DEPTH = 4.0
 
 
 class XTrimoGeneModule(BaseModuleClass):
     r"""xTrimoGene with the objective that makes its latent representation.
 
     .. math::
-        \mathcal{L} = -\frac{1}{N}\sum_c \sum_g \frac{x_{cg}}{n_c} \log \rho_{cg}
-            + w \, \mathrm{mean}_{(c, g) \in T} (\hat v_{cg} - v_{cg})^2
+        \mathcal{L} = -\frac{w_l}{N}\sum_c \sum_g \frac{x_{cg}}{n_c} \log \rho_{cg}
+            + w_i \, \mathrm{mean}_{(c, g) \in T} (\hat v_{cg} - v_{cg})^2
 
     The first term is the multinomial likelihood of all counts of a cell given its latent
-    representation, per count; the second the masked regression through the cross-attention
-    decoder. The encoder sees unmasked genes only, in both.
+    representation, per count; the second the masked regression through the imputation decoder.
+    The encoder sees unmasked genes only, in both. Published models have the second term alone.
 
     Parameters
     ----------
@@ -36,21 +42,40 @@ class XTrimoGeneModule(BaseModuleClass):
         Number of categories of each categorical covariate.
     config
         Hyper-parameters.
+    seed
+        Seed of the random features of a Performer.
     """
 
+    is_read: Tensor
+    mean_expression: Tensor
+    typical_depth: Tensor
+
     def __init__(
-        self, n_genes: int, n_categories: tuple[int, ...], config: XTrimoGeneConfig
+        self, n_genes: int, n_categories: tuple[int, ...], config: XTrimoGeneConfig, seed: int = 0
     ) -> None:
         super().__init__()
         self.n_genes = n_genes
-        self.imputation_weight = config.imputation_weight
+        self.config = config
+        self.seed = seed
         network = {k: v for k, v in asdict(config).items() if k not in NOT_NETWORK}
-        self.net = XTrimoGeneNet(n_genes, n_categories=n_categories, **network)
+        self.net = XTrimoGeneNet(
+            n_genes,
+            n_categories=n_categories,
+            bottleneck=config.has_bottleneck,
+            seed=seed,
+            **network,
+        )
         self.register_buffer("is_read", torch.ones(n_genes, dtype=torch.bool))
         self.register_buffer("mean_expression", torch.zeros(n_genes))
+        self.register_buffer("typical_depth", torch.tensor(PUBLISHED_TARGET_DEPTH))
 
     def set_gene_statistics(
-        self, is_read: Tensor, mean_expression: Tensor, rates: Tensor, embeddings: Tensor
+        self,
+        is_read: Tensor,
+        mean_expression: Tensor,
+        rates: Tensor,
+        embeddings: Tensor,
+        typical_depth: Tensor,
     ) -> None:
         """Start from what the training cells say about the genes.
 
@@ -65,30 +90,58 @@ class XTrimoGeneModule(BaseModuleClass):
         embeddings
             Initial gene embeddings, shape ``(n_genes, n)`` with ``n`` at most the width of the
             model; the remaining dimensions keep their random values.
+        typical_depth
+            Median of the log10 total counts, a scalar.
         """
         with torch.no_grad():
             self.is_read.copy_(is_read)
             self.mean_expression.copy_(mean_expression)
-            self.net.bottleneck.log_baseline.copy_(rates.log())
+            self.typical_depth.copy_(typical_depth)
+            if self.net.bottleneck is not None:
+                self.net.bottleneck.log_baseline.copy_(rates.log())
             self.net.gene_embeddings[:, : embeddings.shape[1]] = embeddings
 
-    def decoder(self, name: str) -> Decoder:
-        """Return a decoder by name, one of :data:`DECODERS`."""
-        if name not in DECODERS:
-            raise ValueError(f"decoder={name!r} is unknown; choose one of {list(DECODERS)}.")
-        return getattr(self.net, name)
+    @property
+    def decoders(self) -> dict[str, Decoder]:
+        """The decoders by name."""
+        decoders: dict[str, Decoder] = {}
+        if self.net.bottleneck is not None:
+            decoders["bottleneck"] = self.net.bottleneck
+        return decoders | {self.config.imputation_decoder: self.net.imputation}
 
-    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: object) -> dict:
-        keep = self.is_read[tensors["gene_ids"]]
+    @property
+    def positions(self) -> Tensor:
+        """Embeddings of all genes and depth tokens, as decoders take them."""
+        return self.net.embedding.gene.weight
+
+    def redraw_features(self, step: int) -> None:
+        """Give a Performer other random features, every so many steps of training."""
+        every = self.config.redraw_features_every
+        if step and step % every == 0 and isinstance(self.net.imputation, PerformerDecoder):
+            self.net.imputation.performer.redraw(self.seed + 1000 * (step // every))
+
+    def _get_inference_input(self, tensors: dict[str, Any], **kwargs: object) -> dict:
+        # Where counts were taken away, the encoder sees what is left.
+        counts = tensors.get("input_counts", tensors["counts"])
+        library_size = tensors.get("input_library_size", tensors["library_size"])
+        keep = self.is_read[tensors["gene_ids"]] & (counts > 0)
         if "visible" in tensors:
             keep = keep & tensors["visible"]
-        return {
-            "counts": tensors["counts"][keep],
+        inputs: dict[str, Any] = {
+            "counts": counts[keep],
             "gene_ids": tensors["gene_ids"][keep],
             "cu_seqlens": select_tokens(keep, tensors["cu_seqlens"]),
-            "library_size": tensors["library_size"],
+            "library_size": library_size,
             "categories": tensors["categories"],
         }
+        if self.config.read_depth_aware:
+            measured = torch.stack([tensors["library_size"], library_size], dim=1).log10()
+            inputs["depths"] = tensors.get("depths", measured)
+            inputs["scale"] = tensors.get("scale", 1e4)
+        if "hidden_gene_ids" in tensors and isinstance(self.net.imputation, PerformerDecoder):
+            names = ("values", "gene_ids", "cu_seqlens")
+            inputs["hidden"] = tuple(tensors[f"hidden_{name}"] for name in names)
+        return inputs
 
     @auto_move_data
     def inference(
@@ -98,9 +151,15 @@ class XTrimoGeneModule(BaseModuleClass):
         cu_seqlens: Tensor,
         library_size: Tensor,
         categories: Tensor,
+        depths: Tensor | None = None,
+        scale: float = 1e4,
+        hidden: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> dict[str, EncodedCells]:
         """Encode the visible genes; see :meth:`scxtrimo.nn.XTrimoGeneNet.encode`."""
-        return {"cells": self.net.encode(counts, gene_ids, cu_seqlens, library_size, categories)}
+        cells = self.net.encode(
+            counts, gene_ids, cu_seqlens, library_size, categories, depths, scale
+        )
+        return {"cells": cells if hidden is None else self.net.hide(cells, *hidden)}
 
     def _get_generative_input(
         self, tensors: dict[str, Tensor], inference_outputs: dict, **kwargs: object
@@ -115,31 +174,47 @@ class XTrimoGeneModule(BaseModuleClass):
         self, cells: EncodedCells, target_gene_ids: Tensor, target_cu_seqlens: Tensor
     ) -> dict[str, Tensor]:
         """Predict log-rates of all genes, and the values of the target genes."""
-        genes = self.net.gene_embeddings
-        outputs = {"log_rates": self.net.bottleneck.log_rates(cells, genes)}
-        if self.imputation_weight:
-            outputs["imputed"] = self.net.cross_attention(
-                cells, genes, target_gene_ids, target_cu_seqlens
+        outputs = {}
+        if self.net.bottleneck is not None:
+            outputs["log_rates"] = self.net.bottleneck.log_rates(cells, self.positions)
+        if self.config.imputation_weight:
+            outputs["imputed"] = self.net.imputation(
+                cells, self.positions, target_gene_ids, target_cu_seqlens
             )
         return outputs
 
     def loss(
         self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict
     ) -> LossOutput:
-        """Return the objective; ``reconstruction_loss`` is the first term, per cell."""
-        counts, library_size = tensors["counts"], tensors["library_size"]
-        cells_t = cells_of(tensors["cu_seqlens"], counts.shape[0])
-        # `index_select`, as the backward of plain indexing is not deterministic on CPU.
-        flat_t = cells_t * self.n_genes + tensors["gene_ids"]
-        log_rates_t = generative_outputs["log_rates"].flatten().index_select(0, flat_t)
-        nll_c = -sum_per_cell(counts * log_rates_t, tensors["cu_seqlens"]) / library_size
-        loss = nll_c.mean()
-        metrics = {}
+        """Return the objective; ``reconstruction_loss`` is its first term, per cell.
+
+        Without a bottleneck decoder it is the squared error per cell, averaged over its targets.
+        """
+        terms, metrics = [], {}
         if "imputed" in generative_outputs:
-            mse = F.mse_loss(generative_outputs["imputed"].float(), target_values(tensors))
+            error_t = (generative_outputs["imputed"].float() - target_values(tensors)).square()
+            mse = error_t.sum() / max(len(error_t), 1)  # a small batch may have no targets
             metrics["imputation_mse"] = mse.detach()
-            loss = loss + self.imputation_weight * mse
-        return LossOutput(loss=loss, reconstruction_loss=nll_c, extra_metrics=metrics)
+            terms.append(self.config.imputation_weight * mse)
+            reconstruction_c = mean_per_cell(error_t[:, None], tensors["target_cu_seqlens"])[:, 0]
+        if "log_rates" in generative_outputs:
+            reconstruction_c = self._negative_log_likelihood(
+                tensors, generative_outputs["log_rates"]
+            )
+            terms.append(self.config.likelihood_weight * reconstruction_c.mean())
+        return LossOutput(
+            loss=torch.stack(terms).sum(),
+            reconstruction_loss=reconstruction_c,
+            extra_metrics=metrics,
+        )
+
+    def _negative_log_likelihood(self, tensors: dict[str, Tensor], log_rates: Tensor) -> Tensor:
+        """Multinomial, per count, without the terms that only depend on the counts."""
+        counts, cu_seqlens = tensors["counts"], tensors["cu_seqlens"]
+        flat_t = cells_of(cu_seqlens, len(counts)) * self.n_genes + tensors["gene_ids"]
+        # `index_select`, as the backward of plain indexing is not deterministic on CPU.
+        log_rates_t = log_rates.flatten().index_select(0, flat_t)
+        return -sum_per_cell(counts * log_rates_t, cu_seqlens) / tensors["library_size"]
 
     @torch.inference_mode()
     def sample(self, *args: object, **kwargs: object) -> Tensor:

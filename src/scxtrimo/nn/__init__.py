@@ -1,12 +1,19 @@
 """xTrimoGene as plain PyTorch blocks on ragged batches."""
 
 from .attention import CrossAttention, SelfAttention, ragged_attention
-from .decoder import BottleneckDecoder, CrossAttentionDecoder, Decoder, EncodedCells
+from .decoder import (
+    BottleneckDecoder,
+    CrossAttentionDecoder,
+    Decoder,
+    EncodedCells,
+    HiddenGenes,
+    PerformerDecoder,
+)
 from .embedding import AutoDiscretization, TokenEmbedding, normalize_counts
 from .encoder import Encoder, EncoderLayer, FeedForward
 from .performer import FavorAttention, Performer, PerformerLayer
-from .published import PublishedNet
-from .xtrimogene import CellPooling, XTrimoGeneNet
+from .pooling import CellPooling, pool_tokens
+from .xtrimogene import XTrimoGeneNet
 
 __all__ = [
     "AutoDiscretization",
@@ -20,12 +27,14 @@ __all__ = [
     "EncoderLayer",
     "FavorAttention",
     "FeedForward",
+    "HiddenGenes",
     "Performer",
+    "PerformerDecoder",
     "PerformerLayer",
-    "PublishedNet",
     "SelfAttention",
     "TokenEmbedding",
     "XTrimoGeneNet",
     "normalize_counts",
+    "pool_tokens",
     "ragged_attention",
 ]

@@ -7,6 +7,7 @@ evaluated where nothing is asked.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,26 @@ from torch.nn import functional as F
 
 from .attention import CrossAttention
 from .encoder import FeedForward
-from .ragged import cells_of
+from .performer import Performer
+from .ragged import cells_of, lengths_of, select_tokens
+
+
+class HiddenGenes(NamedTuple):
+    """Genes the encoder did not see, and what a decoder over all genes is told about them.
+
+    Attributes
+    ----------
+    tokens_td
+        Value embeddings, mostly those of the mask, shape ``(n_hidden_genes, n_hidden)``.
+    gene_ids_t
+        Positions in the vocabulary.
+    cu_seqlens
+        Cell boundaries.
+    """
+
+    tokens_td: Tensor
+    gene_ids_t: Tensor
+    cu_seqlens: Tensor
 
 
 class EncodedCells(NamedTuple):
@@ -24,24 +44,42 @@ class EncodedCells(NamedTuple):
     Attributes
     ----------
     tokens_td
-        Encoded tokens, cell token first, shape ``(n_tokens, n_hidden)``.
+        Encoded tokens, special ones first, shape ``(n_tokens, n_hidden)``.
     cu_seqlens
         Cell boundaries in ``tokens_td``.
+    gene_ids_t
+        Position of every token in the gene embeddings; -1 for the cell token.
     latent_cz
         Latent representation of the cells, shape ``(n_cells, n_latent)``.
     covariates_ck
         Embedding of batch and other covariates, shape ``(n_cells, n_covariate)``; the latent
         representation does not contain it.
+    zero_d
+        Value embedding of 0, shape ``(n_hidden,)``.
+    hidden
+        Genes that are masked, if there are any.
     """
 
     tokens_td: Tensor
     cu_seqlens: Tensor
+    gene_ids_t: Tensor
     latent_cz: Tensor
     covariates_ck: Tensor
+    zero_d: Tensor
+    hidden: HiddenGenes | None = None
 
 
 class Decoder(nn.Module):
-    """Interface of all decoders."""
+    """Interface of all decoders.
+
+    Attributes
+    ----------
+    max_queries
+        How many queries may be asked at a time to bound the memory, if it pays to ask for some
+        at a time.
+    """
+
+    max_queries: int | None = None
 
     def forward(
         self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
@@ -53,7 +91,8 @@ class Decoder(nn.Module):
         cells
             The encoded cells.
         genes_gd
-            Gene embeddings of the whole vocabulary, shape ``(n_genes, n_hidden)``.
+            Embeddings of the whole vocabulary, and of the depth tokens if there are any, shape
+            ``(n_positions, n_hidden)``.
         gene_ids_t
             Queried genes of all cells, shape ``(n_queries,)``.
         cu_queries
@@ -97,6 +136,7 @@ class BottleneckDecoder(Decoder):
         """Return log fractions of a cell's counts, shape ``(n_cells, n_genes)``."""
         # Scores in bfloat16 would be off by several per cent of a rate.
         with torch.autocast(genes_gd.device.type, enabled=False):
+            genes_gd = genes_gd[: len(self.log_baseline)]  # no depth tokens
             query_gz = torch.cat([self.to_query(genes_gd), self.covariate_loadings], dim=1)
             cell_cz = torch.cat([cells.latent_cz, cells.covariates_ck], dim=1).to(query_gz.dtype)
             scores_cg = torch.addmm(self.log_baseline, cell_cz, query_gz.t())
@@ -122,6 +162,8 @@ class CrossAttentionDecoder(Decoder):
     n_layers, n_heads
         Depth and number of heads.
     """
+
+    max_queries = 2**15
 
     def __init__(self, n_hidden: int, n_context: int, n_layers: int, n_heads: int) -> None:
         super().__init__()
@@ -164,3 +206,88 @@ class CrossAttentionLayer(nn.Module):
         """Return the queries after one layer, shape ``(n_queries, n_hidden)``."""
         x_td = x_td + self.attention(self.attention_norm(x_td), context_sd, cu_queries, cu_context)
         return x_td + self.feed_forward(self.feed_forward_norm(x_td))
+
+
+class PerformerDecoder(Decoder):
+    """All genes of a cell attend to each other, as published.
+
+    Encoded genes stand where they are in the vocabulary, all others as zeros or masks; the gene
+    embedding is added again. Linear in the number of genes, and by far the most expensive decoder.
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the decoder.
+    n_context
+        Width of the encoded tokens and of the gene embeddings.
+    n_layers, n_heads, head_width, seed
+        See :class:`~scxtrimo.nn.Performer`.
+
+    Notes
+    -----
+    Gong et al. 2023, section 3.4.
+    """
+
+    def __init__(
+        self,
+        n_hidden: int,
+        n_context: int,
+        n_layers: int,
+        n_heads: int,
+        head_width: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.randn(n_context))  # in place of a value that is hidden
+        self.to_hidden = nn.Linear(n_context, n_hidden)
+        self.performer = Performer(n_layers, n_hidden, n_heads, head_width, seed)
+        self.norm = nn.LayerNorm(n_hidden)
+        self.to_value = nn.Linear(n_hidden, 1)
+
+    def embed(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Iterator[Tensor]:
+        """Yield gene embeddings in the context of one cell after the other.
+
+        Parameters
+        ----------
+        cells, genes_gd, gene_ids_t, cu_queries
+            See :class:`Decoder`.
+
+        Yields
+        ------
+        Tensor of shape ``(n_queries of the cell, n_hidden)``.
+        """
+        # Most genes of most cells are zeros, which are all the same before the first layer.
+        zeros_gd = self.to_hidden(genes_gd + cells.zero_d)
+        known = [(cells.tokens_td, cells.gene_ids_t, cells.cu_seqlens)]
+        if cells.hidden is not None:
+            known.append(cells.hidden)
+        inputs = [self._split(genes_gd, *part) for part in known]
+        queries = gene_ids_t.split(lengths_of(cu_queries).tolist())
+        for rows_q, *parts in zip(queries, *inputs, strict=True):
+            if not len(rows_q):
+                yield zeros_gd[:0]
+                continue
+            x_gd = zeros_gd
+            for x_td, ids_t in parts:
+                x_gd = x_gd.index_copy(0, ids_t, x_td.to(x_gd.dtype))
+            yield self.norm(self.performer(x_gd, rows_q))
+
+    def _split(
+        self, genes_gd: Tensor, tokens_td: Tensor, ids_t: Tensor, cu_seqlens: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Bring tokens to the width of the decoder, one entry per cell."""
+        is_gene = ids_t >= 0  # the cell token has no place among the genes
+        cu_genes = select_tokens(is_gene, cu_seqlens)
+        ids_t = ids_t[is_gene]
+        x_td = self.to_hidden(tokens_td[is_gene] + F.embedding(ids_t, genes_gd))
+        n = lengths_of(cu_genes).tolist()
+        return list(zip(x_td.split(n), ids_t.split(n), strict=True))
+
+    def forward(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Tensor:
+        """See :class:`Decoder`."""
+        embedded = self.embed(cells, genes_gd, gene_ids_t, cu_queries)
+        return torch.cat([self.to_value(x_qd).squeeze(-1) for x_qd in embedded])

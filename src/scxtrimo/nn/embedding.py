@@ -70,8 +70,8 @@ class TokenEmbedding(nn.Module):
 
     Parameters
     ----------
-    n_genes
-        Number of genes in the vocabulary.
+    n_positions
+        Number of genes in the vocabulary, plus those of the depth tokens if there are any.
     n_hidden
         Width of a token.
     n_bins, bin_alpha
@@ -79,11 +79,11 @@ class TokenEmbedding(nn.Module):
     """
 
     def __init__(
-        self, n_genes: int, n_hidden: int, n_bins: int = 100, bin_alpha: float = 1.0
+        self, n_positions: int, n_hidden: int, n_bins: int = 100, bin_alpha: float = 1.0
     ) -> None:
         super().__init__()
         self.value = AutoDiscretization(n_hidden, n_bins, bin_alpha)
-        self.gene = nn.Embedding(n_genes, n_hidden)
+        self.gene = nn.Embedding(n_positions, n_hidden)
         nn.init.normal_(self.gene.weight, std=n_hidden**-0.5)
 
     def forward(self, values_t: Tensor, gene_ids_t: Tensor) -> Tensor:

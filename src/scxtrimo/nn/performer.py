@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .encoder import FeedForward
 
 EPSILON = 1e-4
+CHUNK = 2048
+"""Genes that are worked on at a time: bounds the memory whatever the size of the vocabulary."""
 
 
 def orthogonal_features(n_features: int, n_inputs: int, generator: torch.Generator) -> Tensor:
@@ -36,16 +42,14 @@ def orthogonal_features(n_features: int, n_inputs: int, generator: torch.Generat
     return lengths[:, None] * torch.cat(blocks)[:n_features]
 
 
-def positive_features(x_hte: Tensor, features_me: Tensor, is_query: bool) -> Tensor:
+def exponential_features(
+    x_hte: Tensor, features_me: Tensor, is_query: bool
+) -> tuple[Tensor, Tensor]:
     r"""Map queries or keys to features whose products estimate the softmax kernel.
 
     .. math::
-        \phi(x) = m^{-1/2}
-        \left(\exp(\omega^\top \tilde x - \|\tilde x\|^2 / 2 - s) + \epsilon\right),
+        \phi(x) = \exp(\omega^\top \tilde x - \|\tilde x\|^2 / 2 - s),
         \quad \tilde x = x / e^{1/4}
-
-    The stabiliser :math:`s` is the maximum per query, and for keys one per cell over all heads,
-    so that a cell does not depend on the others of its batch.
 
     Parameters
     ----------
@@ -54,26 +58,34 @@ def positive_features(x_hte: Tensor, features_me: Tensor, is_query: bool) -> Ten
     features_me
         Random features, shape ``(n_features, head_width)``.
     is_query
-        Which of the two.
+        Which of the two: the stabiliser :math:`s` is the maximum per query, and for keys one over
+        all heads and genes given.
 
     Returns
     -------
-    Tensor of shape ``(n_heads, n_genes, n_features)``.
+    Tensor of shape ``(n_heads, n_genes, n_features)``, and the stabiliser.
 
     Notes
     -----
-    Choromanski et al. 2021, equation 7 (FAVOR+).
+    Choromanski et al. 2021, equation 7 (FAVOR+), without the factor :math:`m^{-1/2}`, which
+    cancels in attention.
     """
     x_hte = x_hte * x_hte.shape[-1] ** -0.25
     projected = x_hte @ features_me.t()
     half_norm = x_hte.square().sum(-1, keepdim=True) / 2
-    highest = projected.amax(-1, keepdim=True) if is_query else projected.amax()
-    scale = features_me.shape[0] ** -0.5
-    return scale * (torch.exp(projected - half_norm - highest.detach()) + EPSILON)
+    highest = (projected.amax(-1, keepdim=True) if is_query else projected.amax()).detach()
+    return torch.exp(projected - half_norm - highest), highest
 
 
 class FavorAttention(nn.Module):
-    """Linear attention among all genes of one cell.
+    r"""Linear attention among all genes of one cell.
+
+    .. math::
+        \mathrm{out}(q) = \frac{\phi_\epsilon(q)^\top \sum_g \phi_\epsilon(k_g) v_g^\top}
+            {\phi_\epsilon(q)^\top \sum_g \phi_\epsilon(k_g)},
+        \quad \phi_\epsilon = \phi + \epsilon
+
+    with :math:`\phi` from :func:`exponential_features`; the sums over keys are :meth:`summarize`.
 
     Parameters
     ----------
@@ -93,46 +105,65 @@ class FavorAttention(nn.Module):
         self.qkv = nn.Linear(n_hidden, 3 * n_heads * head_width)
         self.out = nn.Linear(n_heads * head_width, n_hidden)
         n_features = int(head_width * math.log(head_width))
+        self.register_buffer("features", torch.empty(n_features, head_width))
+        self.redraw(seed)
+
+    def redraw(self, seed: int) -> None:
+        """Draw other random features."""
         generator = torch.Generator().manual_seed(seed)
-        self.register_buffer("features", orthogonal_features(n_features, head_width, generator))
+        n_features, head_width = self.features.shape
+        self.features.copy_(orthogonal_features(n_features, head_width, generator))
 
-    def forward(self, x_gd: Tensor) -> Tensor:
-        """Attend among the genes of one cell; the shape ``(n_genes, n_hidden)`` stays."""
-        n_genes = x_gd.shape[0]
-        q, k, v = self.qkv(x_gd).view(n_genes, 3, self.n_heads, -1).permute(1, 2, 0, 3)
-        q_hgm = positive_features(q, self.features, is_query=True)
-        k_hgm = positive_features(k, self.features, is_query=False)
-        context_hme = k_hgm.transpose(1, 2) @ v
-        normalizer = q_hgm @ k_hgm.sum(1)[..., None]
-        attended = (q_hgm @ context_hme) / normalizer
-        return self.out(attended.transpose(0, 1).reshape(n_genes, -1))
+    def _project(self, x_gd: Tensor, first: int, n: int) -> Tensor:
+        """Return ``n`` of query, key and value, shape ``(n, n_heads, n_genes, head_width)``."""
+        width = self.out.in_features
+        part = slice(first * width, (first + n) * width)
+        projected = F.linear(x_gd, self.qkv.weight[part], self.qkv.bias[part])
+        return projected.view(len(x_gd), n, self.n_heads, -1).permute(1, 2, 0, 3)
 
+    def sum_keys(self, x_gd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sum over some genes what :meth:`summarize` puts together."""
+        k, v = self._project(x_gd, 1, 2)
+        # Exponentials of scores in bfloat16 would be off by several per cent.
+        with torch.autocast(x_gd.device.type, enabled=False):
+            v_hge = v.to(self.features.dtype)
+            k_hgm, highest = exponential_features(
+                k.to(self.features.dtype), self.features, is_query=False
+            )
+            return k_hgm.transpose(1, 2) @ v_hge, k_hgm.sum(1), v_hge.sum(1), highest
 
-class Performer(nn.Module):
-    """A stack of pre-norm layers of linear attention and feed-forward, and a final norm.
+    def summarize(self, chunks: list[tuple[Tensor, Tensor, Tensor, Tensor]], n_genes: int) -> Any:
+        r"""Return :math:`\sum_g \phi_\epsilon(k_g) [v_g^\top, 1]` from sums over parts of a cell.
 
-    Parameters
-    ----------
-    n_layers
-        Number of layers.
-    n_hidden, n_heads, head_width, seed
-        See :class:`FavorAttention`.
-    """
+        Parameters
+        ----------
+        chunks
+            Results of :meth:`sum_keys`, each with a stabiliser of its own. The result has one for
+            the cell, so that it depends neither on other cells nor on the parts.
+        n_genes
+            Number of genes that were summed over.
 
-    def __init__(
-        self, n_layers: int, n_hidden: int, n_heads: int, head_width: int, seed: int = 0
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            PerformerLayer(n_hidden, n_heads, head_width, seed + i) for i in range(n_layers)
-        )
-        self.norm = nn.LayerNorm(n_hidden)
+        Returns
+        -------
+        Tensors of shape ``(n_heads, n_features, head_width)`` and ``(n_heads, n_features, 1)``.
+        """
+        contexts, normalizers, values, highest = zip(*chunks, strict=True)
+        weights = [torch.exp(h - torch.stack(highest).amax()) for h in highest]
+        context_hme = sum(w * c for w, c in zip(weights, contexts, strict=True))
+        normalizer_hm = sum(w * n for w, n in zip(weights, normalizers, strict=True))
+        context_hme = context_hme + EPSILON * torch.stack(values).sum(0)[:, None]
+        return context_hme, (normalizer_hm + EPSILON * n_genes)[..., None]
 
-    def forward(self, x_gd: Tensor) -> Tensor:
-        """Transform the genes of one cell; the shape ``(n_genes, n_hidden)`` stays."""
-        for layer in self.layers:
-            x_gd = layer(x_gd)
-        return self.norm(x_gd)
+    def forward(self, x_qd: Tensor, context_hme: Tensor, normalizer_hm1: Tensor) -> Tensor:
+        """Let genes attend to a cell's summary; the shape ``(n_queries, n_hidden)`` stays."""
+        (q,) = self._project(x_qd, 0, 1)
+        with torch.autocast(x_qd.device.type, enabled=False):
+            q_hgm = (
+                exponential_features(q.to(self.features.dtype), self.features, is_query=True)[0]
+                + EPSILON
+            )
+            attended = (q_hgm @ context_hme) / (q_hgm @ normalizer_hm1)
+        return self.out(attended.transpose(0, 1).reshape(len(x_qd), -1))
 
 
 class PerformerLayer(nn.Module):
@@ -151,7 +182,68 @@ class PerformerLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(n_hidden)
         self.feed_forward_norm = nn.LayerNorm(n_hidden)
 
-    def forward(self, x_gd: Tensor) -> Tensor:
-        """Return the genes of one cell after one layer."""
-        x_gd = x_gd + self.attention(self.attention_norm(x_gd))
-        return x_gd + self.feed_forward(self.feed_forward_norm(x_gd))
+    def forward(self, x_gd: Tensor, rows_q: Tensor | None = None) -> Tensor:
+        """Return the genes of one cell after one layer.
+
+        Parameters
+        ----------
+        x_gd
+            All genes of the cell, shape ``(n_genes, n_hidden)``.
+        rows_q
+            Where to evaluate the layer; all genes are attended to regardless.
+
+        Returns
+        -------
+        Tensor of shape ``(n_genes, n_hidden)``, or ``(n_queries, n_hidden)``.
+        """
+        sums = [_recomputed(self._sum_keys, chunk) for chunk in x_gd.split(CHUNK)]
+        summary = self.attention.summarize(sums, len(x_gd))
+        queries = x_gd if rows_q is None else x_gd.index_select(0, rows_q)
+        return torch.cat([_recomputed(self._update, x, *summary) for x in queries.split(CHUNK)])
+
+    def _sum_keys(self, x_gd: Tensor) -> tuple[Tensor, ...]:
+        return self.attention.sum_keys(self.attention_norm(x_gd))
+
+    def _update(self, x_qd: Tensor, context_hme: Tensor, normalizer_hm1: Tensor) -> Tensor:
+        x_qd = x_qd + self.attention(self.attention_norm(x_qd), context_hme, normalizer_hm1)
+        return x_qd + self.feed_forward(self.feed_forward_norm(x_qd))
+
+
+def _recomputed(function: Callable, *inputs: Tensor) -> Any:
+    """Call a function; where gradients are needed, compute it again then instead of storing."""
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+class Performer(nn.Module):
+    """A stack of :class:`PerformerLayer` and a final layer norm.
+
+    Parameters
+    ----------
+    n_layers
+        Number of layers.
+    n_hidden, n_heads, head_width, seed
+        See :class:`FavorAttention`.
+    """
+
+    def __init__(
+        self, n_layers: int, n_hidden: int, n_heads: int, head_width: int, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            PerformerLayer(n_hidden, n_heads, head_width, seed + i) for i in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(n_hidden)
+
+    def redraw(self, seed: int) -> None:
+        """Draw other random features in every layer."""
+        for i, layer in enumerate(self.layers):
+            assert isinstance(layer, PerformerLayer)
+            layer.attention.redraw(seed + i)
+
+    def forward(self, x_gd: Tensor, rows_q: Tensor | None = None) -> Tensor:
+        """Transform the genes of one cell; the last layer is evaluated only at ``rows_q``."""
+        for layer in self.layers[:-1]:
+            x_gd = layer(x_gd)
+        return self.norm(self.layers[-1](x_gd, rows_q))

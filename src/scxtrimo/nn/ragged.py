@@ -49,48 +49,51 @@ def mean_per_cell(x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def max_per_cell(x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Take the maximum over the tokens of every cell, per channel.
-
-    Every cell must have at least one token, which holds for anything that carries a cell token.
-    """
+    """Take the maximum over the tokens of every cell, per channel; 0 for a cell without tokens."""
     # One `amax` per cell: scatter and segment reductions are slower on CPU, forward and backward.
-    return torch.stack([x.amax(0) for x in x_td.split(lengths_of(cu_seqlens).tolist())])
+    cells = x_td.split(lengths_of(cu_seqlens).tolist())
+    return torch.stack([x.amax(0) if len(x) else x.new_zeros(x.shape[1:]) for x in cells])
 
 
-def prepend_token(x_td: Tensor, token_d: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Put one shared token in front of every cell.
+def prepend_tokens(x_td: Tensor, first_cnd: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the same number of tokens in front of every cell.
 
     Parameters
     ----------
     x_td
-        Tokens of all cells, shape ``(n_tokens, n_hidden)``.
-    token_d
-        The token to put first, shape ``(n_hidden,)``.
+        Tokens of all cells, shape ``(n_tokens, ...)``.
+    first_cnd
+        The tokens to put first, shape ``(n_cells, n_first, ...)``.
     cu_seqlens
-        Cell boundaries before the token is added.
+        Cell boundaries before these are added.
 
     Returns
     -------
-    Tokens of shape ``(n_tokens + n_cells, n_hidden)`` and their cell boundaries.
+    Tokens of shape ``(n_tokens + n_cells * n_first, ...)`` and their cell boundaries.
     """
-    n_tokens, n_cells = x_td.shape[0], cu_seqlens.shape[0] - 1
-    with_token = cu_seqlens + torch.arange(
-        n_cells + 1, device=cu_seqlens.device, dtype=cu_seqlens.dtype
-    )
-    source_t = torch.zeros(n_tokens + n_cells, dtype=torch.int64, device=x_td.device)
+    n_tokens, (n_cells, n_first) = x_td.shape[0], first_cnd.shape[:2]
+    source_t = torch.empty(n_tokens + n_cells * n_first, dtype=torch.int64, device=x_td.device)
     old_t = torch.arange(n_tokens, device=x_td.device)
-    source_t[old_t + cells_of(cu_seqlens, n_tokens) + 1] = old_t + 1
+    source_t[old_t + n_first * (cells_of(cu_seqlens, n_tokens) + 1)] = old_t
+    first_cn = torch.arange(n_cells * n_first, device=x_td.device).view(n_cells, n_first)
+    source_t[first_cn + cu_seqlens[:-1, None]] = n_tokens + first_cn
     # `index_select`, as the backward of plain indexing is not deterministic on CPU.
-    return torch.cat([token_d[None].to(x_td.dtype), x_td]).index_select(0, source_t), with_token
+    joined = torch.cat([x_td, first_cnd.flatten(0, 1).to(x_td.dtype)]).index_select(0, source_t)
+    return joined, cu_seqlens + _shift(cu_seqlens, n_first)
 
 
-def drop_first_token(x_td: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Undo :func:`prepend_token`: return all tokens but the first of every cell."""
-    n_cells = cu_seqlens.shape[0] - 1
+def drop_first_tokens(x_td: Tensor, cu_seqlens: Tensor, n_first: int) -> tuple[Tensor, Tensor]:
+    """Undo :func:`prepend_tokens`: return all tokens but the first ``n_first`` of every cell."""
+    first_cn = cu_seqlens[:-1, None] + torch.arange(n_first, device=x_td.device)
     keep_t = torch.ones(x_td.shape[0], dtype=torch.bool, device=x_td.device)
-    keep_t[cu_seqlens[:-1].long()] = False
-    shift = torch.arange(n_cells + 1, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return x_td[keep_t], cu_seqlens - shift
+    keep_t[first_cn.flatten().long()] = False
+    return x_td[keep_t], cu_seqlens - _shift(cu_seqlens, n_first)
+
+
+def _shift(cu_seqlens: Tensor, n_first: int) -> Tensor:
+    return n_first * torch.arange(
+        cu_seqlens.shape[0], device=cu_seqlens.device, dtype=cu_seqlens.dtype
+    )
 
 
 def select_tokens(keep_t: Tensor, cu_seqlens: Tensor) -> Tensor:

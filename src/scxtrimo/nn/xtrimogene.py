@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from .decoder import BottleneckDecoder, CrossAttentionDecoder, EncodedCells
+from .decoder import (
+    BottleneckDecoder,
+    CrossAttentionDecoder,
+    EncodedCells,
+    HiddenGenes,
+    PerformerDecoder,
+)
 from .embedding import TokenEmbedding, normalize_counts
 from .encoder import Activation, Encoder
-from .ragged import cells_of, max_per_cell, mean_per_cell, prepend_token
+from .pooling import CellPooling, pool_tokens
+from .ragged import cells_of, prepend_tokens
 
-
-class CellPooling(nn.Module):
-    """Summarise a cell's tokens as its latent representation.
-
-    Parameters
-    ----------
-    n_hidden
-        Width of a token.
-    n_pool
-        Width of the inner layer.
-    n_latent
-        Dimensions of the latent representation.
-    """
-
-    def __init__(self, n_hidden: int, n_pool: int, n_latent: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(3 * n_hidden, n_pool), nn.GELU(), nn.Linear(n_pool, n_latent)
-        )
-
-    def forward(self, tokens_td: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Return ``(n_cells, n_latent)`` from the cell token, mean and maximum of all tokens."""
-        summary = [
-            tokens_td.index_select(0, cu_seqlens[:-1]),
-            mean_per_cell(tokens_td, cu_seqlens),
-            max_per_cell(tokens_td, cu_seqlens),
-        ]
-        return self.mlp(torch.cat(summary, dim=-1))
+ImputationDecoder = Literal["cross_attention", "performer"]
 
 
 class XTrimoGeneNet(nn.Module):
@@ -56,20 +38,28 @@ class XTrimoGeneNet(nn.Module):
         Auto-discretisation, see :class:`~scxtrimo.nn.AutoDiscretization`.
     n_pool, n_latent
         Inner width and output of the cell pooling.
-    n_decoder_hidden, n_decoder_layers, n_decoder_heads
-        Width, depth and heads of the cross-attention decoder.
+    bottleneck
+        Whether there are a cell token, a learned pooling and a bottleneck decoder. Without them
+        the latent representation is the published one, see :func:`~scxtrimo.nn.pool_tokens`.
+    imputation_decoder
+        ``"cross_attention"`` or, as published, ``"performer"``.
+    n_decoder_hidden, n_decoder_layers, n_decoder_heads, decoder_head_width
+        Width, depth, heads and width of a head (Performer only) of the imputation decoder.
+    read_depth_aware
+        Whether there are tokens T and S of the target and the source depth.
     n_categories
         Number of categories of each categorical covariate, such as the batch.
     n_covariate
         Width of the covariate embedding.
     activation, norm_first, dropout
         See :class:`~scxtrimo.nn.EncoderLayer`.
+    seed
+        Seed of the random features of the Performer.
 
     Notes
     -----
-    Gong et al. 2023, figure 1. A token for the whole cell is put in front of the genes; the
-    bottleneck decoder is ours, the cross-attention decoder takes the place of the published
-    Performer.
+    Gong et al. 2023, figure 1; Hao et al. 2024 for T and S. The cell token and the bottleneck and
+    cross-attention decoders are ours.
     """
 
     def __init__(
@@ -83,31 +73,47 @@ class XTrimoGeneNet(nn.Module):
         bin_alpha: float = 1.0,
         n_pool: int = 128,
         n_latent: int = 32,
+        bottleneck: bool = True,
+        imputation_decoder: ImputationDecoder = "cross_attention",
         n_decoder_hidden: int = 64,
         n_decoder_layers: int = 1,
         n_decoder_heads: int = 4,
+        decoder_head_width: int | None = None,
+        read_depth_aware: bool = False,
         n_categories: tuple[int, ...] = (),
         n_covariate: int = 8,
         activation: Activation = "gelu",
         norm_first: bool = True,
         dropout: float = 0.0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.embedding = TokenEmbedding(n_genes, n_hidden, n_bins, bin_alpha)
-        self.cell_token = nn.Parameter(0.02 * torch.randn(n_hidden))
+        self.n_genes = n_genes
+        self.n_depth_tokens = 2 if read_depth_aware else 0
+        self.n_special = self.n_depth_tokens + bottleneck
+        self.embedding = TokenEmbedding(n_genes + self.n_depth_tokens, n_hidden, n_bins, bin_alpha)
+        if bottleneck:
+            self.cell_token = nn.Parameter(0.02 * torch.randn(n_hidden))
         self.encoder = Encoder(n_layers, n_hidden, n_heads, activation, norm_first, dropout)
-        self.pooling = CellPooling(n_hidden, n_pool, n_latent)
-        n_covariate = n_covariate if n_categories else 0
-        self.covariates = nn.ModuleList(nn.Embedding(n, n_covariate) for n in n_categories)
-        self.bottleneck = BottleneckDecoder(n_genes, n_hidden, n_latent, n_covariate)
-        self.cross_attention = CrossAttentionDecoder(
-            n_decoder_hidden, n_hidden, n_decoder_layers, n_decoder_heads
+        self.bottleneck: BottleneckDecoder | None = None
+        if bottleneck:
+            n_covariate = n_covariate if n_categories else 0
+            self.pooling = CellPooling(n_hidden, n_pool, n_latent)
+            self.covariates = nn.ModuleList(nn.Embedding(n, n_covariate) for n in n_categories)
+            self.bottleneck = BottleneckDecoder(n_genes, n_hidden, n_latent, n_covariate)
+        size = (n_decoder_hidden, n_hidden, n_decoder_layers, n_decoder_heads)
+        self.imputation = (
+            PerformerDecoder(
+                *size, decoder_head_width or n_decoder_hidden // n_decoder_heads, seed
+            )
+            if imputation_decoder == "performer"
+            else CrossAttentionDecoder(*size)
         )
 
     @property
     def gene_embeddings(self) -> Tensor:
         """Gene embeddings of the vocabulary, shape ``(n_genes, n_hidden)``."""
-        return self.embedding.gene.weight
+        return self.embedding.gene.weight[: self.n_genes]
 
     def encode(
         self,
@@ -116,6 +122,8 @@ class XTrimoGeneNet(nn.Module):
         cu_seqlens: Tensor,
         library_size_c: Tensor,
         categories_cv: Tensor | None = None,
+        depths_cd: Tensor | None = None,
+        scale: float = 1e4,
     ) -> EncodedCells:
         """Encode the visible genes of a ragged batch of cells.
 
@@ -132,22 +140,67 @@ class XTrimoGeneNet(nn.Module):
         categories_cv
             Categories of the covariates, shape ``(n_cells, n_covariates)``; -1 stands for a
             category that was not trained on and is given the average of the trained ones.
+        depths_cd
+            Target and source depth of each cell, log10 of total counts, shape ``(n_cells, 2)``;
+            needed by a network that is aware of the read depth.
+        scale
+            Total that the counts of a cell are scaled to before the logarithm.
 
         Returns
         -------
         The encoded cells. Only their ``covariates_ck`` depends on ``categories_cv``.
         """
+        n_cells = library_size_c.shape[0]
         library_size_t = library_size_c[cells_of(cu_seqlens, counts_t.shape[0])]
-        x_td = self.embedding(normalize_counts(counts_t, library_size_t), gene_ids_t)
-        x_td, cu_tokens = prepend_token(x_td, self.cell_token, cu_seqlens)
+        x_td = self.embedding(normalize_counts(counts_t, library_size_t, scale), gene_ids_t)
+        special, special_ids = [], []
+        if self.bottleneck is not None:
+            special.append(self.cell_token.expand(n_cells, 1, -1))
+            special_ids.append(-1)
+        if self.n_depth_tokens:
+            assert depths_cd is not None
+            ids = self.n_genes + torch.arange(2, device=x_td.device)
+            tokens = self.embedding(depths_cd.flatten(), ids.repeat(n_cells))
+            special.append(tokens.view(n_cells, 2, -1))
+            special_ids += [self.n_genes, self.n_genes + 1]
+        x_td, cu_tokens = prepend_tokens(x_td, torch.cat(special, dim=1), cu_seqlens)
+        special_ids_n = torch.tensor(special_ids, device=x_td.device)
+        ids_t, _ = prepend_tokens(gene_ids_t, special_ids_n.expand(n_cells, -1), cu_seqlens)
         x_td = self.encoder(x_td, cu_tokens)
-        latent_cz = self.pooling(x_td, cu_tokens)
-        return EncodedCells(x_td, cu_tokens, latent_cz, self._embed(categories_cv, latent_cz))
+        zero_d = self.embedding.value(x_td.new_zeros(1))[0]
+        nothing_c0 = x_td.new_zeros(n_cells, 0)
+        cells = EncodedCells(x_td, cu_tokens, ids_t, nothing_c0, nothing_c0, zero_d)
+        if self.bottleneck is None:
+            return cells._replace(latent_cz=pool_tokens(cells, "all", self.n_special))
+        return cells._replace(
+            latent_cz=self.pooling(x_td, cu_tokens),
+            covariates_ck=self._embed(categories_cv, nothing_c0),
+        )
 
-    def _embed(self, categories_cv: Tensor | None, latent_cz: Tensor) -> Tensor:
+    def hide(
+        self, cells: EncodedCells, values_t: Tensor, gene_ids_t: Tensor, cu_seqlens: Tensor
+    ) -> EncodedCells:
+        """Tell a Performer which genes the encoder did not see because they are masked.
+
+        Parameters
+        ----------
+        cells
+            The encoded cells.
+        values_t
+            What to put in place of the values: NaN for the mask, or a log-normalised value.
+        gene_ids_t, cu_seqlens
+            Positions of the masked genes and boundaries of the cells.
+        """
+        assert isinstance(self.imputation, PerformerDecoder)
+        known_td = self.embedding.value(values_t.nan_to_num(0.0))
+        tokens_td = torch.where(values_t.isnan()[:, None], self.imputation.mask, known_td)
+        return cells._replace(hidden=HiddenGenes(tokens_td, gene_ids_t, cu_seqlens))
+
+    def _embed(self, categories_cv: Tensor | None, nothing_c0: Tensor) -> Tensor:
         """Sum the embeddings of all covariates; nothing if the network has none."""
+        assert self.bottleneck is not None
         n_covariate = self.bottleneck.covariate_loadings.shape[1]
-        covariates_ck = latent_cz.new_zeros(latent_cz.shape[0], n_covariate)
+        covariates_ck = nothing_c0.new_zeros(nothing_c0.shape[0], n_covariate)
         for i, table in enumerate(self.covariates):
             assert isinstance(table, nn.Embedding)
             average_k = table.weight.mean(0)

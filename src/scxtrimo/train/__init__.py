@@ -4,6 +4,7 @@ from .datamodule import EpochShuffler, RaggedDataSplitter
 from .initialization import gene_statistics
 from .masking import MaskingConfig, mask_batch
 from .plan import OptimizerConfig, XTrimoGenePlan
+from .thinning import thin_batch
 from .trainer import ResumeCheckpoint, SafeTrainer, XTrimoGeneRunner
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "XTrimoGeneRunner",
     "gene_statistics",
     "mask_batch",
+    "thin_batch",
 ]

@@ -51,7 +51,7 @@ def gene_statistics(
 
     Returns
     -------
-    Tensors ``is_read``, ``mean_expression``, ``rates`` and ``embeddings``.
+    Tensors ``is_read``, ``mean_expression``, ``rates``, ``embeddings`` and ``typical_depth``.
     """
     rng = np.random.default_rng(seed)
     if len(rows) > MAX_CELLS:
@@ -67,6 +67,7 @@ def gene_statistics(
         "is_read": torch.from_numpy(_highly_variable(counts, n_input_genes)),
         "mean_expression": torch.from_numpy(mean.astype(np.float32)),
         "rates": torch.from_numpy(((totals + 0.5) / (totals + 0.5).sum()).astype(np.float32)),
+        "typical_depth": torch.tensor(np.log10(np.median(library_size)), dtype=torch.float32),
         "embeddings": torch.from_numpy(_loadings(logged, mean, n_components, seed)),
     }
 

@@ -1,9 +1,4 @@
-"""Which genes of a cell are hidden from the encoder, and which must be predicted.
-
-Every decision is a hash of (seed, step of the training, cell, gene): the masks of a cell do not
-depend on the other cells of its batch, and an interrupted training that is resumed sees the masks
-it would have seen.
-"""
+"""Which genes of a cell are hidden from the encoder, and which must be predicted."""
 
 from __future__ import annotations
 
@@ -12,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..nn import normalize_counts
 from ..nn.ragged import cells_of, lengths_of, select_tokens
+from .hashing import hashed_uniform
 
-RATE, VISIBLE, TARGET, ZERO = range(4)  # independent streams of random numbers
+RATE, VISIBLE, TARGET, ZERO, FATE, DONOR = range(6)  # independent streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -27,18 +24,29 @@ class MaskingConfig:
         The fraction of a cell's expressed genes that is masked is drawn uniformly from this
         interval, anew for every cell and epoch.
     max_targets
-        Masked expressed genes per cell that the cross-attention decoder must predict, on average
-        at most; as many unexpressed genes are drawn beside them.
+        Masked expressed genes per cell that the imputation decoder must predict, on average at
+        most; ``None`` for all.
+    zero_rate
+        Fraction of the unexpressed genes that is masked and must be predicted. By default as many
+        genes are drawn as there are expressed targets.
+    replace_rate, random_rate
+        What a decoder over all genes (Performer) finds in place of a masked value: the mask, with
+        probability ``replace_rate``; the value of another gene of the cell, with probability
+        ``random_rate``; otherwise the true value. The encoder sees none of these genes.
 
     Examples
     --------
-    >>> MaskingConfig(min_rate=0.3, max_rate=0.3)
-    MaskingConfig(min_rate=0.3, max_rate=0.3, max_targets=32)
+    >>> MaskingConfig(min_rate=0.3, max_rate=0.3, max_targets=100).zero_rate is None
+    True
     """
 
     min_rate: float = 0.2
     max_rate: float = 0.9
-    max_targets: int = 32
+    max_targets: int | None = 32
+    zero_rate: float | None = None
+    replace_rate: float = 1.0
+    random_rate: float = 0.0
+    thinning_probability: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_rate <= self.max_rate < 1:
@@ -46,8 +54,36 @@ class MaskingConfig:
                 f"0 <= min_rate <= max_rate < 1 does not hold: min_rate={self.min_rate}, "
                 f"max_rate={self.max_rate}."
             )
-        if self.max_targets < 1:
+        if self.max_targets is not None and self.max_targets < 1:
             raise ValueError(f"max_targets={self.max_targets} must be positive.")
+        if self.zero_rate is not None and not 0 <= self.zero_rate <= 1:
+            raise ValueError(f"zero_rate={self.zero_rate} must lie between 0 and 1.")
+        if not 0 <= self.thinning_probability <= 1:
+            raise ValueError(
+                f"thinning_probability={self.thinning_probability} must lie between 0 and 1."
+            )
+        if (
+            min(self.replace_rate, self.random_rate) < 0
+            or self.replace_rate + self.random_rate > 1
+        ):
+            raise ValueError(
+                f"replace_rate={self.replace_rate} and random_rate={self.random_rate} must be "
+                "probabilities that add up to at most 1."
+            )
+
+    @classmethod
+    def published(cls) -> MaskingConfig:
+        """Return the masking of the published training :cite:p:`Gong2023`.
+
+        30% of the expressed and 3% of the unexpressed genes, all of them targets; 80% of them
+        replaced by the mask and 10% by another value.
+
+        Examples
+        --------
+        >>> MaskingConfig.published().zero_rate
+        0.03
+        """
+        return cls(0.3, 0.3, None, zero_rate=0.03, replace_rate=0.8, random_rate=0.1)
 
 
 def mask_batch(
@@ -58,7 +94,9 @@ def mask_batch(
     Parameters
     ----------
     batch
-        A ragged batch, see :class:`~scxtrimo.data.RaggedDataset`.
+        A ragged batch, see :class:`~scxtrimo.data.RaggedDataset`. If counts were taken away
+        (:func:`thin_batch`), genes are expressed if something is left, and the genes to predict
+        are to be predicted with all their counts.
     config
         How much to mask.
     n_genes
@@ -68,11 +106,13 @@ def mask_batch(
 
     Returns
     -------
-    The batch with ``visible`` (bool per token) and, for the genes to predict, ``target_counts``,
-    ``target_gene_ids`` and ``target_cu_seqlens``.
+    The batch with ``visible`` (bool per token); for the genes to predict ``target_counts``,
+    ``target_gene_ids`` and ``target_cu_seqlens``; and for all that are masked, what a decoder
+    over all genes is told, ``hidden_values`` (NaN for the mask), ``hidden_gene_ids`` and
+    ``hidden_cu_seqlens``.
     """
     gene_ids, cu_seqlens = batch["gene_ids"], batch["cu_seqlens"]
-    n_cells = cu_seqlens.shape[0] - 1
+    input_counts_t = batch.get("input_counts", batch["counts"])
     cells_t = cells_of(cu_seqlens, gene_ids.shape[0])
     key_c = batch["cell_ids"]
     key_t = key_c[cells_t] * n_genes + gene_ids
@@ -81,72 +121,73 @@ def mask_batch(
         return hashed_uniform(key, seed, epoch, stream)
 
     rate_c = config.min_rate + (config.max_rate - config.min_rate) * uniform(key_c, RATE)
-    visible_t = uniform(key_t, VISIBLE) >= rate_c[cells_t]
-    masked_c = lengths_of(select_tokens(~visible_t, cu_seqlens))
-    share_c = config.max_targets / masked_c.clamp(min=1)
-    target_t = ~visible_t & (uniform(key_t, TARGET) < share_c[cells_t])
+    expressed_t = input_counts_t > 0
+    hidden_t = expressed_t & (uniform(key_t, VISIBLE) < rate_c[cells_t])
+    target_t = hidden_t
+    if config.max_targets is not None:
+        n_hidden_c = lengths_of(select_tokens(hidden_t, cu_seqlens))
+        share_c = config.max_targets / n_hidden_c.clamp(min=1)
+        target_t = hidden_t & (uniform(key_t, TARGET) < share_c[cells_t])
 
-    # As many unexpressed genes: draw genes at random and keep those the cell does not express.
-    n_draws_c = lengths_of(select_tokens(target_t, cu_seqlens))
-    zero_cells = torch.repeat_interleave(torch.arange(n_cells, device=key_c.device), n_draws_c)
-    draw = torch.arange(zero_cells.shape[0], device=key_c.device)
+    if config.zero_rate is None:
+        n_draws_c = lengths_of(select_tokens(target_t, cu_seqlens))
+    else:
+        n_draws_c = torch.full_like(key_c, round(config.zero_rate * n_genes))
+    find = _TokenFinder(batch, n_genes)
+    zero_cells = torch.repeat_interleave(torch.arange(len(key_c), device=key_c.device), n_draws_c)
+    draw = torch.arange(len(zero_cells), device=key_c.device)
     draw = draw - (n_draws_c.cumsum(0) - n_draws_c)[zero_cells]
-    drawn_key = key_c[zero_cells] * n_genes + draw
-    zero_genes = (uniform(drawn_key, ZERO) * n_genes).long().clamp(max=n_genes - 1)
-    expressed = torch.isin(zero_cells * n_genes + zero_genes, cells_t * n_genes + gene_ids)
-    zero_cells, zero_genes = zero_cells[~expressed], zero_genes[~expressed]
+    drawn = uniform(key_c[zero_cells] * n_genes + draw, ZERO)
+    zero_genes = (drawn * n_genes).long().clamp(max=n_genes - 1)
+    unexpressed = find(input_counts_t, zero_cells, zero_genes) == 0
+    zero_cells, zero_genes = zero_cells[unexpressed], zero_genes[unexpressed]
+    zero_counts = find(batch["counts"], zero_cells, zero_genes)  # not 0 if they were taken away
 
-    target_cells = torch.cat([cells_t[target_t], zero_cells])
-    order = torch.argsort(target_cells, stable=True)
-    zeros = batch["counts"].new_zeros(zero_genes.shape[0])
-    target_cu_seqlens = cu_seqlens.new_zeros(n_cells + 1)
-    target_cu_seqlens[1:] = torch.bincount(target_cells, minlength=n_cells).cumsum(0)
+    def with_zeros(chosen_t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cells, genes and counts of expressed and unexpressed genes, and cell boundaries."""
+        cells = torch.cat([cells_t[chosen_t], zero_cells])
+        order = torch.argsort(cells, stable=True)
+        boundaries = torch.zeros_like(cu_seqlens)
+        boundaries[1:] = torch.bincount(cells, minlength=len(key_c)).cumsum(0)
+        genes = torch.cat([gene_ids[chosen_t], zero_genes])[order]
+        counts = torch.cat([batch["counts"][chosen_t], zero_counts])[order]
+        return cells[order], genes, counts, boundaries
+
+    _, target_genes, target_counts, target_cu = with_zeros(target_t)
+    cells_h, genes_h, _, cu_h = with_zeros(hidden_t)
+    fate_h = uniform(key_c[cells_h] * n_genes + genes_h, FATE)
+    values_h = torch.full_like(fate_h, torch.nan)
+    if config.replace_rate < 1:
+        donors_h = cu_seqlens[cells_h] + (
+            uniform(key_c[cells_h] * n_genes + genes_h, DONOR) * lengths_of(cu_seqlens)[cells_h]
+        )
+        own_h = find(input_counts_t, cells_h, genes_h)
+        is_random_h = fate_h < config.replace_rate + config.random_rate
+        counts_h = torch.where(is_random_h, input_counts_t[donors_h.long()], own_h)
+        library_c = batch.get("input_library_size", batch["library_size"])
+        told_h = normalize_counts(counts_h, library_c[cells_h])
+        values_h = torch.where(fate_h < config.replace_rate, values_h, told_h)
     return batch | {
-        "visible": visible_t,
-        "target_counts": torch.cat([batch["counts"][target_t], zeros])[order],
-        "target_gene_ids": torch.cat([gene_ids[target_t], zero_genes])[order],
-        "target_cu_seqlens": target_cu_seqlens,
+        "visible": ~hidden_t,
+        "target_counts": target_counts,
+        "target_gene_ids": target_genes,
+        "target_cu_seqlens": target_cu,
+        "hidden_values": values_h,
+        "hidden_gene_ids": genes_h,
+        "hidden_cu_seqlens": cu_h,
     }
 
 
-def hashed_uniform(key: Tensor, seed: int, epoch: int, stream: int) -> Tensor:
-    """Return pseudo-random numbers in [0, 1), a pure function of the arguments.
+class _TokenFinder:
+    """Look up what is known per token by cell and gene."""
 
-    The key is mixed with the finaliser of SplitMix64 (Steele et al. 2014).
+    def __init__(self, batch: dict[str, Tensor], n_genes: int) -> None:
+        self.n_genes = n_genes
+        cells_t = cells_of(batch["cu_seqlens"], len(batch["gene_ids"]))
+        self.keys, self.order = torch.sort(cells_t * n_genes + batch["gene_ids"])
 
-    Parameters
-    ----------
-    key
-        int64 tensor.
-    seed, epoch, stream
-        Integers; each combination gives an independent set of numbers.
-    """
-    x = _mix(key + _signed(_mix_int(_mix_int(_mix_int(seed) + epoch) + stream)))
-    return (_shift(x, 40)).to(torch.float32) * 2.0**-24
-
-
-_C1, _C2, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
-_MASK64 = (1 << 64) - 1
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch shifts int64 arithmetically."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = x * _signed(_GOLDEN)
-    x = (x ^ _shift(x, 30)) * _signed(_C1)
-    x = (x ^ _shift(x, 27)) * _signed(_C2)
-    return x ^ _shift(x, 31)
-
-
-def _mix_int(value: int) -> int:
-    value = (value + _GOLDEN) & _MASK64
-    value = ((value ^ (value >> 30)) * _C1) & _MASK64
-    value = ((value ^ (value >> 27)) * _C2) & _MASK64
-    return value ^ (value >> 31)
+    def __call__(self, values_t: Tensor, cells: Tensor, genes: Tensor) -> Tensor:
+        """Return the values of the tokens, 0 for genes that are none."""
+        wanted = cells * self.n_genes + genes
+        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
+        return torch.where(self.keys[place] == wanted, values_t[self.order[place]], 0.0)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..module import XTrimoGeneModule
 from .masking import MaskingConfig, mask_batch
+from .thinning import thin_batch
 
 PROGRESS_METRIC = "loss"  # shown in the progress bar, not kept
 VALIDATION_EPOCH = -1  # validation masks are the same in every epoch
@@ -106,8 +107,10 @@ class XTrimoGenePlan(pl.LightningModule):
         self.earlier_history: dict[str, pd.DataFrame] = {}
 
     def _loss(self, batch: dict[str, Tensor], epoch: int) -> LossOutput:
-        masked = mask_batch(batch, self.masking, self.module.n_genes, self.seed, epoch)
-        return self.module(masked)[2]
+        n_genes = self.module.n_genes
+        if self.module.config.read_depth_aware:
+            batch = thin_batch(batch, self.masking.thinning_probability, n_genes, self.seed, epoch)
+        return self.module(mask_batch(batch, self.masking, n_genes, self.seed, epoch))[2]
 
     def _log(self, losses: LossOutput, mode: str) -> None:
         values = {
@@ -124,6 +127,7 @@ class XTrimoGenePlan(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
+        self.module.redraw_features(self.global_step)
         # Dropout draws from a generator of this step, so that a resumed training repeats it.
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.manual_seed(self.seed + self.global_step)

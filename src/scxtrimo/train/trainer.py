@@ -51,6 +51,8 @@ class XTrimoGeneRunner(TrainRunner):
     training_plan: XTrimoGenePlan
 
     def _update_history(self) -> None:
+        # Weights that come from elsewhere have no history; scvi-tools would not start one.
+        self.model.is_trained_ = self.model.is_trained_ and bool(self.model.history_)
         super()._update_history()
         history = {
             name: frame.astype(float) for name, frame in (self.model.history_ or {}).items()

@@ -1,0 +1,155 @@
+"""Encoding other people's cells batch by batch: what all results are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from anndata import AnnData
+from mudata import MuData
+from scvi import REGISTRY_KEYS
+from scvi.model.base import BaseModelClass
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data import CategoryField, RaggedDataset, covariate_keys
+from ..module import TargetDepth
+from ..nn import EncodedCells, normalize_counts
+from ..nn.ragged import cells_of, sum_per_cell
+
+INFERENCE_BATCH_SIZE = 128
+PROGRESS_SECONDS = 3
+Depth = Literal["cell", "bulk"]
+
+
+class BatchesMixin(BaseModelClass):
+    """Ragged batches of registered cells, and their encoding."""
+
+    def _batches(
+        self,
+        adata: AnnData | MuData | None,
+        indices: Sequence[int] | None,
+        batch_size: int | None,
+        description: str,
+        target_depth: str | float | None = None,
+        depth: Depth = "cell",
+    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+        """Iterate over ragged batches on the model's device and their places in the result."""
+        self._check_if_trained(
+            message="The model is not trained: its results are those of random weights. Call "
+            "`model.train()` first."
+        )
+        target = self._target_depth(target_depth, depth)
+        adata = self._validate_anndata(adata)
+        rows = as_rows(indices, adata.n_obs)
+        scale = self._bulk_scale(adata) if depth == "bulk" else None
+        loader = self._make_data_loader(
+            adata, indices=rows, batch_size=batch_size or INFERENCE_BATCH_SIZE
+        )
+        self.module.eval()
+        start = 0
+        with tqdm(total=len(rows), desc=description, unit="cell", delay=PROGRESS_SECONDS) as bar:
+            for batch in loader:
+                n_cells = len(batch["cell_ids"])
+                place = slice(start, start + n_cells)
+                batch = {key: value.to(self.device) for key, value in batch.items()}
+                if scale is not None:
+                    batch["scale"] = scale
+                    batch["depths"] = bulk_depths(batch, scale)
+                elif target is not None:
+                    batch["depths"] = target.tokens(batch["library_size"])
+                yield place, batch
+                start += n_cells
+                bar.update(n_cells)
+
+    def _target_depth(self, target_depth: str | float | None, depth: Depth) -> TargetDepth | None:
+        """Return the depth to ask for; ``None`` if the model cannot be asked, or for bulk."""
+        if depth not in ("cell", "bulk"):
+            raise ValueError(f"depth={depth!r} must be 'cell' or 'bulk'.")
+        if not self.config_.read_depth_aware:
+            if target_depth is not None or depth == "bulk":
+                raise ValueError(
+                    f"target_depth={target_depth!r} and depth={depth!r} need a model that is "
+                    "aware of the read depth: `XTrimoGene(adata, read_depth_aware=True)`."
+                )
+            return None
+        if depth == "bulk":
+            if target_depth is not None:
+                raise ValueError("Bulk profiles have no target_depth: leave it out.")
+            return None
+        if target_depth is None:
+            return TargetDepth("t", float(self.module.typical_depth))
+        return TargetDepth.parse(target_depth)
+
+    def _bulk_scale(self, adata: AnnData) -> float:
+        """Return the median total of all profiles of the data."""
+        manager = self.get_anndata_manager(adata, required=True)
+        return float(np.median(RaggedDataset(manager).library_sizes()))
+
+    def _encode(self, batch: dict[str, Tensor]) -> EncodedCells:
+        inputs = self.module._get_inference_input(batch)
+        return self.module.inference(**inputs)["cells"]
+
+    def _rows(
+        self, adata: AnnData | MuData | None, indices: Sequence[int] | None
+    ) -> tuple[AnnData, np.ndarray]:
+        """Return the registered data and the row numbers asked for."""
+        registered = self._validate_anndata(adata)
+        return registered, as_rows(indices, registered.n_obs)
+
+    def _decoder(self, name: str | None) -> str:
+        """Return the name of a decoder; by default the first."""
+        known = list(self.module.decoders)
+        if name is None:
+            return known[0]
+        if name not in known:
+            raise ValueError(f"decoder={name!r} is unknown; this model has {known}.")
+        return name
+
+    def _genes(self, gene_list: Sequence[str] | None) -> np.ndarray:
+        if gene_list is None:
+            return np.arange(len(self.vocabulary))
+        return self.vocabulary.index_of(gene_list)
+
+    def _batch_code(self, batch: Any) -> int | None:
+        if batch is None:
+            return None
+        if REGISTRY_KEYS.BATCH_KEY not in covariate_keys(self.registry):
+            raise ValueError(
+                f"transform_batch={batch!r}, but the model was set up without `batch_key`."
+            )
+        state = self.registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
+        batches = list(state[CategoryField.MAPPING_KEY])
+        if batch not in batches:
+            raise ValueError(f"transform_batch={batch!r} is not a batch; choose from {batches}.")
+        return batches.index(batch)
+
+
+def bulk_depths(batch: dict[str, Tensor], scale: float) -> Tensor:
+    """Return T and S of bulk profiles: both log10 of the sum of the normalised values."""
+    cells_t = cells_of(batch["cu_seqlens"], len(batch["counts"]))
+    values_t = normalize_counts(batch["counts"], batch["library_size"][cells_t], scale)
+    source_c = sum_per_cell(values_t, batch["cu_seqlens"]).log10()
+    return torch.stack([source_c, source_c], dim=1)
+
+
+def as_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
+    """Return row numbers, from row numbers or a boolean mask."""
+    if indices is None:
+        return np.arange(n_cells)
+    rows = np.asarray(indices)
+    if rows.dtype == bool:
+        if len(rows) != n_cells:
+            raise ValueError(f"indices is a mask of {len(rows)} cells, the data have {n_cells}.")
+        return np.flatnonzero(rows)
+    rows = rows.astype(np.int64).ravel()
+    if len(rows) == 0:
+        raise ValueError("indices is empty: name at least one cell.")
+    lowest, highest = int(np.min(rows)), int(np.max(rows))
+    if lowest < 0 or highest >= n_cells:
+        raise ValueError(
+            f"indices must lie between 0 and {n_cells - 1}, got {lowest} to {highest}."
+        )
+    return rows

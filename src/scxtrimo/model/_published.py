@@ -1,0 +1,144 @@
+"""Models from the published checkpoints."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from anndata import AnnData
+from mudata import MuData
+from scvi.model._utils import parse_device_args
+from scvi.model.base import BaseModelClass
+
+from .._logging import logger
+from ..checkpoint import read_scfoundation
+from ..checkpoint.scfoundation import LICENCE
+from ..data.gene_index import hash_genes, read_gene_index
+from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
+from ._setup import make_manager
+
+
+class PublishedMixin(BaseModelClass):
+    """``from_scfoundation``."""
+
+    @classmethod
+    def from_scfoundation(
+        cls,
+        checkpoint: str | os.PathLike,
+        gene_index: str | os.PathLike | Sequence[str],
+        version: Literal["cell", "gene", "rde"] = "cell",
+        adata: AnnData | MuData | None = None,
+        *,
+        layer: str | None = None,
+        gene_id_key: str | None = None,
+        gene_aliases: Mapping[str, str] | None = None,
+        min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
+        modality: str | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        seed: int = 0,
+    ) -> Any:
+        """Make a model from a published checkpoint :cite:p:`Hao2024`, which you bring.
+
+        The weights are licensed by their authors for non-commercial research and may not be
+        redistributed; this package neither ships nor downloads them. Results are those of the
+        published code to within rounding, whatever the batch.
+
+        Parameters
+        ----------
+        checkpoint
+            ``models.ckpt``. It is read without executing anything in it.
+        gene_index
+            The gene index that comes with it: a table with the column ``gene_name``, a text file
+            with one gene per line, or the 19,264 gene symbols in their order.
+        version
+            ``"cell"`` for cell embeddings, ``"rde"`` for these after training on changed read
+            depths, ``"gene"`` for gene embeddings and expression.
+        adata
+            Raw counts to attach, with any genes in any order: they are aligned by identifier, with
+            a report in ``adata.uns["scxtrimo_gene_coverage"]``. Needed for fine-tuning; any method
+            takes other data.
+        layer, gene_id_key, modality
+            See :meth:`setup_anndata`.
+        gene_aliases, min_gene_overlap
+            See :meth:`prepare_query_anndata`.
+        accelerator, device
+            Where to put the model; see :meth:`load`.
+        seed
+            Seed of a fine-tuning.
+
+        Returns
+        -------
+        The model, ready for inference; ``model.provenance`` says where it came from, also after
+        saving and loading. :meth:`train` fine-tunes it with the published objective.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file does not exist.
+        ValueError
+            If the checkpoint is truncated, holds anything but tensors and plain values, lacks a
+            tensor or has one of another shape; if the gene index has another length or order; or
+            if too few of its genes are among those of the data.
+
+        Examples
+        --------
+        >>> model = scxtrimo.model.XTrimoGene.from_scfoundation(
+        ...     "models.ckpt", gene_index="OS_scRNA_gene_index.19264.tsv", adata=adata
+        ... )  # doctest: +SKIP
+        >>> adata.obsm["X_scfoundation"] = model.get_latent_representation()  # doctest: +SKIP
+        """
+        published = read_scfoundation(checkpoint, version)
+        genes = read_gene_index(gene_index, published.n_genes)
+        setup_args = {
+            "layer": layer,
+            "batch_key": None,
+            "labels_key": None,
+            "categorical_covariate_keys": None,
+            "gene_id_key": gene_id_key,
+            "modality": modality,
+        }
+        _, _, torch_device = parse_device_args(
+            accelerator, device, return_device="torch", validate_single_device=True
+        )
+        model = cls(registry=_registry(cls, genes, setup_args), config=published.config, seed=seed)
+        published.load_into(model.module.net)
+        model.size_ = f"scFoundation {version}"
+        model.is_trained_ = True
+        model.provenance_ = {
+            "source": "scFoundation",
+            "file": published.path.name,
+            "sha256": published.sha256,
+            "version": version,
+            "gene_index_sha256": hash_genes(genes),
+            "licence": LICENCE,
+        }
+        model.to_device(torch_device)
+        model.module.eval()
+        logger.info(f"{published.path.name}, version {version!r}. {LICENCE}")
+        if adata is not None:
+            if gene_aliases is not None or min_gene_overlap != DEFAULT_MIN_GENE_OVERLAP:
+                model.prepare_query_anndata(
+                    adata, gene_aliases=gene_aliases, min_gene_overlap=min_gene_overlap
+                )
+            model._attach(adata)
+        return model
+
+
+def _registry(
+    model_class: type[BaseModelClass], genes: Sequence[str], setup_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the registry of a model of these genes that has seen no data."""
+    one_cell = AnnData(np.ones((1, len(genes)), dtype=np.float32))
+    one_cell.var_names = list(genes)
+    counts_only = setup_args | {"layer": None, "gene_id_key": None}
+    method_args = {
+        "model_name": model_class.__name__,
+        "setup_method_name": "setup_anndata",
+        "setup_args": counts_only,
+    }
+    manager = make_manager(method_args)
+    manager.register_fields(one_cell)
+    return manager.registry | {"setup_args": setup_args}

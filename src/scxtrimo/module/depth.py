@@ -1,0 +1,73 @@
+"""Read depth: what the tokens T (asked for) and S (measured) say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LOWEST_TOTAL = 20
+_PATTERN = re.compile(r"^([taf])(\d+(?:\.\d+)?)$")
+
+
+@dataclass(frozen=True)
+class TargetDepth:
+    """The read depth that is asked for.
+
+    Parameters
+    ----------
+    mode, number
+        ``"t"``: log10 of total counts. ``"a"``: the cell's own log10 total plus ``number``.
+        ``"f"``: the cell's own total times ``number``.
+
+    Examples
+    --------
+    >>> TargetDepth.parse("f2")
+    TargetDepth(mode='f', number=2.0)
+    >>> TargetDepth.parse(10_000)
+    TargetDepth(mode='t', number=4.0)
+    """
+
+    mode: Literal["t", "a", "f"]
+    number: float
+
+    @classmethod
+    def parse(cls, depth: str | float) -> TargetDepth:
+        """Read ``"t4"``, ``"a5"``, ``"f1"`` as in the published code, or total counts.
+
+        Raises
+        ------
+        ValueError
+            If ``depth`` is none of these.
+        """
+        if isinstance(depth, str) and (match := _PATTERN.match(depth)):
+            mode, number = match[1], float(match[2])
+            if mode != "f" or number > 0:
+                return cls(mode, number)  # type: ignore[arg-type]
+        elif isinstance(depth, int | float) and depth >= LOWEST_TOTAL:
+            return cls("t", float(torch.tensor(depth, dtype=torch.float64).log10()))
+        raise ValueError(
+            f"target_depth={depth!r} is no read depth. Write 't4' for 10^4 counts in all, 'f2' "
+            "for twice the cell's own total, 'a1' for ten times it (10^1), or the total itself as "
+            f"a number of at least {LOWEST_TOTAL}, for instance 10_000."
+        )
+
+    def tokens(self, library_size_c: Tensor) -> Tensor:
+        """Return T and S of every cell, shape ``(n_cells, 2)``.
+
+        Parameters
+        ----------
+        library_size_c
+            Total counts that were measured.
+        """
+        source_c = library_size_c.log10()
+        if self.mode == "t":
+            target_c = torch.full_like(source_c, self.number)
+        elif self.mode == "a":
+            target_c = source_c + self.number
+        else:
+            target_c = (library_size_c * self.number).log10()
+        return torch.stack([target_c, source_c], dim=1)
