@@ -61,13 +61,14 @@ def report(rows: list[dict[str, Any]], path: Path | None) -> None:
     for (task, data), part in frame.groupby(["task", "data"], sort=False):
         print(f"\n{task}: {data}")
         texts = [
-            f"{v:.3f}" if np.isnan(s) else f"{v:.3f} ± {s:.3f}"
+            f"{v:.4g}" if np.isnan(s) else f"{v:.3f} ± {s:.3f}"
             for v, s in zip(part["value"], part["spread"], strict=True)
         ]
         part = part.assign(text=texts)
         table = part.pivot(index="method", columns="metric", values="text")
         table = table.loc[part["method"].unique(), part["metric"].unique()]
-        table["seconds"] = part.groupby("method", sort=False)["seconds"].first().round(1)
+        if "seconds" in part:
+            table["seconds"] = part.groupby("method", sort=False)["seconds"].first().round(1)
         print(table.to_string())
     if path is not None:
         rows = [{k: v for k, v in row.items() if v == v} for row in rows]  # JSON has no NaN

@@ -5,13 +5,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    args = _parser().parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(version("scxtrimo"))
+        return 0
+    if args.command is None:
+        _parser().print_help()
+        return 2
+    try:
+        return {"demo": _demo, "embed": _embed, "convert": _convert}[args.command](args)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"scxtrimo: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scxtrimo", description="xTrimoGene for the scverse.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", title="commands")
+
     demo = commands.add_parser("demo", help="train on real cells, embed, cluster and draw them")
     demo.add_argument("--data", metavar="FILE.h5ad", help="your own cells with raw counts")
     demo.add_argument("--out", default="scxtrimo-demo", metavar="DIR", help="where to write")
@@ -20,20 +40,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--batch-key", help="column of obs with the batch")
     demo.add_argument("--max-epochs", type=int, help="passes over the cells")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
-    args = parser.parse_args(argv)
-    if args.version:
-        from importlib.metadata import version
 
-        print(version("scxtrimo"))
-        return 0
-    if args.command is None:
-        parser.print_help()
-        return 2
-    try:
-        return _demo(args)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"scxtrimo: error: {error}", file=sys.stderr)
-        return 2
+    embed = commands.add_parser("embed", help="embed cells with a saved or a published model")
+    embed.add_argument("data", metavar="FILE.h5ad", help="cells with raw counts")
+    embed.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=".h5ad: the cells with obsm['X_xtrimo']; .zarr: names and embedding alone, streamed",
+    )
+    embed.add_argument("--model", metavar="DIR", help="a model that was saved or converted")
+    _add_checkpoint(embed, required=False)
+    embed.add_argument("--layer", help="layer with the raw counts")
+    embed.add_argument("--gene-id-key", help="column of var with gene identifiers")
+    embed.add_argument(
+        "--gene-aliases", metavar="FILE", help="table of HGNC, or 'hgnc' to download it once"
+    )
+    embed.add_argument("--min-gene-overlap", type=float, help="part of the genes that is needed")
+    embed.add_argument("--pool", help="all, max, mean, s or t; by default the model's own")
+    embed.add_argument("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
+    embed.add_argument("--bulk", action="store_true", help="profiles are bulk, not single cells")
+    embed.add_argument("--batch-size", type=int, help="cells per forward pass")
+
+    convert = commands.add_parser("convert", help="turn a published checkpoint into our format")
+    _add_checkpoint(convert, required=True)
+    convert.add_argument("--out", required=True, metavar="DIR", help="where to write")
+    convert.add_argument("--overwrite", action="store_true", help="replace a model that is there")
+    return parser
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--checkpoint", required=required, metavar="models.ckpt", help="a published checkpoint"
+    )
+    parser.add_argument(
+        "--gene-index", required=required, metavar="FILE", help="the gene index that comes with it"
+    )
+    parser.add_argument(
+        "--weights",
+        default="cell",
+        choices=("cell", "gene", "rde"),
+        help="which of the published models",
+    )
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -51,3 +99,66 @@ def _demo(args: argparse.Namespace) -> int:
     print(f"\n{table.to_string(float_format=lambda x: f'{x:.3g}', na_rep='-')}")
     print(f"\nWritten to {args.out}/: cells.h5ad, umap.png, model/")
     return 0
+
+
+def _model(args: argparse.Namespace) -> Any:
+    from .model import XTrimoGene
+
+    if args.checkpoint is None:
+        return XTrimoGene.load(args.model, adata=False)
+    if args.gene_index is None:
+        raise ValueError("--checkpoint needs the --gene-index that comes with it.")
+    return XTrimoGene.from_scfoundation(args.checkpoint, args.gene_index, args.weights)
+
+
+def _embed(args: argparse.Namespace) -> int:
+    import anndata
+
+    if (args.model is None) == (args.checkpoint is None):
+        raise ValueError("Give either --model or --checkpoint with --gene-index.")
+    out = Path(args.out)
+    if out.suffix not in (".h5ad", ".zarr"):
+        raise ValueError(f"--out {out} must end in .h5ad or .zarr.")
+    if out.exists():
+        raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
+    if not Path(args.data).is_file():
+        raise FileNotFoundError(f"{args.data} does not exist.")
+    streamed = out.suffix == ".zarr"
+    adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
+    model = _model(args)
+    overlap = args.min_gene_overlap
+    setup = {"layer": args.layer, "gene_id_key": args.gene_id_key}
+    model.prepare_query_anndata(
+        adata,
+        gene_aliases=args.gene_aliases,
+        **({} if overlap is None else {"min_gene_overlap": overlap}),
+        **{key: value for key, value in setup.items() if value is not None},
+    )
+    embedding = model.get_latent_representation(
+        adata,
+        batch_size=args.batch_size,
+        pool=args.pool,
+        target_depth=_depth(args.target_depth),
+        depth="bulk" if args.bulk else "cell",
+        out=out if streamed else None,
+    )
+    if not streamed:
+        adata.obsm["X_xtrimo"] = embedding
+        adata.write_h5ad(out)
+    n_cells, n_latent = embedding.shape
+    print(f"{n_cells:,} cells x {n_latent} dimensions in obsm['X_xtrimo'] of {out}")
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    model = _model(args)
+    model.save(args.out, overwrite=args.overwrite)
+    print(f"Written to {args.out}. Load it with `scxtrimo.model.XTrimoGene.load({args.out!r})`.")
+    return 0
+
+
+def _depth(text: str | None) -> str | float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text

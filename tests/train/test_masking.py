@@ -83,6 +83,58 @@ def test_masks_differ_between_seeds_epochs_and_cells():
         assert (first == other["visible"]).float().mean() == pytest.approx(0.5, abs=0.03)
 
 
+def test_the_published_masking_has_the_published_rates():
+    b = batch(n_cells=300)
+    m = masked(MaskingConfig.published(), b)
+    assert 1 - m["visible"].float().mean() == pytest.approx(0.3, abs=0.01)
+    expressed = m["target_counts"] > 0
+    assert expressed.sum() == (~m["visible"]).sum()  # all of them are targets
+    n_unexpressed = 300 * (N_GENES - 100)
+    assert (~expressed).sum() / n_unexpressed == pytest.approx(0.03, abs=0.003)
+    # what is hidden is what must be predicted; 80% of it is told as the mask
+    assert torch.equal(m["hidden_gene_ids"], m["target_gene_ids"])
+    assert torch.equal(m["hidden_cu_seqlens"], m["target_cu_seqlens"])
+    assert m["hidden_values"].isnan().float().mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_of_masked_genes_some_are_told_as_they_are_and_some_as_another():
+    b = batch(n_cells=100)
+    m = masked(MaskingConfig.published(), b)
+    cells = torch.arange(100).repeat_interleave(lengths_of(m["hidden_cu_seqlens"]))
+    true = torch.log1p(m["target_counts"] * (1e4 / b["library_size"][cells]))
+    told = m["hidden_values"]
+    known = ~told.isnan()
+    is_true = torch.isclose(told[known], true[known], rtol=1e-6)
+    # a tenth is told as it is, a tenth as another gene, which may have the same count
+    assert 0.5 < is_true.float().mean() < 0.65
+    possible = torch.log1p(
+        torch.arange(1, 9)[None] * (1e4 / b["library_size"])[cells[known]][:, None]
+    )
+    is_other = (told[known][:, None] - possible).abs().min(1).values < 1e-4
+    assert (is_true | is_other).all()
+
+
+def test_a_hidden_gene_that_is_no_target_is_told_as_hidden():
+    m = masked(MaskingConfig(0.5, 0.5, max_targets=5))
+    assert len(m["hidden_gene_ids"]) > 3 * len(m["target_gene_ids"])
+    assert m["hidden_values"].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"min_rate": 0.5, "max_rate": 0.4}, "does not hold"),
+        ({"max_targets": 0}, "max_targets=0 must be positive"),
+        ({"zero_rate": 1.5}, "zero_rate=1.5"),
+        ({"replace_rate": 0.8, "random_rate": 0.3}, "add up to at most 1"),
+        ({"thinning_probability": -1}, "thinning_probability=-1"),
+    ],
+)
+def test_impossible_rates_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        MaskingConfig(**kwargs)
+
+
 def test_hashed_numbers_are_uniform_and_uncorrelated():
     key = torch.arange(100_000)
     u = hashed_uniform(key, 3, 1, 0)

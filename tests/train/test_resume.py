@@ -19,21 +19,25 @@ class Interrupt(Callback):
             raise RuntimeError("interrupted")
 
 
-def new_model() -> XTrimoGene:
+def new_model(**kwargs) -> XTrimoGene:
     cells = make_cells()
     XTrimoGene.setup_anndata(cells, batch_key="batch")
-    return XTrimoGene(cells, size="tiny", dropout=0.1)
+    return XTrimoGene(cells, **({"size": "tiny", "dropout": 0.1} | kwargs))
 
 
-def test_resumed_training_equals_uninterrupted_training(tmp_path):
-    whole = new_model()
+PUBLISHED = {"size": "published-tiny", "redraw_features_every": 4}
+
+
+@pytest.mark.parametrize("kwargs", [{}, PUBLISHED], ids=["ours", "published"])
+def test_resumed_training_equals_uninterrupted_training(tmp_path, kwargs):
+    whole = new_model(**kwargs)
     whole.train(4, **ARGS)
 
-    killed = new_model()
+    killed = new_model(**kwargs)
     with pytest.raises(RuntimeError, match="interrupted"):
         killed.train(4, checkpoint_dir=tmp_path, callbacks=[Interrupt()], **ARGS)
 
-    resumed = new_model()
+    resumed = new_model(**kwargs)
     resumed.train(4, ckpt_path=tmp_path / "last.ckpt", **ARGS)
     for (name, a), b in zip(
         whole.module.state_dict().items(), resumed.module.state_dict().values(), strict=True

@@ -3,6 +3,8 @@
 from .counts import RowReader, check_counts
 from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, to_ragged
 from .fields import CategoryField, CountsField
+from .gene_index import read_gene_index
+from .gene_table import GeneTable
 from .vocabulary import COVERAGE_KEY, GeneAlignment, GeneVocabulary, align_genes
 
 __all__ = [
@@ -10,6 +12,7 @@ __all__ = [
     "CategoryField",
     "CountsField",
     "GeneAlignment",
+    "GeneTable",
     "GeneVocabulary",
     "RaggedDataManager",
     "RaggedDataset",
@@ -17,5 +20,6 @@ __all__ = [
     "align_genes",
     "check_counts",
     "covariate_keys",
+    "read_gene_index",
     "to_ragged",
 ]

@@ -14,6 +14,7 @@ from scvi.data.fields import BaseAnnDataField
 
 from .._logging import logger
 from .counts import check_counts, get_layer
+from .gene_table import GeneTable
 from .vocabulary import (
     COVERAGE_KEY,
     DEFAULT_MIN_GENE_OVERLAP,
@@ -38,7 +39,8 @@ class CountsField(BaseAnnDataField):
     gene_id_key
         Column of ``adata.var`` with gene identifiers; ``None`` for ``adata.var_names``.
     gene_aliases
-        From identifiers as in the data to identifiers as in the vocabulary.
+        From identifiers as in the data to identifiers as in the vocabulary, or a table of
+        identifiers that mean the same gene.
     min_gene_overlap
         Smallest acceptable fraction of the vocabulary found in transferred data.
     """
@@ -52,7 +54,7 @@ class CountsField(BaseAnnDataField):
         self,
         layer: str | None,
         gene_id_key: str | None = None,
-        gene_aliases: Mapping[str, str] | None = None,
+        gene_aliases: Mapping[str, str] | GeneTable | None = None,
         min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
     ) -> None:
         super().__init__()
@@ -132,9 +134,9 @@ class CountsField(BaseAnnDataField):
                 f"{self.min_gene_overlap:.0%} are needed. The model knows "
                 f"{preview(vocabulary.gene_ids, 3)}; the data have "
                 f"{preview(adata.var_names, 3)}. If other identifiers are in a column of "
-                "adata.var, or you have a table of aliases, say so: "
-                "`model.prepare_query_anndata(adata, gene_id_key=..., gene_aliases=...)`; to "
-                "accept fewer genes, lower `min_gene_overlap`."
+                "adata.var, or are other names of the "
+                "same genes, say so: `model.prepare_query_anndata(adata, gene_id_key=..., "
+                'gene_aliases="hgnc")`; to accept fewer genes, lower `min_gene_overlap`.'
             )
 
     def _state(

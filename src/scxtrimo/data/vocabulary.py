@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .gene_table import GeneTable
+from .identifiers import fold, strip_version
+
 COVERAGE_KEY = "scxtrimo_gene_coverage"
 DEFAULT_MIN_GENE_OVERLAP = 0.25
-_ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def align_genes(
     vocabulary: GeneVocabulary,
     var: pd.DataFrame,
     gene_id_key: str | None = None,
-    gene_aliases: Mapping[str, str] | None = None,
+    gene_aliases: Mapping[str, str] | GeneTable | None = None,
 ) -> GeneAlignment:
     """Find the genes of a vocabulary among the columns of an AnnData, by identifier.
 
@@ -157,7 +158,8 @@ def align_genes(
     gene_id_key
         Column of ``var`` with the identifiers.
     gene_aliases
-        From identifiers as in the data to identifiers as in the vocabulary.
+        From identifiers as in the data to identifiers as in the vocabulary, or a table of
+        identifiers that mean the same gene.
 
     Returns
     -------
@@ -166,6 +168,9 @@ def align_genes(
     Examples
     --------
     >>> import pandas as pd
+
+    from .gene_table import GeneTable
+    from .identifiers import fold, strip_version
     >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
     >>> align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"])).column_to_gene
     array([ 1,  0, -1])
@@ -183,8 +188,13 @@ def align_genes(
 
 
 def _align(
-    vocabulary: GeneVocabulary, source: str, ids: np.ndarray, aliases: Mapping[str, str]
+    vocabulary: GeneVocabulary,
+    source: str,
+    ids: np.ndarray,
+    aliases: Mapping[str, str] | GeneTable,
 ) -> GeneAlignment:
+    if isinstance(aliases, GeneTable):
+        aliases = aliases.translate(ids, vocabulary.gene_ids)
     exact = vocabulary.lookup()
     folded = _fold_lookup(exact)
     columns = np.full(len(ids), -1, dtype=np.int64)
@@ -198,8 +208,8 @@ def _align(
     # After all exact matches, so that a column with the gene's own identifier always wins.
     for column in np.flatnonzero(columns < 0).tolist():
         identifier = ids[column]
-        alias = aliases.get(identifier, aliases.get(_strip_version(identifier)))
-        gene = folded.get(_fold(identifier)) if alias is None else exact.get(alias)
+        alias = aliases.get(identifier, aliases.get(strip_version(identifier)))
+        gene = folded.get(fold(identifier)) if alias is None else exact.get(alias)
         if gene is not None and gene not in taken:
             taken[gene] = columns[column] = gene
             renamed.append((str(identifier), vocabulary.gene_ids[gene]))
@@ -218,21 +228,13 @@ def _as_text(ids: pd.Series) -> np.ndarray:
     return ids.astype(object).where(ids.notna(), "").astype(str).to_numpy(dtype=object)
 
 
-def _strip_version(identifier: str) -> str:
-    return _ENSEMBL_VERSION.sub(r"\1", identifier)
-
-
-def _fold(identifier: str) -> str:
-    return _strip_version(identifier.strip()).upper()
-
-
 def _fold_lookup(exact: Mapping[str, int]) -> dict[str, int]:
     """Look up genes regardless of case and version; spellings of two genes are left out."""
     lookup: dict[str, int] = {}
     ambiguous = set()
     for identifier, gene in exact.items():
-        if lookup.setdefault(_fold(identifier), gene) != gene:
-            ambiguous.add(_fold(identifier))
+        if lookup.setdefault(fold(identifier), gene) != gene:
+            ambiguous.add(fold(identifier))
     return {folded: gene for folded, gene in lookup.items() if folded not in ambiguous}
 
 

@@ -19,9 +19,19 @@ from ..module import TargetDepth
 from ..nn import EncodedCells, normalize_counts
 from ..nn.ragged import cells_of, sum_per_cell
 
-INFERENCE_BATCH_SIZE = 128
 PROGRESS_SECONDS = 3
 Depth = Literal["cell", "bulk"]
+
+
+def default_inference_batch_size(n_hidden: int) -> int:
+    """Return the default number of cells per forward pass: fewer for a wide model.
+
+    Examples
+    --------
+    >>> default_inference_batch_size(64), default_inference_batch_size(768)
+    (128, 21)
+    """
+    return int(np.clip(128 * 128 // n_hidden, 8, 128))
 
 
 class BatchesMixin(BaseModelClass):
@@ -46,7 +56,7 @@ class BatchesMixin(BaseModelClass):
         rows = as_rows(indices, adata.n_obs)
         scale = self._bulk_scale(adata) if depth == "bulk" else None
         loader = self._make_data_loader(
-            adata, indices=rows, batch_size=batch_size or INFERENCE_BATCH_SIZE
+            adata, indices=rows, batch_size=self._batch_size(batch_size)
         )
         self.module.eval()
         start = 0
@@ -87,6 +97,13 @@ class BatchesMixin(BaseModelClass):
         """Return the median total of all profiles of the data."""
         manager = self.get_anndata_manager(adata, required=True)
         return float(np.median(RaggedDataset(manager).library_sizes()))
+
+    def _batch_size(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            return default_inference_batch_size(self.config_.n_hidden)
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be positive.")
+        return batch_size
 
     def _encode(self, batch: dict[str, Tensor]) -> EncodedCells:
         inputs = self.module._get_inference_input(batch)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data import CountsField
 from ..nn import EncodedCells
-from ._batches import INFERENCE_BATCH_SIZE, BatchesMixin, Depth
+from ._batches import BatchesMixin, Depth
 from ._results import make_result
 
 DecoderName = Literal["bottleneck", "cross_attention", "performer"]
@@ -91,10 +91,15 @@ class ExpressionMixin(BatchesMixin):
         genes = self._genes(gene_list)
         genes_t = torch.as_tensor(genes, device=self.device)
         names = np.asarray(self.vocabulary.gene_ids)[genes]
+        if transform_batch is not None and decoder_name != "bottleneck":
+            raise ValueError(
+                f"transform_batch={transform_batch!r} needs the bottleneck decoder: no other is "
+                "conditioned on the batch."
+            )
         batch_code = self._batch_code(transform_batch)
         registered, rows = self._rows(adata, indices)
         obs_names = registered.obs_names[rows]
-        rows_per_chunk = batch_size or INFERENCE_BATCH_SIZE
+        rows_per_chunk = self._batch_size(batch_size)
         result = make_result((len(rows), len(genes)), out, "X", obs_names, names, rows_per_chunk)
         batches = self._batches(adata, indices, batch_size, "Predicting", target_depth, depth)
         for place, batch in batches:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..nn import PerformerDecoder
 from ..nn.ragged import cells_of
-from ._batches import INFERENCE_BATCH_SIZE, BatchesMixin, Depth
+from ._batches import BatchesMixin, Depth
 from ._results import make_result, write_uns
 
 GENES_PER_BATCH = 2**17
@@ -111,7 +111,7 @@ class GeneEmbeddingsMixin(BatchesMixin):
         config = self.config_
         n_hidden = config.n_decoder_hidden if source == "decoder" else config.n_hidden
         if batch_size is None:
-            batch_size = int(np.clip(GENES_PER_BATCH // len(genes), 1, INFERENCE_BATCH_SIZE))
+            batch_size = int(np.clip(GENES_PER_BATCH // len(genes), 1, self._batch_size(None)))
         batches = self._batches(adata, indices, batch_size, "Embedding genes", target_depth, depth)
         embed = self._decoded_genes if source == "decoder" else self._encoded_genes
         parts = ((place, embed(batch, genes)) for place, batch in batches)

@@ -18,7 +18,7 @@ from ..module import target_values
 from ..nn import pool_tokens
 from ..nn.pooling import POOLS
 from ..train import MaskingConfig, mask_batch
-from ._batches import INFERENCE_BATCH_SIZE, BatchesMixin, Depth
+from ._batches import BatchesMixin, Depth
 from ._results import make_result
 
 Pool = Literal["all", "max", "mean", "s", "t"]
@@ -96,7 +96,7 @@ class InferenceMixin(BatchesMixin):
             out,
             "obsm/X_xtrimo",
             registered.obs_names[rows],
-            rows_per_chunk=batch_size or INFERENCE_BATCH_SIZE,
+            rows_per_chunk=self._batch_size(batch_size),
         )
         batches = self._batches(adata, indices, batch_size, "Embedding", target_depth, depth)
         for place, batch in batches:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +16,7 @@ from .._logging import logger
 from ..checkpoint import read_scfoundation
 from ..checkpoint.scfoundation import LICENCE
 from ..data.gene_index import hash_genes, read_gene_index
+from ..data.gene_table import GeneAliases
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ._setup import make_manager
 
@@ -33,7 +34,7 @@ class PublishedMixin(BaseModelClass):
         *,
         layer: str | None = None,
         gene_id_key: str | None = None,
-        gene_aliases: Mapping[str, str] | None = None,
+        gene_aliases: GeneAliases = None,
         min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
         modality: str | None = None,
         accelerator: str = "auto",

@@ -17,6 +17,7 @@ from scvi.model.base import BaseModelClass
 from .._logging import logger
 from ..data import CategoryField, CountsField, RaggedDataManager
 from ..data.dataset import CATEGORICAL_PREFIX
+from ..data.gene_table import GeneAliases, GeneTable, read_aliases
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 
 MODALITY_KEY = "_scxtrimo_modality"
@@ -35,7 +36,7 @@ class QuerySetup:
     """
 
     setup_args: dict[str, Any]
-    gene_aliases: Mapping[str, str] | None = None
+    gene_aliases: Mapping[str, str] | GeneTable | None = None
     min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP
 
 
@@ -169,7 +170,7 @@ class SetupMixin(BaseModelClass):
         adata: AnnData | MuData,
         *,
         gene_id_key: str | None = None,
-        gene_aliases: Mapping[str, str] | None = None,
+        gene_aliases: GeneAliases = None,
         min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
         **setup_args: Any,
     ) -> None:
@@ -185,7 +186,10 @@ class SetupMixin(BaseModelClass):
             Column of ``adata.var`` with the identifiers. By default ``adata.var_names`` or the
             column in which most of the model's genes are found.
         gene_aliases
-            From identifiers as in the data to identifiers as in the model.
+            How to find genes under other identifiers: a mapping from those in the data to those
+            in the model; a :class:`~scxtrimo.data.GeneTable`, or the path of a table of HGNC, to
+            translate previous and alias symbols and Ensembl ids; ``"hgnc"`` to download this
+            table once.
         min_gene_overlap
             Smallest acceptable fraction of the model's genes. Genes that are missing are not
             read; they are predicted all the same.
@@ -219,7 +223,7 @@ class SetupMixin(BaseModelClass):
             args["gene_id_key"] = gene_id_key
         adata = self._select_modality(adata, args)
         own_view(adata)
-        query = QuerySetup(args, gene_aliases, min_gene_overlap)
+        query = QuerySetup(args, read_aliases(gene_aliases), min_gene_overlap)
         self._register_query(adata, query)
         self._prepared[id(adata)] = query
         weakref.finalize(adata, self._prepared.pop, id(adata), None)  # before the id is reused
@@ -295,7 +299,7 @@ def _is_up_to_date(manager: RaggedDataManager) -> bool:
 
 def make_manager(
     setup_method_args: dict[str, Any],
-    gene_aliases: Mapping[str, str] | None = None,
+    gene_aliases: Mapping[str, str] | GeneTable | None = None,
     min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
 ) -> RaggedDataManager:
     """Return a data manager with the fields that the set-up asks for."""

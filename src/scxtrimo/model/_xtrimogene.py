@@ -111,6 +111,8 @@ class XTrimoGene(
         n_categories = tuple(
             self.summary_stats[f"n_{key}"] for key in covariate_keys(self.registry)
         )
+        if n_categories and not self.config_.has_bottleneck:
+            logger.info("Without a bottleneck decoder, batch and covariates are not used.")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_)
             self.module = self._module_cls(

@@ -16,6 +16,8 @@ from .encoder import FeedForward
 EPSILON = 1e-4
 CHUNK = 2048
 """Genes that are worked on at a time: bounds the memory whatever the size of the vocabulary."""
+WORTH_RECOMPUTING = 512
+"""With fewer genes there is little to store."""
 
 
 def orthogonal_features(n_features: int, n_inputs: int, generator: torch.Generator) -> Tensor:
@@ -211,7 +213,7 @@ class PerformerLayer(nn.Module):
 
 def _recomputed(function: Callable, *inputs: Tensor) -> Any:
     """Call a function; where gradients are needed, compute it again then instead of storing."""
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or len(inputs[0]) < WORTH_RECOMPUTING:
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 

@@ -1,0 +1,74 @@
+"""The command line does what the Python interface does."""
+
+import anndata
+import numpy as np
+import pytest
+from helpers import make_cells
+from published import GENES, N_GENES, write_checkpoint
+
+from scxtrimo.cli import main
+from scxtrimo.model import XTrimoGene
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A checkpoint, its gene index and cells in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    write_checkpoint(tmp_path / "models.ckpt")
+    (tmp_path / "genes.txt").write_text("\n".join(GENES))
+    cells = make_cells(40, N_GENES)
+    cells.layers["counts"] = cells.X.copy()
+    cells.write_h5ad("cells.h5ad")
+    return cells
+
+
+def run(*arguments: str) -> int:
+    return main(list(arguments))
+
+
+def test_a_checkpoint_is_converted_and_embeds_like_itself(files, capsys):
+    source = ["--checkpoint", "models.ckpt", "--gene-index", "genes.txt"]
+    assert run("convert", *source, "--out", "model") == 0
+    assert "XTrimoGene.load('model')" in capsys.readouterr().out
+    assert run("embed", "cells.h5ad", "--model", "model", "--out", "a.h5ad") == 0
+    assert "40 cells x 48 dimensions" in capsys.readouterr().out
+    assert run("embed", "cells.h5ad", *source, "--layer", "counts", "--out", "b.zarr") == 0
+    a, b = anndata.read_h5ad("a.h5ad"), anndata.io.read_zarr("b.zarr")
+    np.testing.assert_allclose(a.obsm["X_xtrimo"], b.obsm["X_xtrimo"], rtol=1e-5, atol=1e-6)
+    model = XTrimoGene.load("model", adata=files)
+    np.testing.assert_allclose(a.obsm["X_xtrimo"], model.get_latent_representation(), rtol=1e-5)
+    assert run("convert", *source, "--out", "model") == 2
+    assert "overwrite" in capsys.readouterr().err
+    assert run("convert", *source, "--out", "model", "--overwrite") == 0
+
+
+def test_options_reach_the_model(files):
+    source = ["--checkpoint", "models.ckpt", "--gene-index", "genes.txt"]
+    options = ["--pool", "max", "--target-depth", "f2", "--batch-size", "7"]
+    assert run("embed", "cells.h5ad", *source, *options, "--out", "a.h5ad") == 0
+    model = XTrimoGene.from_scfoundation("models.ckpt", "genes.txt", adata=files)
+    expected = model.get_latent_representation(pool="max", target_depth="f2")
+    np.testing.assert_allclose(
+        anndata.read_h5ad("a.h5ad").obsm["X_xtrimo"], expected, rtol=1e-5, atol=1e-6
+    )
+    assert run("embed", "cells.h5ad", *source, "--bulk", "--out", "b.h5ad") == 0
+    expected = model.get_latent_representation(depth="bulk")
+    np.testing.assert_allclose(
+        anndata.read_h5ad("b.h5ad").obsm["X_xtrimo"], expected, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "a.h5ad"], "Give either --model or --checkpoint"),
+        (["--checkpoint", "models.ckpt", "--out", "a.h5ad"], "needs the --gene-index"),
+        (["--model", "nope", "--out", "a.h5ad"], "No scxtrimo model in nope"),
+        (["--model", "nope", "--out", "a.csv"], "must end in .h5ad or .zarr"),
+        (["--model", "nope", "--out", "cells.h5ad"], "exists"),
+    ],
+)
+def test_mistakes_are_named_before_any_work(files, capsys, arguments, message):
+    assert run("embed", "cells.h5ad", *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert run("embed", "nope.h5ad", "--model", "m", "--out", "x.h5ad") == 2
