@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
+from scipy import sparse
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -42,6 +44,37 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def simulate(n_cells: int, n_genes: int, density: float, seed: int = 0) -> AnnData:
+    """Cells with the given fraction of their genes expressed."""
+    rng = np.random.default_rng(seed)
+    counts = sparse.random_array(
+        (n_cells, n_genes), density=density, format="csr", dtype=np.float32, rng=rng
+    )
+    counts.data = rng.geometric(0.5, len(counts.data)).astype(np.float32)
+    adata = AnnData(sparse.csr_matrix(counts))
+    adata.var_names = [f"GENE{i}" for i in range(n_genes)]
+    return adata
+
+
+def ratio_rows(
+    task: str, size: str, values: dict[str, float], metric: str
+) -> list[dict[str, Any]]:
+    """One row per method, with the ratio to the first."""
+    first = next(iter(values.values()))
+    return [
+        {
+            "task": task,
+            "data": size,
+            "method": method,
+            "metric": name,
+            "value": number,
+            "spread": float("nan"),
+        }
+        for method, value in values.items()
+        for name, number in ((metric, value), ("ratio", value / first))
+    ]
 
 
 def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def knn_average(train: AnnData, seed: int, n_neighbors: int = 15) -> Predict:
 def scvi_default(train: AnnData, seed: int) -> Predict:
     """scVI with its defaults."""
     scvi.settings.seed = seed
-    train = train.copy()
+    train = AnnData(train.X, var=train.var)
     scvi.model.SCVI.setup_anndata(train)
     model = scvi.model.SCVI(train)
     model.train(enable_progress_bar=False, accelerator="cpu")
@@ -82,14 +82,23 @@ def scvi_default(train: AnnData, seed: int) -> Predict:
     )
 
 
+def trained(train: AnnData, seed: int, **kwargs: Any) -> XTrimoGene:
+    """Train once for all decoders; the seconds are with the first of them."""
+    models = train.uns.setdefault("models", {})
+    key = str(kwargs)
+    if key not in models:
+        own = AnnData(train.X, var=train.var)
+        XTrimoGene.setup_anndata(own)
+        models[key] = XTrimoGene(own, seed=seed, **kwargs)
+        models[key].train(enable_progress_bar=False, accelerator="cpu")
+    return models[key]
+
+
 def xtrimogene(decoder: str, **kwargs: Any) -> Callable[[AnnData, int], Predict]:
     """Ours."""
 
     def fit(train: AnnData, seed: int) -> Predict:
-        train = train.copy()
-        XTrimoGene.setup_anndata(train)
-        model = XTrimoGene(train, seed=seed, **kwargs)
-        model.train(enable_progress_bar=False, accelerator="cpu")
+        model = trained(train, seed, **kwargs)
         genes = list(train.var_names)  # the vocabulary has those with counts
         known = np.isin(genes, model.vocabulary.gene_ids)
 

@@ -26,7 +26,7 @@ from typing import Any
 import anndata
 import numpy as np
 import torch
-from _common import parser, report
+from _common import parser, ratio_rows, report, simulate
 from anndata import AnnData
 from scipy import sparse
 from torch import Tensor, nn
@@ -39,18 +39,6 @@ from scxtrimo.nn.performer import EPSILON
 
 N_GENES, N_CELLS = 19_264, 64
 STEP_CELLS, DENSITY = 4, 0.08
-
-
-def simulate(n_cells: int, n_genes: int, density: float, seed: int = 0) -> AnnData:
-    """Cells with the given fraction of their genes expressed."""
-    rng = np.random.default_rng(seed)
-    counts = sparse.random_array(
-        (n_cells, n_genes), density=density, format="csr", dtype=np.float32, rng=rng
-    )
-    counts.data = rng.geometric(0.5, len(counts.data)).astype(np.float32)
-    adata = AnnData(sparse.csr_matrix(counts))
-    adata.var_names = [f"GENE{i}" for i in range(n_genes)]
-    return adata
 
 
 def random_checkpoint(path: Path, config: XTrimoGeneConfig, n_genes: int) -> None:
@@ -156,24 +144,7 @@ def embedding(adata: AnnData, size: str, repeats: int) -> list[dict[str, Any]]:
     print(f"largest deviation, relative: {deviation:.1e}")
     assert deviation < 1e-5
     speeds = {name: adata.n_obs / statistics.median(s) for name, s in seconds.items()}
-    return rows("embedding", size, speeds, "cells/s")
-
-
-def rows(task: str, size: str, values: dict[str, float], metric: str) -> list[dict[str, Any]]:
-    """One row per method, with the ratio to the first."""
-    first = next(iter(values.values()))
-    return [
-        {
-            "task": task,
-            "data": size,
-            "method": method,
-            "metric": name,
-            "value": number,
-            "spread": float("nan"),
-        }
-        for method, value in values.items()
-        for name, number in ((metric, value), ("ratio", value / first))
-    ]
+    return ratio_rows("embedding", size, speeds, "cells/s")
 
 
 class NaivePerformer(nn.Module):
@@ -296,7 +267,7 @@ def training(size: str) -> list[dict[str, Any]]:
     assert abs(losses[0] - losses[1]) < 1e-4 * losses[0]
     speeds = {name: STEP_CELLS / result["seconds"] for name, result in results.items()}
     memory = {name: result["megabytes"] for name, result in results.items()}
-    return rows("training step", size, speeds, "cells/s") + rows(
+    return ratio_rows("training step", size, speeds, "cells/s") + ratio_rows(
         "memory of a training step", size, memory, "MB per cell"
     )
 
