@@ -157,8 +157,11 @@ def evaluate(name: str, adata: AnnData, seeds: int) -> list[dict[str, Any]]:
         for method, fit in METHODS.items():
             start = time.perf_counter()
             predict = fit(train, seed)
+            seconds = time.perf_counter() - start
             for rate, (kept, held_out) in tests.items():
                 result = scores(predict(kept), held_out)
+                shown = {metric: round(value, 4) for metric, value in result.items()}
+                print(f"{name} seed {seed} {rate:.0%} {method}: {shown}", flush=True)
                 rows += [
                     {
                         "task": f"enhancement from {rate:.0%} of the counts",
@@ -166,11 +169,10 @@ def evaluate(name: str, adata: AnnData, seeds: int) -> list[dict[str, Any]]:
                         "method": method,
                         "metric": metric,
                         "value": value,
-                        "seconds": time.perf_counter() - start,
+                        "seconds": seconds,
                     }
                     for metric, value in result.items()
                 ]
-            print(f"{name} {method} seed {seed}: {time.perf_counter() - start:.1f} s", flush=True)
     return rows
 
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 from scipy import sparse
 
-from scxtrimo.data import RowReader, to_ragged
+from scxtrimo.data import RaggedDataset, RowReader, to_ragged
 from scxtrimo.model import XTrimoGene
 
 FORMATS = {
@@ -85,6 +85,11 @@ def test_all_formats_give_the_same_batch(cells, name, layer):
     assert_array_equal(densify(batch, cells.n_vars), expected[rows])
     assert batch["counts"].dtype == np.float32
     assert batch["cell_ids"].tolist() == rows
+    preloaded = RaggedDataset(manager, preload=True)[rows]
+    assert preloaded.keys() == batch.keys()
+    for key, value in batch.items():
+        assert_array_equal(preloaded[key], value)
+        assert preloaded[key].dtype == value.dtype
 
 
 @pytest.mark.parametrize("to_format", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
@@ -123,3 +128,12 @@ def test_genes_without_counts_are_not_in_the_vocabulary(cells):
 def test_other_types_are_refused():
     with pytest.raises(TypeError, match="of type list, which is not supported"):
         RowReader([[1]])
+
+
+def test_large_data_are_not_preloaded(cells, monkeypatch):
+    monkeypatch.setattr("scxtrimo.data.dataset.MAX_PRELOADED_BYTES", 1000)
+    XTrimoGene.setup_anndata(cells)
+    manager = XTrimoGene._get_most_recent_anndata_manager(cells)
+    dataset = RaggedDataset(manager, preload=True)
+    assert dataset.preloaded is None
+    assert_array_equal(densify(dataset[[3]], cells.n_vars), cells.X.toarray()[[3]])

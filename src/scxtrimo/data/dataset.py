@@ -15,6 +15,8 @@ from torch.utils.data import Dataset, Subset
 from .counts import RowReader, looks_raw
 from .fields import CategoryField, CountsField
 
+MAX_PRELOADED_BYTES = 4 * 2**30
+
 CATEGORICAL_PREFIX = "covariate_"
 """Registry keys of categorical covariates other than the batch start with this."""
 
@@ -26,6 +28,9 @@ class RaggedDataset(Dataset):
     ----------
     adata_manager
         Manager with a registered AnnData.
+    preload
+        Bring counts in memory into the form of the batches once, for several passes; data beyond
+        4 GiB and backed data are read batch by batch all the same.
 
     Notes
     -----
@@ -40,7 +45,7 @@ class RaggedDataset(Dataset):
     - ``cell_ids``: rows of the cells, int64, ``(n_cells,)``
     """
 
-    def __init__(self, adata_manager: AnnDataManager) -> None:
+    def __init__(self, adata_manager: AnnDataManager, preload: bool = False) -> None:
         self.reader = RowReader(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
         state = adata_manager.get_state_registry(REGISTRY_KEYS.X_KEY)
         self.column_to_gene = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
@@ -56,20 +61,40 @@ class RaggedDataset(Dataset):
             else None
         )
 
+        self.preloaded = self._preload() if preload else None
+
     def __len__(self) -> int:
         return self.reader.shape[0]
 
-    def __getitem__(self, index: int | Sequence[int] | slice) -> dict[str, np.ndarray]:
-        if isinstance(index, slice):
-            index = range(*index.indices(len(self)))
-        rows = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        batch = to_ragged(self.reader.read(rows), self.column_to_gene)
+    def _preload(self) -> sparse.csr_matrix | None:
+        """Return counts as float32 with the columns of the vocabulary, if not too many."""
+        matrix = self.reader.matrix
+        if not sparse.issparse(matrix) or 8 * matrix.nnz > MAX_PRELOADED_BYTES:
+            return None
+        batch = self._ragged(self.reader.read(slice(None)))
+        return sparse.csr_matrix(
+            (batch["counts"], batch["gene_ids"].astype(np.int32), batch["cu_seqlens"]),
+            shape=(len(self), int(self.column_to_gene.max()) + 1),
+        )
+
+    def _ragged(self, counts: sparse.csr_matrix) -> dict[str, np.ndarray]:
+        batch = to_ragged(counts, self.column_to_gene)
         if not looks_raw(batch["counts"]):
             raise ValueError(
                 "The counts changed after `setup_anndata` and are no raw counts any more, for "
                 "instance by `sc.pp.log1p(adata)`. Keep them in a layer: "
                 '`adata.layers["counts"] = adata.X.copy()`, then `layer="counts"`.'
             )
+        return batch
+
+    def __getitem__(self, index: int | Sequence[int] | slice) -> dict[str, np.ndarray]:
+        if isinstance(index, slice):
+            index = range(*index.indices(len(self)))
+        rows = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        if self.preloaded is None:
+            batch = self._ragged(self.reader.read(rows))
+        else:
+            batch = _as_ragged(self.preloaded[rows])
         batch["categories"] = self.categories[rows]
         if self.labels is not None:
             batch["labels"] = self.labels[rows]
@@ -105,13 +130,28 @@ def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str
     kept_before = np.concatenate([[0], np.cumsum(keep)])
     values = counts.data[keep].astype(np.float32)
     cu_seqlens = kept_before[counts.indptr]
-    total_before = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     return {
         "counts": values,
         "gene_ids": gene_ids[keep],
         "cu_seqlens": cu_seqlens.astype(np.int32),
-        "library_size": np.diff(total_before[cu_seqlens]).astype(np.float32),
+        "library_size": _totals(values, cu_seqlens),
     }
+
+
+def _as_ragged(counts: sparse.csr_matrix) -> dict[str, np.ndarray]:
+    """Turn rows that were preloaded into tokens."""
+    return {
+        "counts": counts.data,
+        "gene_ids": counts.indices.astype(np.int64),
+        "cu_seqlens": counts.indptr.astype(np.int32),
+        "library_size": _totals(counts.data, counts.indptr),
+    }
+
+
+def _totals(values: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """Sum the values of every cell in float64: counts may exceed what float32 adds up exactly."""
+    total_before = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    return np.diff(total_before[cu_seqlens]).astype(np.float32)
 
 
 def _codes(adata_manager: AnnDataManager, key: str) -> np.ndarray:

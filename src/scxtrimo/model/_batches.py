@@ -21,6 +21,7 @@ from ..nn.ragged import cells_of, sum_per_cell
 
 PROGRESS_SECONDS = 3
 Depth = Literal["cell", "bulk"]
+Precision = Literal["32-true", "bf16-mixed"]
 
 
 def default_inference_batch_size(n_hidden: int) -> int:
@@ -105,9 +106,10 @@ class BatchesMixin(BaseModelClass):
             raise ValueError(f"batch_size={batch_size} must be positive.")
         return batch_size
 
-    def _encode(self, batch: dict[str, Tensor]) -> EncodedCells:
+    def _encode(self, batch: dict[str, Tensor], precision: Precision = "32-true") -> EncodedCells:
         inputs = self.module._get_inference_input(batch)
-        return self.module.inference(**inputs)["cells"]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            return self.module.inference(**inputs)["cells"]
 
     def _rows(
         self, adata: AnnData | MuData | None, indices: Sequence[int] | None

@@ -18,7 +18,7 @@ from ..module import target_values
 from ..nn import pool_tokens
 from ..nn.pooling import POOLS
 from ..train import MaskingConfig, mask_batch
-from ._batches import BatchesMixin, Depth
+from ._batches import BatchesMixin, Depth, Precision
 from ._results import make_result
 
 Pool = Literal["all", "max", "mean", "s", "t"]
@@ -37,6 +37,7 @@ class InferenceMixin(BatchesMixin):
         target_depth: str | float | None = None,
         depth: Depth = "cell",
         out: str | os.PathLike | None = None,
+        precision: Precision = "32-true",
     ) -> np.ndarray:
         """Return the latent representation of cells.
 
@@ -65,6 +66,8 @@ class InferenceMixin(BatchesMixin):
             ``adata`` rather than 10,000, and both depth tokens say the same, as published.
         out
             Path of a zarr store to stream the result to, as ``obsm["X_xtrimo"]`` of an AnnData.
+        precision
+            ``"bf16-mixed"`` is faster where the device has it, and good to about 1%.
 
         Returns
         -------
@@ -82,6 +85,8 @@ class InferenceMixin(BatchesMixin):
         n_special = self.module.net.n_special
         if pool is not None and pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; choose one of {list(POOLS)}.")
+        if precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(f"precision={precision!r} must be '32-true' or 'bf16-mixed'.")
         if pool in ("all", "s", "t") and not self.config_.read_depth_aware:
             raise ValueError(
                 f"pool={pool!r} needs the depth tokens of a model that is aware of the read "
@@ -100,7 +105,7 @@ class InferenceMixin(BatchesMixin):
         )
         batches = self._batches(adata, indices, batch_size, "Embedding", target_depth, depth)
         for place, batch in batches:
-            cells = self._encode(batch)
+            cells = self._encode(batch, precision)
             pooled = cells.latent_cz if pool is None else pool_tokens(cells, pool, n_special)
             latent[place] = pooled.float().cpu().numpy()
         return latent

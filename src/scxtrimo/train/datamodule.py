@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader, Sampler
+
+from ..data import RaggedDataset
 
 
 class EpochShuffler(Sampler[list[int]]):
@@ -105,9 +108,13 @@ class RaggedDataSplitter(DataSplitter):
         self.train_idx = np.sort(rows[self.n_val : self.n_val + self.n_train])
         self.test_idx = np.sort(rows[self.n_val + self.n_train :])
 
+    @cached_property
+    def _dataset(self) -> RaggedDataset:
+        return RaggedDataset(self.adata_manager, preload=True)
+
     def _loader(self, rows: np.ndarray, shuffle: bool) -> DataLoader:
         return DataLoader(
-            self.adata_manager.create_torch_dataset(),
+            self._dataset,
             sampler=EpochShuffler(rows.astype(np.int64), self.batch_size, self.seed, shuffle),
             batch_size=None,
             generator=torch.Generator(),  # or every epoch would draw from the global one

@@ -1,0 +1,170 @@
+"""A training step on four cells: time, memory and loss of the decoders, and as published.
+
+    python benchmarks/train_step.py
+
+Four cells with 19,264 genes of which 8% are expressed, in the 3M size, masked as published (all
+masked genes are predicted). Every way runs in a process of its own, which measures the median time
+of a forward and backward pass and the peak of its resident memory.
+
+- as published, naively: a Performer on all genes of all cells at once, which keeps everything
+- published configuration: the same function here, in float32 and bfloat16
+- cross-attention and bottleneck: our decoders alone, behind the same encoder
+
+The losses of the first two, which have the same weights, must agree.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _common import parser, report, simulate
+from _published import NaivePerformer
+from torch import Tensor
+
+import scxtrimo
+from scxtrimo.module import SIZES, XTrimoGeneModule
+from scxtrimo.nn.ragged import cells_of
+from scxtrimo.train import MaskingConfig, mask_batch
+
+N_GENES, N_CELLS, DENSITY = 19_264, 4, 0.08
+NAIVE = "as published, naive"
+WAYS = {
+    NAIVE: ("published", "fp32"),
+    "published configuration": ("published", "fp32"),
+    "published configuration, bf16": ("published", "bf16"),
+    "cross-attention": ("cross_attention", "fp32"),
+    "cross-attention, bf16": ("cross_attention", "bf16"),
+    "bottleneck": ("bottleneck", "fp32"),
+    "bottleneck, bf16": ("bottleneck", "bf16"),
+}
+
+
+def masked_cells() -> dict[str, Any]:
+    """Four masked cells."""
+    counts = simulate(N_CELLS, N_GENES, DENSITY).X
+    batch = scxtrimo.data.to_ragged(counts, np.arange(N_GENES))
+    tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
+    tensors |= {
+        "cell_ids": torch.arange(N_CELLS),
+        "categories": torch.zeros(N_CELLS, 0, dtype=torch.int64),
+    }
+    return mask_batch(tensors, MaskingConfig.published(), N_GENES, seed=0, epoch=0)
+
+
+def naive_loss(module: XTrimoGeneModule, batch: dict[str, Any]) -> Tensor:
+    """All genes of all cells at once."""
+    cells = module.inference(**module._get_inference_input(batch))["cells"]
+    decoder, positions = module.net.imputation, module.positions
+    x = (cells.zero_d + positions).expand(N_CELLS, -1, -1)
+    known = (cells.tokens_td, cells.gene_ids_t, cells.cu_seqlens)
+    for tokens, ids, cu in (known, cells.hidden):
+        x = x.index_put((cells_of(cu, len(ids)), ids), tokens + positions[ids])
+    x = decoder.norm(NaivePerformer(decoder.performer)(decoder.to_hidden(x)))
+    cell = cells_of(batch["target_cu_seqlens"], len(batch["target_gene_ids"]))
+    predicted = decoder.to_value(x)[..., 0][cell, batch["target_gene_ids"]]
+    return (predicted - scxtrimo.module.target_values(batch)).square().mean()
+
+
+def measure(way: str, size: str) -> dict[str, float]:
+    """Time steps in this process; return seconds, megabytes per cell and the loss."""
+    kind, precision = WAYS[way]
+    config = SIZES[f"published-{size}"]
+    if kind != "published":
+        is_bottleneck = kind == "bottleneck"
+        config = replace(
+            SIZES[size],
+            likelihood_weight=float(is_bottleneck),
+            imputation_weight=float(not is_bottleneck),
+            read_depth_aware=not is_bottleneck,  # T and S take the place of the cell token
+        )
+    batch = masked_cells()
+    torch.manual_seed(0)
+    module = XTrimoGeneModule(N_GENES, (), config)
+    before = reset_peak_memory()
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss = naive_loss(module, batch) if way == NAIVE else module(batch)[2].loss
+        loss.backward()
+        seconds.append(time.perf_counter() - start)
+        module.zero_grad(set_to_none=True)
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "megabytes": (peak_memory() - before) / 2**20 / N_CELLS,
+        "loss": float(loss.detach()),
+    }
+
+
+def reset_peak_memory() -> int:
+    """Forget the peak so far and return the resident memory, in bytes (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def peak_memory() -> int:
+    """Return the peak of the resident memory in bytes."""
+    return memory("VmHWM")
+
+
+def memory(field: str) -> int:
+    """Return a field of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--size", default="3m", help="size of the model")
+    arguments.add_argument("--way", choices=WAYS, help="for this script's own use")
+    args = arguments.parse_args()
+    size = "tiny" if args.quick else args.size
+    if args.way:
+        print(json.dumps(measure(args.way, args.size)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(1 if args.quick else args.seeds):
+        for way, results in runs.items():
+            command = [sys.executable, __file__, "--way", way, "--size", size]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results.append(json.loads(output.splitlines()[-1]))
+            print(f"{way}: {results[-1]}", flush=True)
+    medians = {
+        way: {key: statistics.median(run[key] for run in results) for key in results[0]}
+        for way, results in runs.items()
+    }
+    naive = medians[NAIVE]
+    assert abs(medians["published configuration"]["loss"] / naive["loss"] - 1) < 1e-4
+    rows = [
+        {
+            "task": "training step",
+            "data": f"{size}, {N_GENES:,} genes, {DENSITY:.0%} expressed",
+            "method": way,
+            "metric": metric,
+            "value": value,
+            "spread": float("nan"),
+            "ratio": naive["seconds"] / result["seconds"],
+        }
+        for way, result in medians.items()
+        for metric, value in (
+            ("cells/s", N_CELLS / result["seconds"]),
+            ("speed ratio", naive["seconds"] / result["seconds"]),
+            ("MB per cell", result["megabytes"]),
+            ("memory ratio", naive["megabytes"] / result["megabytes"]),
+        )
+    ]
+    report(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()
