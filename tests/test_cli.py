@@ -72,3 +72,17 @@ def test_mistakes_are_named_before_any_work(files, capsys, arguments, message):
     assert run("embed", "cells.h5ad", *arguments) == 2
     assert message in capsys.readouterr().err
     assert run("embed", "nope.h5ad", "--model", "m", "--out", "x.h5ad") == 2
+
+
+def test_a_model_trained_on_a_layer_reads_x_when_told_so(files, capsys):
+    source = ["--checkpoint", "models.ckpt", "--gene-index", "genes.txt"]
+    model = XTrimoGene.from_scfoundation("models.ckpt", "genes.txt", adata=files, layer="counts")
+    model.save("of_layer")
+    del files.layers["counts"]
+    files.write_h5ad("x.h5ad")
+    assert run("embed", "x.h5ad", "--model", "of_layer", "--out", "a.h5ad") == 2
+    assert "layer=None" in capsys.readouterr().err
+    assert run("embed", "x.h5ad", "--model", "of_layer", "--layer", "X", "--out", "a.h5ad") == 0
+    assert run("embed", "x.h5ad", *source, "--out", "b.h5ad") == 0
+    a, b = (anndata.read_h5ad(f"{name}.h5ad").obsm["X_xtrimo"] for name in "ab")
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

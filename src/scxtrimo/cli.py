@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     embed.add_argument("--model", metavar="DIR", help="a model that was saved or converted")
     _add_checkpoint(embed, required=False)
-    embed.add_argument("--layer", help="layer with the raw counts")
+    embed.add_argument("--layer", help="layer with the raw counts, or X; by default as trained")
     embed.add_argument("--gene-id-key", help="column of var with gene identifiers")
     embed.add_argument(
         "--gene-aliases", metavar="FILE", help="table of HGNC, or 'hgnc' to download it once"
@@ -126,13 +126,15 @@ def _embed(args: argparse.Namespace) -> int:
     streamed = out.suffix == ".zarr"
     adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
     model = _model(args)
-    overlap = args.min_gene_overlap
     setup = {"layer": args.layer, "gene_id_key": args.gene_id_key}
+    setup = {key: value for key, value in setup.items() if value is not None}
+    if args.layer == "X" and "X" not in adata.layers:
+        setup["layer"] = None
     model.prepare_query_anndata(
         adata,
         gene_aliases=args.gene_aliases,
-        **({} if overlap is None else {"min_gene_overlap": overlap}),
-        **{key: value for key, value in setup.items() if value is not None},
+        min_gene_overlap=args.min_gene_overlap,
+        **setup,
     )
     embedding = model.get_latent_representation(
         adata,

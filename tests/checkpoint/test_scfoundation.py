@@ -49,7 +49,9 @@ def test_truncated_files_and_code(tmp_path):
     path = write_checkpoint(tmp_path / "good.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(path.read_bytes()[:2000])
     torch.save({"cell": Bomb()}, tmp_path / "bomb.ckpt")
-    for name in ("cut", "bomb"):
+    (tmp_path / "empty.ckpt").touch()
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    for name in ("cut", "bomb", "empty", "text"):
         with pytest.raises(ValueError, match="truncated, or holds something else"):
             read_scfoundation(tmp_path / f"{name}.ckpt")
     assert not (tmp_path / "ran").exists()

@@ -78,3 +78,25 @@ def test_unknown_genes_are_named():
 
 def test_round_trip():
     assert GeneVocabulary.from_dict(VOCABULARY.to_dict()) == VOCABULARY
+
+
+def test_identifiers_that_are_unique_win_over_a_few_more_that_are_not():
+    ids = [f"ENSG{i:011d}" for i in range(20)]
+    symbols = [f"G{i}" for i in range(20)]
+    vocabulary = GeneVocabulary(tuple(ids), tuple(symbols))
+    frame = pd.DataFrame({"symbol": [*symbols, "G0"]}, index=[*ids[:19], "x", "y"])
+    alignment = align_genes(vocabulary, frame)
+    assert alignment.source == "var_names"
+    assert align_genes(vocabulary, frame, "symbol").repeated == (ids[0],)
+    assert align_genes(vocabulary, frame, "var_names").overlap == 0.95
+
+
+def test_a_gene_in_other_case_is_suggested():
+    with pytest.raises(ValueError, match="Did you mean 'ENSG00000000003'"):
+        VOCABULARY.index_of(["LYZ"])
+
+
+def test_genes_found_by_case_alone_are_counted():
+    names = ("CD3D", "MS4A1", "LYZ")
+    vocabulary = GeneVocabulary(names, names)
+    assert align_genes(vocabulary, var("Cd3d", "Ms4a1", "LYZ")).n_case == 2

@@ -202,6 +202,14 @@ def test_data_with_too_few_of_the_genes_are_refused(checkpoint, few_cells):
         ({"target_depth": 4}, "is no read depth.*'t4'"),
         ({"target_depth": "x4"}, "is no read depth"),
         ({"target_depth": "f0"}, "is no read depth"),
+        ({"target_depth": "t10000"}, "is no read depth"),
+        ({"target_depth": float("inf")}, "is no read depth"),
+        ({"target_depth": float("nan")}, "is no read depth"),
+        ({"indices": [0.9]}, "must be row numbers or a boolean mask"),
+        ({"indices": ["cell1"]}, "get_indexer"),
+        ({"indices": [False] * 7}, "indices is empty"),
+        ({"batch_size": 0}, "batch_size=0 must be positive"),
+        ({"precision": "16"}, "must be '32-true' or 'bf16-mixed'"),
         ({"pool": "median"}, "pool='median' is unknown"),
         ({"depth": "bulk", "target_depth": "t4"}, "Bulk profiles have no target_depth"),
         ({"depth": "tissue"}, "must be 'cell' or 'bulk'"),
@@ -273,3 +281,102 @@ def test_denoising_writes_a_layer(checkpoint, few_cells):
     assert np.isnan(layer[:, -1]).all()
     names = few_cells.var_names[:-1]
     np.testing.assert_allclose(layer[:, :-1], expected[names].clip(lower=0), rtol=1e-5)
+
+
+def test_totals_may_be_numbers_of_numpy(checkpoint, few_cells):
+    model = XTrimoGene.from_scfoundation(checkpoint, GENES, adata=few_cells)
+    expected = model.get_latent_representation(target_depth=10_000)
+    for total in (np.float32(10_000), np.int64(10_000)):
+        np.testing.assert_array_equal(
+            model.get_latent_representation(target_depth=total), expected
+        )
+
+
+def test_a_wrong_argument_leaves_no_store_behind(checkpoint, few_cells, tmp_path):
+    model = XTrimoGene.from_scfoundation(checkpoint, GENES, adata=few_cells)
+    out = tmp_path / "latent.zarr"
+    for method in (
+        model.get_latent_representation,
+        model.get_normalized_expression,
+        lambda **kwargs: model.get_contextual_gene_embeddings(average=False, **kwargs),
+    ):
+        with pytest.raises(ValueError, match="no read depth"):
+            method(out=out, target_depth="f0")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_store_is_not_taken_for_a_finished_one(
+    checkpoint, few_cells, tmp_path, monkeypatch
+):
+    model = XTrimoGene.from_scfoundation(checkpoint, GENES, adata=few_cells)
+    encode, calls = model._encode, []
+
+    def fail_later(*args):
+        calls.append(args)
+        if len(calls) > 2:
+            raise RuntimeError("interrupted")
+        return encode(*args)
+
+    monkeypatch.setattr(model, "_encode", fail_later)
+    out = tmp_path / "latent.zarr"
+    with pytest.raises(RuntimeError, match="interrupted"):
+        model.get_latent_representation(out=out, batch_size=2)
+    assert not out.exists()
+    partial = anndata.io.read_zarr(tmp_path / "latent.zarr.partial").obsm["X_xtrimo"]
+    assert np.isnan(partial).any(1).tolist() == [False] * 4 + [True] * 3
+    monkeypatch.undo()
+    model.get_latent_representation(out=out)
+    assert not np.isnan(anndata.io.read_zarr(out).obsm["X_xtrimo"]).any()
+
+
+def test_names_of_genes_are_kept_when_the_model_is_saved(checkpoint, few_cells, tmp_path):
+    other = few_cells.copy()
+    other.var_names = [f"new{i}" for i in range(N_GENES)]
+    aliases = {f"new{i}": f"GENE{i}" for i in range(N_GENES)}
+    model = XTrimoGene.from_scfoundation(checkpoint, GENES, adata=other, gene_aliases=aliases)
+    expected = model.get_latent_representation()
+    model.save(tmp_path / "m", save_anndata=True)
+    loaded = XTrimoGene.load(tmp_path / "m")
+    np.testing.assert_array_equal(loaded.get_latent_representation(), expected)
+    np.testing.assert_allclose(  # a subset is other data
+        loaded.get_latent_representation(other[:3].copy()), expected[:3], rtol=1e-5
+    )
+    plain = XTrimoGene.from_scfoundation(checkpoint, GENES)
+    plain.save(tmp_path / "plain")
+    with pytest.raises(ValueError, match="gene_aliases"):
+        XTrimoGene.load(tmp_path / "plain", adata=other.copy())
+    loaded = XTrimoGene.load(tmp_path / "plain", adata=other.copy(), gene_aliases=aliases)
+    np.testing.assert_allclose(loaded.get_latent_representation(), expected, rtol=1e-5)
+
+
+def test_a_wrong_gene_id_key_is_an_error(checkpoint, few_cells):
+    with pytest.raises(ValueError, match="'ensmbl' is not a column of adata.var"):
+        XTrimoGene.from_scfoundation(checkpoint, GENES, adata=few_cells, gene_id_key="ensmbl")
+
+
+def test_the_mean_of_genes_is_compared_with_only_where_it_is_known(checkpoint, few_cells):
+    model = XTrimoGene.from_scfoundation(checkpoint, GENES, adata=few_cells)
+    assert list(model.get_reconstruction_error().index) == ["performer", "zero"]
+    model.train(max_epochs=1, enable_progress_bar=False)
+    error = model.get_reconstruction_error()["mse"]
+    assert error["gene mean"] != error["zero"]
+    assert float(model.module.typical_depth) == 4.0
+
+
+def test_a_gene_that_is_asked_for_twice_is_there_twice(checkpoint, few_cells):
+    model = XTrimoGene.from_scfoundation(checkpoint, GENES, adata=few_cells)
+    for source in ("encoder", "decoder"):
+        twice = model.get_contextual_gene_embeddings(
+            gene_list=["GENE5", "GENE0", "GENE5"], source=source
+        )
+        np.testing.assert_array_equal(twice.iloc[0], twice.iloc[2])
+        assert twice.iloc[1].notna().all()
+    with pytest.raises(ValueError, match="gene_list is empty"):
+        model.get_contextual_gene_embeddings(gene_list=[])
+
+
+def test_bf16_is_close(checkpoint, few_cells):
+    model = XTrimoGene.from_scfoundation(checkpoint, GENES, adata=few_cells)
+    exact = model.get_latent_representation()
+    fast = model.get_latent_representation(precision="bf16-mixed")
+    assert 0 < np.abs(fast - exact).max() < 0.05 * np.abs(exact).max()

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-FORMAT, FORMAT_VERSION = "scxtrimo", 1
+FORMAT, FORMAT_VERSION = "scxtrimo", 2
 _PREFIX = re.compile(r"^[\w.-]*$")
 _WEIGHTS_NAME = re.compile(r"^[\w.-]*model-[0-9a-f]{12}\.safetensors$")
 
@@ -133,9 +133,14 @@ def read_model(
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{header} was not written by scxtrimo.")
     version = metadata.get("format_version")
+    if isinstance(version, int) and version < FORMAT_VERSION:
+        raise ValueError(
+            f"{header} was saved by an earlier version of scxtrimo (format {version}, this one "
+            f"reads {FORMAT_VERSION}). Load it with that version, or train again."
+        )
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
-            f"{header} has format version {version}, this scxtrimo reads up to {FORMAT_VERSION}. "
+            f"{header} has format version {version}, this scxtrimo reads {FORMAT_VERSION}. "
             "Update it: `pip install --upgrade scxtrimo`."
         )
     name = str(metadata.get("weights"))

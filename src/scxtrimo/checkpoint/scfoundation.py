@@ -101,7 +101,7 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
             f"{path} is truncated, or holds something else than tensors and plain values, which "
-            f"is not loaded as it could run code: {str(error).splitlines()[0]}"
+            f"is not loaded as it could run code ({type(error).__name__})."
         ) from error
     if not isinstance(content, dict) or version not in content:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__

@@ -54,13 +54,13 @@ class RowReader:
     def read(self, rows: np.ndarray | slice) -> sparse.csr_matrix:
         """Return the given rows, in the given order."""
         if isinstance(rows, slice) or not self.on_disk:
-            return _canonical(sparse.csr_matrix(self.matrix[rows]))
+            return _canonical(_as_csr(self.matrix[rows]))
         # HDF5 wants increasing, distinct rows; a contiguous run is one read instead of many.
         wanted, position = np.unique(rows, return_inverse=True)
         if wanted[-1] - wanted[0] + 1 == len(wanted):
-            chunk = sparse.csr_matrix(self.matrix[wanted[0] : wanted[-1] + 1])
+            chunk = _as_csr(self.matrix[wanted[0] : wanted[-1] + 1])
         else:
-            chunk = sparse.csr_matrix(self.matrix[wanted])
+            chunk = _as_csr(self.matrix[wanted])
         in_order = np.array_equal(position, np.arange(len(rows)))
         return _canonical(chunk if in_order else chunk[position])
 
@@ -68,6 +68,12 @@ class RowReader:
         """Iterate over all rows, a few thousand at a time."""
         for start in range(0, self.shape[0], CHUNK):
             yield self.read(slice(start, start + CHUNK))
+
+
+def _as_csr(rows: Any) -> sparse.csr_matrix:
+    if rows.dtype == np.float16:  # scipy has no sparse matrices of these
+        rows = rows.astype(np.float32)
+    return sparse.csr_matrix(rows)
 
 
 def _canonical(chunk: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -93,7 +99,7 @@ def get_layer(adata: AnnData, layer: str | None) -> Any:
     if layer not in adata.layers:
         raise ValueError(
             f"Layer {layer!r} is not in adata.layers, which has {_layer_names(adata)}. Name one "
-            "of these with `layer=...`, or leave `layer` out to use adata.X."
+            "of these with `layer=...`, or pass `layer=None` to use adata.X."
         )
     return adata.layers[layer]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from .gene_table import GeneTable
 from .vocabulary import (
     COVERAGE_KEY,
     DEFAULT_MIN_GENE_OVERLAP,
+    VAR_NAMES,
     GeneAlignment,
     GeneVocabulary,
     align_genes,
@@ -112,14 +113,21 @@ class CountsField(BaseAnnDataField):
         """Align other data to the vocabulary and write the coverage report."""
         self.validate_field(adata_target)
         vocabulary = GeneVocabulary.from_dict(state_registry[self.VOCABULARY_KEY])
-        key = self.gene_id_key if self.gene_id_key in adata_target.var else None
+        has_key = self.gene_id_key in adata_target.var or self.gene_id_key == VAR_NAMES
+        key = self.gene_id_key if has_key else None
         alignment = align_genes(vocabulary, adata_target.var, key, self.gene_aliases)
-        source = None if alignment.source == "var_names" else alignment.source
-        ids = get_column(adata_target.var, "var", source, adata_target.var_names)
-        _check_unique(pd.Index(ids.dropna().astype(str)), source)
+        if alignment.repeated:
+            source = None if alignment.source == VAR_NAMES else alignment.source
+            _raise_repeated(alignment.repeated, source)
         self._check_overlap(vocabulary, alignment, adata_target)
         check_counts(adata_target, self.attr_key, used=alignment.column_to_gene >= 0)
         adata_target.uns[COVERAGE_KEY] = alignment.to_uns()
+        if alignment.n_case > 100 and alignment.n_case > alignment.matched:
+            logger.warning(
+                f"{alignment.n_case:,} genes were found only because upper and lower case were "
+                "ignored, as for symbols of another species, such as mouse. If that is what they "
+                "are, translate them to their orthologues and pass `gene_aliases=`."
+            )
         if alignment.missing or alignment.renamed:
             logger.info(f"{alignment}. Report in adata.uns[{COVERAGE_KEY!r}].")
         return self._state(adata_target, vocabulary, alignment.column_to_gene)
@@ -133,10 +141,10 @@ class CountsField(BaseAnnDataField):
                 f"the {adata.n_vars:,} genes of this AnnData, at least "
                 f"{self.min_gene_overlap:.0%} are needed. The model knows "
                 f"{preview(vocabulary.gene_ids, 3)}; the data have "
-                f"{preview(adata.var_names, 3)}. If other identifiers are in a column of "
-                "adata.var, or are other names of the "
-                "same genes, say so: `model.prepare_query_anndata(adata, gene_id_key=..., "
-                'gene_aliases="hgnc")`; to accept fewer genes, lower `min_gene_overlap`.'
+                f"{preview(adata.var_names, 3)}. If they are other names of the same genes, pass "
+                '`gene_aliases="hgnc"`; if the identifiers are in a column of adata.var, '
+                "`gene_id_key=...`; to accept fewer genes, lower `min_gene_overlap`. These are "
+                "arguments of `model.prepare_query_anndata`, `load` and `from_scfoundation`."
             )
 
     def _state(
@@ -280,7 +288,10 @@ def get_column(
 def _check_unique(ids: pd.Index, key: str | None) -> None:
     if ids.is_unique:
         return
-    repeated = ids[ids.duplicated()].unique()
+    _raise_repeated(ids[ids.duplicated()].unique(), key)
+
+
+def _raise_repeated(repeated: Sequence[str] | pd.Index, key: str | None) -> None:
     field = "adata.var_names" if key is None else f"adata.var[{key!r}]"
     way_out = "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
     raise ValueError(

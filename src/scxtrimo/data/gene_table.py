@@ -106,6 +106,10 @@ class GeneTable:
             raise ValueError(f"{path} is not a tab-separated table: {error}") from error
         return cls(table)
 
+    def aliases_of(self, vocabulary: Iterable[str]) -> dict[str, str]:
+        """Return all names of the genes of a vocabulary, in upper case and without versions."""
+        return self.translate(self._gene_of, vocabulary)
+
     def translate(self, ids: Iterable[str], vocabulary: Iterable[str]) -> dict[str, str]:
         """Find the genes of a vocabulary under other identifiers.
 

@@ -15,6 +15,7 @@ from .identifiers import fold, strip_version
 
 COVERAGE_KEY = "scxtrimo_gene_coverage"
 DEFAULT_MIN_GENE_OVERLAP = 0.25
+VAR_NAMES = "var_names"
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,19 @@ class GeneVocabulary:
         if unknown:
             raise ValueError(
                 f"{len(unknown)} of {len(genes)} genes are not in the model's vocabulary of "
-                f"{len(self):,} genes: {preview(unknown)}. See `model.vocabulary.gene_ids`; genes "
-                "without a single count in the training data are not part of it."
+                f"{len(self):,} genes: {preview(unknown)}.{self._suggestion(unknown)} See "
+                "`model.vocabulary.gene_ids`; genes without a single count in the data that a "
+                "model was made from are not part of it."
             )
         return np.array([lookup[gene] for gene in genes], dtype=np.int64)
+
+    def _suggestion(self, unknown: list[str]) -> str:
+        """Name genes that differ in case only."""
+        folded = fold_lookup(self.lookup())
+        similar = {gene: folded[fold(gene)] for gene in unknown if fold(gene) in folded}
+        if not similar:
+            return ""
+        return f" Did you mean {preview(self.gene_ids[i] for i in similar.values())}?"
 
     def lookup(self) -> dict[str, int]:
         """Return the position of every id, and of every name that only one gene has."""
@@ -98,6 +108,10 @@ class GeneAlignment:
         Genes of the vocabulary that the data do not have.
     unused
         Identifiers of the data that the vocabulary does not have.
+    repeated
+        Genes of the vocabulary whose identifier several columns have.
+    n_case
+        How many genes were found only because upper and lower case were ignored.
     """
 
     column_to_gene: np.ndarray
@@ -106,6 +120,8 @@ class GeneAlignment:
     renamed: tuple[tuple[str, str], ...] = field(repr=False)
     missing: tuple[str, ...] = field(repr=False)
     unused: tuple[str, ...] = field(repr=False)
+    repeated: tuple[str, ...] = field(default=(), repr=False)
+    n_case: int = 0
 
     @property
     def overlap(self) -> float:
@@ -156,7 +172,7 @@ def align_genes(
     var
         ``adata.var`` of the data.
     gene_id_key
-        Column of ``var`` with the identifiers.
+        Column of ``var`` with the identifiers, or ``"var_names"`` for its index.
     gene_aliases
         From identifiers as in the data to identifiers as in the vocabulary, or a table of
         identifiers that mean the same gene.
@@ -175,16 +191,21 @@ def align_genes(
     >>> align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"])).column_to_gene
     array([ 1,  0, -1])
     """
-    if gene_id_key is not None:
+    if gene_id_key == VAR_NAMES and VAR_NAMES not in var:
+        candidates = {VAR_NAMES: var.index.to_series()}
+    elif gene_id_key is not None:
         candidates = {gene_id_key: var[gene_id_key]}
     else:
         texts = [name for name in var if not pd.api.types.is_numeric_dtype(var[name])]
-        candidates = {"var_names": var.index.to_series()} | {name: var[name] for name in texts}
+        candidates = {VAR_NAMES: var.index.to_series()} | {name: var[name] for name in texts}
     alignments = [
         _align(vocabulary, source, _as_text(ids), gene_aliases or {})
         for source, ids in candidates.items()
     ]
-    return max(alignments, key=lambda alignment: alignment.overlap)  # the first of equals
+    best = max(alignments, key=lambda alignment: alignment.overlap)  # the first of equals
+    # Identifiers that are unique are better than a few more that are not.
+    enough = [a for a in alignments if a.overlap >= 0.9 * best.overlap]
+    return next((a for a in enough if not a.repeated), best) if best.repeated else best
 
 
 def _align(
@@ -196,23 +217,29 @@ def _align(
     if isinstance(aliases, GeneTable):
         aliases = aliases.translate(ids, vocabulary.gene_ids)
     exact = vocabulary.lookup()
-    folded = _fold_lookup(exact)
+    folded = fold_lookup(exact)
     columns = np.full(len(ids), -1, dtype=np.int64)
     taken: dict[int, int] = {}
     for column, identifier in enumerate(ids):
         gene = exact.get(identifier)
         if gene is not None and gene not in taken:
-            taken[gene] = columns[column] = gene
+            taken[gene], columns[column] = column, gene
     n_matched = len(taken)
+    times = Counter(ids.tolist())
+    repeated = tuple(vocabulary.gene_ids[g] for g, c in taken.items() if times[ids[c]] > 1)
     renamed = []
+    n_case = 0
     # After all exact matches, so that a column with the gene's own identifier always wins.
     for column in np.flatnonzero(columns < 0).tolist():
         identifier = ids[column]
-        alias = aliases.get(identifier, aliases.get(strip_version(identifier)))
+        spellings = (identifier, strip_version(identifier), fold(identifier))
+        alias = next((aliases[s] for s in spellings if s in aliases), None)
         gene = folded.get(fold(identifier)) if alias is None else exact.get(alias)
         if gene is not None and gene not in taken:
-            taken[gene] = columns[column] = gene
+            taken[gene], columns[column] = column, gene
             renamed.append((str(identifier), vocabulary.gene_ids[gene]))
+            same_letters = fold(identifier) == fold(vocabulary.gene_ids[gene])
+            n_case += same_letters and strip_version(identifier) not in exact
     return GeneAlignment(
         column_to_gene=columns,
         source=source,
@@ -220,6 +247,8 @@ def _align(
         renamed=tuple(renamed),
         missing=tuple(g for i, g in enumerate(vocabulary.gene_ids) if i not in taken),
         unused=tuple(str(identifier) for identifier in ids[columns < 0]),
+        repeated=repeated,
+        n_case=n_case,
     )
 
 
@@ -228,7 +257,7 @@ def _as_text(ids: pd.Series) -> np.ndarray:
     return ids.astype(object).where(ids.notna(), "").astype(str).to_numpy(dtype=object)
 
 
-def _fold_lookup(exact: Mapping[str, int]) -> dict[str, int]:
+def fold_lookup(exact: Mapping[str, int]) -> dict[str, int]:
     """Look up genes regardless of case and version; spellings of two genes are left out."""
     lookup: dict[str, int] = {}
     ambiguous = set()

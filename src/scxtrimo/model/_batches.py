@@ -12,6 +12,7 @@ from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import CategoryField, RaggedDataset, covariate_keys
@@ -46,8 +47,11 @@ class BatchesMixin(BaseModelClass):
         description: str,
         target_depth: str | float | None = None,
         depth: Depth = "cell",
-    ) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-        """Iterate over ragged batches on the model's device and their places in the result."""
+    ) -> Iterator[tuple[slice, dict[str, Any]]]:
+        """Iterate over ragged batches on the model's device and their places in the result.
+
+        Everything is checked before the first batch is asked for.
+        """
         self._check_if_trained(
             message="The model is not trained: its results are those of random weights. Call "
             "`model.train()` first."
@@ -59,9 +63,19 @@ class BatchesMixin(BaseModelClass):
         loader = self._make_data_loader(
             adata, indices=rows, batch_size=self._batch_size(batch_size)
         )
+        return self._iterate(loader, len(rows), description, target, scale)
+
+    def _iterate(
+        self,
+        loader: DataLoader,
+        n_rows: int,
+        description: str,
+        target: TargetDepth | None,
+        scale: float | None,
+    ) -> Iterator[tuple[slice, dict[str, Any]]]:
         self.module.eval()
         start = 0
-        with tqdm(total=len(rows), desc=description, unit="cell", delay=PROGRESS_SECONDS) as bar:
+        with tqdm(total=n_rows, desc=description, unit="cell", delay=PROGRESS_SECONDS) as bar:
             for batch in loader:
                 n_cells = len(batch["cell_ids"])
                 place = slice(start, start + n_cells)
@@ -130,6 +144,8 @@ class BatchesMixin(BaseModelClass):
     def _genes(self, gene_list: Sequence[str] | None) -> np.ndarray:
         if gene_list is None:
             return np.arange(len(self.vocabulary))
+        if len(gene_list) == 0:
+            raise ValueError("gene_list is empty: name at least one gene.")
         return self.vocabulary.index_of(gene_list)
 
     def _batch_code(self, batch: Any) -> int | None:
@@ -158,14 +174,18 @@ def as_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndar
     """Return row numbers, from row numbers or a boolean mask."""
     if indices is None:
         return np.arange(n_cells)
-    rows = np.asarray(indices)
+    rows = np.asarray(indices).ravel()
     if rows.dtype == bool:
         if len(rows) != n_cells:
             raise ValueError(f"indices is a mask of {len(rows)} cells, the data have {n_cells}.")
-        return np.flatnonzero(rows)
-    rows = rows.astype(np.int64).ravel()
+        rows = np.flatnonzero(rows)
     if len(rows) == 0:
         raise ValueError("indices is empty: name at least one cell.")
+    if rows.dtype.kind not in "iu":
+        raise ValueError(
+            f"indices must be row numbers or a boolean mask, got {rows[0]!r}. For names of cells: "
+            "`adata.obs_names.get_indexer(names)`."
+        )
     lowest, highest = int(np.min(rows)), int(np.max(rows))
     if lowest < 0 or highest >= n_cells:
         raise ValueError(

@@ -61,8 +61,9 @@ class ExpressionMixin(BatchesMixin):
         return_numpy
             Return an array instead of a data frame.
         log1p
-            Return ``log1p`` of counts per 10,000, the scale the imputation decoders work on, as
-            predicted: values may be negative. ``library_size`` must then be left out.
+            Return ``log1p`` of counts per 10,000 (bulk: per median total of the data), the scale
+            the imputation decoders work on, as predicted: values may be negative.
+            ``library_size`` must then be left out.
         out
             Path of a zarr store to stream the result to, as ``X`` of an AnnData.
 
@@ -100,8 +101,8 @@ class ExpressionMixin(BatchesMixin):
         registered, rows = self._rows(adata, indices)
         obs_names = registered.obs_names[rows]
         rows_per_chunk = self._batch_size(batch_size)
-        result = make_result((len(rows), len(genes)), out, "X", obs_names, names, rows_per_chunk)
         batches = self._batches(adata, indices, batch_size, "Predicting", target_depth, depth)
+        result = make_result((len(rows), len(genes)), out, "X", obs_names, names, rows_per_chunk)
         for place, batch in batches:
             if batch_code is not None:
                 batch["categories"][:, 0] = batch_code
@@ -110,11 +111,13 @@ class ExpressionMixin(BatchesMixin):
                 total = (
                     batch["library_size"][:, None] if library_size == "observed" else library_size
                 )
-                predicted = torch.expm1(predicted.clamp(min=0)) / 1e4 * total
+                scale = batch.get("scale", 1e4)
+                predicted = torch.expm1(predicted.clamp(min=0)) / scale * total
             result[place] = predicted.cpu().numpy()
+        predicted = result.finish()
         if return_numpy or out is not None:
-            return result
-        return pd.DataFrame(result, index=obs_names, columns=names)
+            return predicted
+        return pd.DataFrame(predicted, index=obs_names, columns=names)
 
     def _predict(self, cells: EncodedCells, genes: Tensor, name: str) -> Tensor:
         """Predicted log-normalised expression, float32, shape ``(n_cells, n_genes)``."""
@@ -178,7 +181,7 @@ class ExpressionMixin(BatchesMixin):
             manager.get_state_registry(REGISTRY_KEYS.X_KEY)[CountsField.COLUMN_TO_GENE_KEY]
         )
         known = np.flatnonzero(genes >= 0)
-        layer = make_result(registered.shape, None, "X", registered.obs_names)
+        layer = make_result(registered.shape, None, "X", registered.obs_names).finish()
         layer[:, genes < 0] = np.nan
         predicted = self.get_normalized_expression(
             adata,

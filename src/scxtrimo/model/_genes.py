@@ -16,7 +16,7 @@ from torch import Tensor
 from ..nn import PerformerDecoder
 from ..nn.ragged import cells_of
 from ._batches import BatchesMixin, Depth
-from ._results import make_result, write_uns
+from ._results import make_result
 
 GENES_PER_BATCH = 2**17
 
@@ -105,8 +105,9 @@ class GeneEmbeddingsMixin(BatchesMixin):
             )
         if average and out is not None:
             raise ValueError("out= is for embeddings of single cells: `average=False`.")
-        genes = self._genes(gene_list)
-        names = np.asarray(self.vocabulary.gene_ids)[genes]
+        asked = self._genes(gene_list)
+        names = np.asarray(self.vocabulary.gene_ids)[asked]
+        genes, place_of_asked = np.unique(asked, return_inverse=True)
         registered, rows = self._rows(adata, indices)
         config = self.config_
         n_hidden = config.n_decoder_hidden if source == "decoder" else config.n_hidden
@@ -116,19 +117,24 @@ class GeneEmbeddingsMixin(BatchesMixin):
         embed = self._decoded_genes if source == "decoder" else self._encoded_genes
         parts = ((place, embed(batch, genes)) for place, batch in batches)
         if average:
-            return pd.DataFrame(_mean(parts, len(genes), n_hidden), index=names)
-        shape = (len(rows), len(genes), n_hidden)
+            mean = _mean(parts, len(genes), n_hidden)
+            return pd.DataFrame(mean[place_of_asked], index=names)
+        shape = (len(rows), len(asked), n_hidden)
         obs_names = registered.obs_names[rows]
         result = make_result(
-            shape, out, "obsm/gene_embeddings", obs_names, rows_per_chunk=batch_size
+            shape,
+            out,
+            "obsm/gene_embeddings",
+            obs_names,
+            rows_per_chunk=batch_size,
+            uns={"genes": names},
         )
-        if out is not None:
-            write_uns(out, "genes", names)
         for place, (cell, gene, embeddings) in parts:
-            chunk = np.full((place.stop - place.start, *shape[1:]), np.nan, dtype=np.float32)
+            n_cells = place.stop - place.start
+            chunk = np.full((n_cells, len(genes), n_hidden), np.nan, dtype=np.float32)
             chunk[cell.cpu().numpy(), gene.cpu().numpy()] = embeddings.float().cpu().numpy()
-            result[place] = chunk
-        return result
+            result[place] = chunk[:, place_of_asked]
+        return result.finish()
 
     def _encoded_genes(
         self, batch: dict[str, Tensor], genes: np.ndarray

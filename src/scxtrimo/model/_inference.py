@@ -96,6 +96,7 @@ class InferenceMixin(BatchesMixin):
         n_latent = self.config_.n_latent
         if pool is not None or not self.config_.has_bottleneck:
             n_latent = self.config_.n_hidden * (4 if pool in (None, "all") else 1)
+        batches = self._batches(adata, indices, batch_size, "Embedding", target_depth, depth)
         latent = make_result(
             (len(rows), n_latent),
             out,
@@ -103,12 +104,11 @@ class InferenceMixin(BatchesMixin):
             registered.obs_names[rows],
             rows_per_chunk=self._batch_size(batch_size),
         )
-        batches = self._batches(adata, indices, batch_size, "Embedding", target_depth, depth)
         for place, batch in batches:
             cells = self._encode(batch, precision)
             pooled = cells.latent_cz if pool is None else pool_tokens(cells, pool, n_special)
             latent[place] = pooled.float().cpu().numpy()
-        return latent
+        return latent.finish()
 
     @torch.inference_mode()
     def get_reconstruction_error(
@@ -161,10 +161,10 @@ class InferenceMixin(BatchesMixin):
             predictions = {
                 name: decoder(cells, self.module.positions, asked, cu_asked)
                 for name, decoder in self.module.decoders.items()
-            } | {
-                "gene mean": self.module.mean_expression[asked],
-                "zero": torch.zeros_like(truth),
             }
+            if self.module.mean_expression.any():  # published weights come without
+                predictions["gene mean"] = self.module.mean_expression[asked]
+            predictions["zero"] = torch.zeros_like(truth)
             for name, predicted in predictions.items():
                 errors.setdefault(name, []).append((predicted.float() - truth).square().cpu())
             expressed.append((batch["target_counts"] > 0).cpu())

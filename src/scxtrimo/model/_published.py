@@ -17,7 +17,6 @@ from ..checkpoint import read_scfoundation
 from ..checkpoint.scfoundation import LICENCE
 from ..data.gene_index import hash_genes, read_gene_index
 from ..data.gene_table import GeneAliases
-from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ._setup import make_manager
 
 
@@ -35,7 +34,7 @@ class PublishedMixin(BaseModelClass):
         layer: str | None = None,
         gene_id_key: str | None = None,
         gene_aliases: GeneAliases = None,
-        min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
+        min_gene_overlap: float | None = None,
         modality: str | None = None,
         accelerator: str = "auto",
         device: int | str = "auto",
@@ -64,7 +63,8 @@ class PublishedMixin(BaseModelClass):
         layer, gene_id_key, modality
             See :meth:`setup_anndata`.
         gene_aliases, min_gene_overlap
-            See :meth:`prepare_query_anndata`.
+            See :meth:`prepare_query_anndata`. The model keeps them, for other data and when it is
+            saved.
         accelerator, device
             Where to put the model; see :meth:`load`.
         seed
@@ -119,11 +119,10 @@ class PublishedMixin(BaseModelClass):
         model.to_device(torch_device)
         model.module.eval()
         logger.info(f"{published.path.name}, version {version!r}. {LICENCE}")
+        model._remember_names(gene_aliases, min_gene_overlap)
         if adata is not None:
-            if gene_aliases is not None or min_gene_overlap != DEFAULT_MIN_GENE_OVERLAP:
-                model.prepare_query_anndata(
-                    adata, gene_aliases=gene_aliases, min_gene_overlap=min_gene_overlap
-                )
+            if gene_id_key is not None:
+                model.prepare_query_anndata(adata, gene_id_key=gene_id_key)  # a wrong one raises
             model._attach(adata)
         return model
 

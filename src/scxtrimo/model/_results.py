@@ -14,6 +14,36 @@ import zarr
 MAX_RESULT_BYTES = 8 * 2**30
 
 
+class Result:
+    """Somewhere to write results to, row by row.
+
+    Parameters
+    ----------
+    array
+        NumPy or zarr array.
+    partial, out
+        Where the store is while it is written, and where it goes.
+    place
+        Where in the store the array is.
+    """
+
+    def __init__(
+        self, array: Any, partial: Path | None = None, out: Path | None = None, place: str = ""
+    ) -> None:
+        self.array = array
+        self.partial, self.out, self.place = partial, out, place
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        self.array[rows] = values
+
+    def finish(self) -> Any:
+        """Return the array; a store gets its name only now that it is complete."""
+        if self.partial is None or self.out is None:
+            return self.array
+        os.replace(self.partial, self.out)
+        return zarr.open_group(str(self.out), mode="r")[self.place]
+
+
 def make_result(
     shape: tuple[int, ...],
     out: str | os.PathLike | None,
@@ -21,8 +51,9 @@ def make_result(
     obs_names: pd.Index,
     var_names: np.ndarray | None = None,
     rows_per_chunk: int = 128,
-) -> Any:
-    """Return something of the given shape to write results to, row by row.
+    uns: dict[str, np.ndarray] | None = None,
+) -> Result:
+    """Return something of the given shape to write results to.
 
     Parameters
     ----------
@@ -36,10 +67,13 @@ def make_result(
         Names of cells and genes.
     rows_per_chunk
         Cells per chunk of the store; best the number that is written at a time.
+    uns
+        Further arrays for the store.
 
     Returns
     -------
-    float32 NumPy or zarr array. The store is one that :func:`anndata.io.read_zarr` reads.
+    float32 result. The store is one that :func:`anndata.io.read_zarr` reads; until it is
+    finished its name ends in ``.partial``.
 
     Raises
     ------
@@ -55,21 +89,25 @@ def make_result(
                 f"The result of shape {shape} would take {n_bytes / 2**30:.1f} GiB. Name fewer "
                 'genes or cells (`gene_list`, `indices`), or stream it to disk: `out="out.zarr"`.'
             )
-        return np.empty(shape, dtype=np.float32)
-    if Path(out).exists():
+        return Result(np.empty(shape, dtype=np.float32))
+    out = Path(out)
+    if out.exists():
         raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
-    group = zarr.open_group(str(out), mode="w", zarr_format=2)
+    partial = out.with_name(out.name + ".partial")
+    group = zarr.open_group(str(partial), mode="w", zarr_format=2)
+    group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     var = pd.DataFrame(index=pd.Index([] if var_names is None else var_names, dtype=object))
-    empty = anndata.AnnData(obs=pd.DataFrame(index=obs_names), var=var)
-    anndata.io.write_elem(group, "/", empty)
+    tables = {"obs": pd.DataFrame(index=obs_names), "var": var}
+    maps: dict[str, dict] = dict.fromkeys(("obsm", "varm", "obsp", "varp", "layers"), {})
+    texts = {key: np.asarray(value, dtype=object) for key, value in (uns or {}).items()}
+    for name, element in (tables | maps | {"uns": texts}).items():
+        anndata.io.write_elem(group, name, element)
     array = group.create_array(
-        place, shape=shape, chunks=(min(rows_per_chunk, shape[0]), *shape[1:]), dtype="float32"
+        place,
+        shape=shape,
+        chunks=(min(rows_per_chunk, shape[0]), *shape[1:]),
+        dtype="float32",
+        fill_value=np.nan,
     )
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    return array
-
-
-def write_uns(out: str | os.PathLike, key: str, value: np.ndarray) -> None:
-    """Add an entry to ``uns`` of a store that :func:`make_result` made."""
-    group = zarr.open_group(str(out), mode="a", zarr_format=2)
-    anndata.io.write_elem(group, f"uns/{key}", np.asarray(value, dtype=object))
+    return Result(array, partial, out, place)

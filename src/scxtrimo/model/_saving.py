@@ -19,14 +19,14 @@ from scvi.model.base import BaseModelClass
 from .. import __version__
 from ..checkpoint import read_model, write_model
 from ..data import CategoryField, CountsField
+from ..data.gene_table import GeneAliases
 from ..module import XTrimoGeneConfig
 from ..train.plan import history_from_dict, history_to_dict
 
 OF_THE_DATA = (CountsField.COLUMNS_KEY, CountsField.COLUMN_TO_GENE_KEY, CategoryField.CODES_KEY)
-REQUIRED = {"model_class", "registry", "config", "seed", "size", "is_trained", "history"} | {
-    "indices",
-    "has_adata",
-    "obs_names_sha256",
+REQUIRED = {
+    *("model_class", "registry", "config", "seed", "size", "is_trained", "history", "indices"),
+    *("has_adata", "obs_names_sha256", "provenance", "gene_aliases", "min_gene_overlap"),
 }
 INDEX_SETS = ("train_indices_", "validation_indices_", "test_indices_")
 
@@ -83,6 +83,8 @@ class SavingMixin(BaseModelClass):
             "registry": _to_json(self.registry_),
             "indices": {name: _to_json(getattr(self, name)) for name in INDEX_SETS},
             "provenance": self.provenance_,
+            "gene_aliases": self.gene_aliases_,
+            "min_gene_overlap": self.min_gene_overlap_,
             "history": history_to_dict(self.history_ or {}),
         }
         data_path = Path(dir_path) / f"{prefix or ''}adata.h5ad"
@@ -107,6 +109,9 @@ class SavingMixin(BaseModelClass):
         accelerator: str = "auto",
         device: int | str = "auto",
         prefix: str | None = None,
+        *,
+        gene_aliases: GeneAliases = None,
+        min_gene_overlap: float | None = None,
     ) -> Any:
         """Load a saved model. Nothing in its files is executed.
 
@@ -121,6 +126,8 @@ class SavingMixin(BaseModelClass):
             Where to put the model; see :meth:`scvi.model.base.BaseModelClass.load`.
         prefix
             Prefix of the file names.
+        gene_aliases, min_gene_overlap
+            See :meth:`prepare_query_anndata`; by default those the model was saved with.
 
         Returns
         -------
@@ -159,11 +166,13 @@ class SavingMixin(BaseModelClass):
             seed=metadata["seed"],
         )
         _load_tensors(model, tensors, dir_path)
+        model._remember_names(metadata["gene_aliases"], metadata["min_gene_overlap"])
+        model._remember_names(gene_aliases, min_gene_overlap)
         if adata is not None and adata is not False:
             model._attach(adata)
         model.size_ = metadata["size"]
         model.is_trained_ = metadata["is_trained"]
-        model.provenance_ = metadata.get("provenance", {})
+        model.provenance_ = metadata["provenance"]
         model.history_ = history_from_dict(metadata["history"])
         other_cells = (
             model.adata is not None and _hash_names(model.adata) != metadata["obs_names_sha256"]

@@ -17,8 +17,9 @@ from scvi.model.base import BaseModelClass
 from .._logging import logger
 from ..data import CategoryField, CountsField, RaggedDataManager
 from ..data.dataset import CATEGORICAL_PREFIX
+from ..data.fields import get_column
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
-from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
+from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES
 
 MODALITY_KEY = "_scxtrimo_modality"
 
@@ -36,7 +37,7 @@ class QuerySetup:
     """
 
     setup_args: dict[str, Any]
-    gene_aliases: Mapping[str, str] | GeneTable | None = None
+    gene_aliases: Mapping[str, str] | None = None
     min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP
 
 
@@ -93,6 +94,8 @@ class SetupMixin(BaseModelClass):
 
     _query_manager: RaggedDataManager | None
     _prepared: dict[int, QuerySetup]
+    gene_aliases_: dict[str, str]
+    min_gene_overlap_: float
 
     @classmethod
     def setup_anndata(
@@ -171,7 +174,7 @@ class SetupMixin(BaseModelClass):
         *,
         gene_id_key: str | None = None,
         gene_aliases: GeneAliases = None,
-        min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
+        min_gene_overlap: float | None = None,
         **setup_args: Any,
     ) -> None:
         """Align other data to the model, where the defaults do not fit.
@@ -183,16 +186,16 @@ class SetupMixin(BaseModelClass):
         adata
             Other data, with other genes, another order of genes or other identifiers.
         gene_id_key
-            Column of ``adata.var`` with the identifiers. By default ``adata.var_names`` or the
-            column in which most of the model's genes are found.
+            Column of ``adata.var`` with the identifiers, or ``"var_names"``. By default the one of
+            these in which most of the model's genes are found.
         gene_aliases
             How to find genes under other identifiers: a mapping from those in the data to those
             in the model; a :class:`~scxtrimo.data.GeneTable`, or the path of a table of HGNC, to
             translate previous and alias symbols and Ensembl ids; ``"hgnc"`` to download this
             table once.
         min_gene_overlap
-            Smallest acceptable fraction of the model's genes. Genes that are missing are not
-            read; they are predicted all the same.
+            Smallest acceptable fraction of the model's genes, by default a quarter. Genes that
+            are missing are not read; they are predicted all the same.
         **setup_args
             Arguments of :meth:`setup_anndata` that differ from those of the training data, for
             instance ``layer`` or ``batch_key``.
@@ -219,14 +222,41 @@ class SetupMixin(BaseModelClass):
         if unknown := sorted(set(setup_args) - set(trained_args)):
             raise TypeError(f"Unknown arguments {unknown}; choose from {sorted(trained_args)}.")
         args = trained_args | setup_args
-        if gene_id_key is not None:
-            args["gene_id_key"] = gene_id_key
         adata = self._select_modality(adata, args)
         own_view(adata)
-        query = QuerySetup(args, read_aliases(gene_aliases), min_gene_overlap)
+        if gene_id_key is not None:
+            if gene_id_key != VAR_NAMES:
+                get_column(adata.var, "var", gene_id_key)  # a wrong one raises here
+            args["gene_id_key"] = gene_id_key
+        query = self._query_setup(args, gene_aliases, min_gene_overlap)
         self._register_query(adata, query)
         self._prepared[id(adata)] = query
         weakref.finalize(adata, self._prepared.pop, id(adata), None)  # before the id is reused
+
+    def _query_setup(
+        self,
+        setup_args: dict[str, Any],
+        gene_aliases: GeneAliases = None,
+        min_gene_overlap: float | None = None,
+    ) -> QuerySetup:
+        """Return a set-up with the model's own names of genes where no others are given."""
+        aliases = self.gene_aliases_ if gene_aliases is None else self._read_aliases(gene_aliases)
+        overlap = self.min_gene_overlap_ if min_gene_overlap is None else min_gene_overlap
+        return QuerySetup(setup_args, aliases, overlap)
+
+    def _read_aliases(self, gene_aliases: GeneAliases) -> dict[str, str]:
+        """Return aliases as a plain mapping, which can be saved with the model."""
+        aliases = read_aliases(gene_aliases)
+        if isinstance(aliases, GeneTable):
+            return aliases.aliases_of(self.vocabulary.gene_ids)
+        return dict(aliases)
+
+    def _remember_names(self, gene_aliases: GeneAliases, min_gene_overlap: float | None) -> None:
+        """Use these for all data from now on, also after saving and loading."""
+        if gene_aliases is not None:
+            self.gene_aliases_ = self._read_aliases(gene_aliases)
+        if min_gene_overlap is not None:
+            self.min_gene_overlap_ = min_gene_overlap
 
     def _register_query(self, adata: AnnData, query: QuerySetup) -> None:
         """Align data to the model and make that the registration in use for them."""
@@ -272,7 +302,7 @@ class SetupMixin(BaseModelClass):
         own_view(selected)
         manager = self.get_anndata_manager(selected)
         if manager is None or not _is_up_to_date(manager):
-            query = self._prepared.get(id(selected), QuerySetup(trained_args))
+            query = self._prepared.get(id(selected)) or self._query_setup(trained_args)
             self._register_query(selected, query)
         return selected
 
@@ -299,7 +329,7 @@ def _is_up_to_date(manager: RaggedDataManager) -> bool:
 
 def make_manager(
     setup_method_args: dict[str, Any],
-    gene_aliases: Mapping[str, str] | GeneTable | None = None,
+    gene_aliases: Mapping[str, str] | None = None,
     min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
 ) -> RaggedDataManager:
     """Return a data manager with the fields that the set-up asks for."""

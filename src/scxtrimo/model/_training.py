@@ -182,16 +182,23 @@ class TrainingMixin(BaseModelClass):
                 f"early_stopping=True needs validation cells, but none of the {n_cells:,} cells "
                 "is left for them. Lower `train_size` or name some in `external_indexing`."
             )
-        if not self.is_trained_ and ckpt_path is None:
+        is_new = not self.is_trained_ and ckpt_path is None
+        has_mean = bool(self.module.mean_expression.any())  # published weights come without
+        if is_new or not has_mean:
             statistics = gene_statistics(
                 self.adata_manager,
                 splitter.train_idx,
                 n_genes=len(self.vocabulary),
-                n_components=self.config_.n_hidden if self.config_.pca_initialization else 0,
+                n_components=(
+                    self.config_.n_hidden if is_new and self.config_.pca_initialization else 0
+                ),
                 n_input_genes=self.config_.n_input_genes,
                 seed=self.seed_,
             )
-            self.module.set_gene_statistics(**statistics)
+            if is_new:
+                self.module.set_gene_statistics(**statistics)
+            else:
+                self.module.mean_expression.copy_(statistics["mean_expression"])
         self.module.train()  # Lightning keeps the mode it finds, that of a trained model is eval
         plan = self._make_plan(optimizer, masking, plan_kwargs or {})
         if checkpoint_dir is not None:

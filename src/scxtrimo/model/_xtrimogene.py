@@ -15,6 +15,7 @@ from scvi.model.base import BaseModelClass
 
 from .._logging import logger
 from ..data import CountsField, GeneVocabulary, covariate_keys
+from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..module import XTrimoGeneConfig, XTrimoGeneModule, choose_size
 from ._expression import ExpressionMixin
 from ._genes import GeneEmbeddingsMixin
@@ -106,6 +107,7 @@ class XTrimoGene(
             logger.info(f"Chose size {size!r} for {self.summary_stats.n_cells:,} cells.")
         self.size_ = size
         self.provenance_: dict[str, str] = {}
+        self.gene_aliases_, self.min_gene_overlap_ = {}, DEFAULT_MIN_GENE_OVERLAP
         self.config_ = config or XTrimoGeneConfig.from_size(size, **hyperparameters)
         self.seed_ = int(seed if seed is not None else scvi.settings.seed or 0)
         n_categories = tuple(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 LOWEST_TOTAL = 20
+HIGHEST_LOG10 = 12
 _PATTERN = re.compile(r"^([taf])(\d+(?:\.\d+)?)$")
 
 
@@ -45,10 +48,11 @@ class TargetDepth:
         """
         if isinstance(depth, str) and (match := _PATTERN.match(depth)):
             mode, number = match[1], float(match[2])
-            if mode != "f" or number > 0:
+            is_possible = number > 0 if mode == "f" else number <= HIGHEST_LOG10
+            if is_possible:
                 return cls(mode, number)  # type: ignore[arg-type]
-        elif isinstance(depth, int | float) and depth >= LOWEST_TOTAL:
-            return cls("t", float(torch.tensor(depth, dtype=torch.float64).log10()))
+        elif isinstance(depth, Real) and LOWEST_TOTAL <= depth <= 10**HIGHEST_LOG10:
+            return cls("t", math.log10(depth))
         raise ValueError(
             f"target_depth={depth!r} is no read depth. Write 't4' for 10^4 counts in all, 'f2' "
             "for twice the cell's own total, 'a1' for ten times it (10^1), or the total itself as "

@@ -95,7 +95,12 @@ def _highly_variable(counts: sparse.csr_matrix, n_top: int | None) -> np.ndarray
         adata = anndata.AnnData(counts[:, seen_enough])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sc.pp.highly_variable_genes(adata, n_top_genes=n_top, flavor="seurat_v3")
+            try:
+                sc.pp.highly_variable_genes(adata, n_top_genes=n_top, flavor="seurat_v3")
+            except ValueError:  # its regression needs more cells than there are
+                sc.pp.normalize_total(adata)
+                sc.pp.log1p(adata)
+                sc.pp.highly_variable_genes(adata, n_top_genes=n_top, flavor="seurat")
         chosen = seen_enough[adata.var["highly_variable"].to_numpy()]
     is_read = np.zeros(counts.shape[1], dtype=bool)
     is_read[chosen] = True

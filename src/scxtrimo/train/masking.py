@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +57,8 @@ class MaskingConfig:
             )
         if self.max_targets is not None and self.max_targets < 1:
             raise ValueError(f"max_targets={self.max_targets} must be positive.")
-        if self.zero_rate is not None and not 0 <= self.zero_rate <= 1:
-            raise ValueError(f"zero_rate={self.zero_rate} must lie between 0 and 1.")
+        if self.zero_rate is not None and not 0 <= self.zero_rate < 1:
+            raise ValueError(f"zero_rate={self.zero_rate} must be at least 0 and below 1.")
         if not 0 <= self.thinning_probability <= 1:
             raise ValueError(
                 f"thinning_probability={self.thinning_probability} must lie between 0 and 1."
@@ -132,13 +133,16 @@ def mask_batch(
     if config.zero_rate is None:
         n_draws_c = lengths_of(select_tokens(target_t, cu_seqlens))
     else:
-        n_draws_c = torch.full_like(key_c, round(config.zero_rate * n_genes))
+        # Draws of which this fraction of the genes is met at least once
+        n_draws_c = torch.full_like(key_c, round(-n_genes * math.log(1 - config.zero_rate)))
     find = _TokenFinder(batch, n_genes)
     zero_cells = torch.repeat_interleave(torch.arange(len(key_c), device=key_c.device), n_draws_c)
     draw = torch.arange(len(zero_cells), device=key_c.device)
     draw = draw - (n_draws_c.cumsum(0) - n_draws_c)[zero_cells]
     drawn = uniform(key_c[zero_cells] * n_genes + draw, ZERO)
     zero_genes = (drawn * n_genes).long().clamp(max=n_genes - 1)
+    distinct = torch.unique(zero_cells * n_genes + zero_genes)
+    zero_cells, zero_genes = distinct // n_genes, distinct % n_genes
     unexpressed = find(input_counts_t, zero_cells, zero_genes) == 0
     zero_cells, zero_genes = zero_cells[unexpressed], zero_genes[unexpressed]
     zero_counts = find(batch["counts"], zero_cells, zero_genes)  # not 0 if they were taken away
@@ -158,12 +162,12 @@ def mask_batch(
     fate_h = uniform(key_c[cells_h] * n_genes + genes_h, FATE)
     values_h = torch.full_like(fate_h, torch.nan)
     if config.replace_rate < 1:
-        donors_h = cu_seqlens[cells_h] + (
-            uniform(key_c[cells_h] * n_genes + genes_h, DONOR) * lengths_of(cu_seqlens)[cells_h]
-        )
+        n_tokens_h = lengths_of(cu_seqlens)[cells_h].long()
+        drawn = uniform(key_c[cells_h] * n_genes + genes_h, DONOR)
+        donors_h = cu_seqlens[cells_h] + torch.minimum((drawn * n_tokens_h).long(), n_tokens_h - 1)
         own_h = find(input_counts_t, cells_h, genes_h)
         is_random_h = fate_h < config.replace_rate + config.random_rate
-        counts_h = torch.where(is_random_h, input_counts_t[donors_h.long()], own_h)
+        counts_h = torch.where(is_random_h, input_counts_t[donors_h], own_h)
         library_c = batch.get("input_library_size", batch["library_size"])
         told_h = normalize_counts(counts_h, library_c[cells_h])
         values_h = torch.where(fate_h < config.replace_rate, values_h, told_h)

@@ -29,7 +29,7 @@ class ResumeCheckpoint(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint."""
         partial = self.path.with_suffix(".partial")
-        trainer.save_checkpoint(partial)
+        trainer.save_checkpoint(partial, weights_only=False)  # the optimiser as well
         if trainer.is_global_zero:
             os.replace(partial, self.path)
 
