@@ -185,7 +185,7 @@ class ExpressionMixin(BatchesMixin):
         layer[:, genes < 0] = np.nan
         predicted = self.get_normalized_expression(
             adata,
-            gene_list=np.asarray(self.vocabulary.gene_ids)[genes[known]],
+            gene_list=np.asarray(self.vocabulary.gene_ids)[genes[known]].tolist(),
             decoder=decoder,
             batch_size=batch_size,
             return_numpy=True,
