@@ -82,15 +82,17 @@ def scvi_default(train: AnnData, seed: int) -> Predict:
     )
 
 
-def trained(train: AnnData, seed: int, **kwargs: Any) -> XTrimoGene:
+def trained(
+    train: AnnData, seed: int, plan_kwargs: dict[str, Any] | None = None, **kwargs: Any
+) -> XTrimoGene:
     """Train once for all decoders; the seconds are with the first of them."""
     models = train.uns.setdefault("models", {})
-    key = str(kwargs)
+    key = str((kwargs, plan_kwargs))
     if key not in models:
         own = AnnData(train.X, var=train.var)
         XTrimoGene.setup_anndata(own)
         models[key] = XTrimoGene(own, seed=seed, **kwargs)
-        models[key].train(enable_progress_bar=False, accelerator="cpu")
+        models[key].train(enable_progress_bar=False, accelerator="cpu", plan_kwargs=plan_kwargs)
     return models[key]
 
 
@@ -126,6 +128,9 @@ METHODS: dict[str, Callable[[AnnData, int], Predict]] = {
     "xTrimoGene": xtrimogene("bottleneck"),
     "xTrimoGene, read depth": xtrimogene("bottleneck", read_depth_aware=True),
     "xTrimoGene, read depth, imputation": xtrimogene("cross_attention", read_depth_aware=True),
+    "the same, natural weights": xtrimogene(
+        "cross_attention", read_depth_aware=True, plan_kwargs={"natural_weights": True}
+    ),
 }
 
 

@@ -141,6 +141,19 @@ def test_no_gene_is_masked_twice():
     assert zeros == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("zero_rate", [None, 0.05])
+def test_natural_weights_give_means_over_all_genes_the_encoder_does_not_see(zero_rate):
+    b = batch(n_cells=400)
+    config = MaskingConfig(0.5, 0.5, 10, zero_rate=zero_rate, natural_weights=True)
+    m = masked(config, b)
+    unseen_total = b["counts"][~m["visible"]].sum()
+    n_unseen = (~m["visible"]).sum() + 400 * (N_GENES - 100)
+    weighted = (m["target_weights"] * m["target_counts"]).sum() / m["target_weights"].sum()
+    assert weighted.item() == pytest.approx((unseen_total / n_unseen).item(), rel=0.05)
+    unweighted = m["target_counts"].mean()
+    assert unweighted > 1.5 * weighted
+
+
 def test_a_hidden_gene_that_is_no_target_is_told_as_hidden():
     m = masked(MaskingConfig(0.5, 0.5, max_targets=5))
     assert len(m["hidden_gene_ids"]) > 3 * len(m["target_gene_ids"])

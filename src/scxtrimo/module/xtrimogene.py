@@ -193,6 +193,8 @@ class XTrimoGeneModule(BaseModuleClass):
         terms, metrics = [], {}
         if "imputed" in generative_outputs:
             error_t = (generative_outputs["imputed"].float() - target_values(tensors)).square()
+            weights_t = tensors["target_weights"]
+            error_t = error_t * (weights_t / weights_t.mean())
             mse = error_t.sum() / max(len(error_t), 1)  # a small batch may have no targets
             metrics["imputation_mse"] = mse.detach()
             terms.append(self.config.imputation_weight * mse)

@@ -34,6 +34,13 @@ class MaskingConfig:
         What a decoder over all genes (Performer) finds in place of a masked value: the mask, with
         probability ``replace_rate``; the value of another gene of the cell, with probability
         ``random_rate``; otherwise the true value. The encoder sees none of these genes.
+    thinning_probability
+        In a model that is aware of the read depth: part of the cells that lose counts before they
+        are encoded, see :func:`~scxtrimo.train.thin_batch`.
+    natural_weights
+        Weight targets by the inverse of the rate at which they are drawn, so that the imputation
+        decoder predicts means over all genes that the encoder does not see. Without, expressed
+        genes count for more than there are.
 
     Examples
     --------
@@ -48,6 +55,7 @@ class MaskingConfig:
     replace_rate: float = 1.0
     random_rate: float = 0.0
     thinning_probability: float = 0.5
+    natural_weights: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_rate <= self.max_rate < 1:
@@ -108,9 +116,9 @@ def mask_batch(
     Returns
     -------
     The batch with ``visible`` (bool per token); for the genes to predict ``target_counts``,
-    ``target_gene_ids`` and ``target_cu_seqlens``; and for all that are masked, what a decoder
-    over all genes is told, ``hidden_values`` (NaN for the mask), ``hidden_gene_ids`` and
-    ``hidden_cu_seqlens``.
+    ``target_gene_ids``, ``target_weights`` and ``target_cu_seqlens``; and for all that are
+    masked, what a decoder over all genes is told, ``hidden_values`` (NaN for the mask),
+    ``hidden_gene_ids`` and ``hidden_cu_seqlens``.
     """
     gene_ids, cu_seqlens = batch["gene_ids"], batch["cu_seqlens"]
     input_counts_t = batch.get("input_counts", batch["counts"])
@@ -125,9 +133,10 @@ def mask_batch(
     expressed_t = input_counts_t > 0
     hidden_t = expressed_t & (uniform(key_t, VISIBLE) < rate_c[cells_t])
     target_t = hidden_t
+    share_c = torch.ones_like(rate_c)
     if config.max_targets is not None:
         n_hidden_c = lengths_of(select_tokens(hidden_t, cu_seqlens))
-        share_c = config.max_targets / n_hidden_c.clamp(min=1)
+        share_c = (config.max_targets / n_hidden_c.clamp(min=1)).clamp(max=1)
         target_t = hidden_t & (uniform(key_t, TARGET) < share_c[cells_t])
 
     if config.zero_rate is None:
@@ -157,7 +166,14 @@ def mask_batch(
         counts = torch.cat([batch["counts"][chosen_t], zero_counts])[order]
         return cells[order], genes, counts, boundaries
 
-    _, target_genes, target_counts, target_cu = with_zeros(target_t)
+    target_cells, target_genes, target_counts, target_cu = with_zeros(target_t)
+    target_weights = torch.ones_like(target_counts)
+    if config.natural_weights:
+        was_zero = find(input_counts_t, target_cells, target_genes) == 0
+        zero_share_c = -torch.expm1(-n_draws_c / n_genes)
+        target_weights = 1 / torch.where(
+            was_zero, zero_share_c[target_cells], share_c[target_cells]
+        )
     cells_h, genes_h, _, cu_h = with_zeros(hidden_t)
     fate_h = uniform(key_c[cells_h] * n_genes + genes_h, FATE)
     values_h = torch.full_like(fate_h, torch.nan)
@@ -176,6 +192,7 @@ def mask_batch(
         "target_counts": target_counts,
         "target_gene_ids": target_genes,
         "target_cu_seqlens": target_cu,
+        "target_weights": target_weights,
         "hidden_values": values_h,
         "hidden_gene_ids": genes_h,
         "hidden_cu_seqlens": cu_h,
