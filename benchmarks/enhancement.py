@@ -128,8 +128,8 @@ METHODS: dict[str, Callable[[AnnData, int], Predict]] = {
     "xTrimoGene": xtrimogene("bottleneck"),
     "xTrimoGene, read depth": xtrimogene("bottleneck", read_depth_aware=True),
     "xTrimoGene, read depth, imputation": xtrimogene("cross_attention", read_depth_aware=True),
-    "the same, natural weights": xtrimogene(
-        "cross_attention", read_depth_aware=True, plan_kwargs={"natural_weights": True}
+    "the same without weights": xtrimogene(
+        "cross_attention", read_depth_aware=True, plan_kwargs={"natural_weights": False}
     ),
 }
 

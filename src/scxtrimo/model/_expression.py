@@ -155,7 +155,8 @@ class ExpressionMixin(BatchesMixin):
             Layer to write: ``log1p`` of counts per 10,000, float32, not negative. Genes the model
             does not know are NaN.
         decoder
-            See :meth:`get_normalized_expression`.
+            See :meth:`get_normalized_expression`. By default the imputation decoder in a model
+            that is aware of the read depth, else the bottleneck decoder.
 
         Raises
         ------
@@ -181,6 +182,8 @@ class ExpressionMixin(BatchesMixin):
             manager.get_state_registry(REGISTRY_KEYS.X_KEY)[CountsField.COLUMN_TO_GENE_KEY]
         )
         known = np.flatnonzero(genes >= 0)
+        if decoder is None and self.config_.read_depth_aware:
+            decoder = self.config_.imputation_decoder
         layer = make_result(registered.shape, None, "X", registered.obs_names).finish()
         layer[:, genes < 0] = np.nan
         predicted = self.get_normalized_expression(

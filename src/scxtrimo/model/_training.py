@@ -254,10 +254,14 @@ class TrainingMixin(BaseModelClass):
             for names in groups.values()
         )
         default = {"lr": default_lr(self.config_.n_hidden)}
-        as_published = {} if self.config_.has_bottleneck else asdict(MaskingConfig.published())
+        if self.config_.has_bottleneck:
+            # What is predicted at another depth must be right over all genes.
+            masking_default = {"natural_weights": self.config_.read_depth_aware}
+        else:
+            masking_default = asdict(MaskingConfig.published())
         return XTrimoGenePlan(
             self.module,
             optimizer or OptimizerConfig(**(default | optimizer_fields)),
-            masking or MaskingConfig(**(as_published | masking_fields)),
+            masking or MaskingConfig(**(masking_default | masking_fields)),
             seed=self.seed_,
         )
