@@ -27,7 +27,7 @@ from torch import Tensor
 
 import scxtrimo
 from scxtrimo.nn import normalize_counts
-from scxtrimo.nn.ragged import cells_of
+from scxtrimo.nn.ragged import to_tokens
 from scxtrimo.train import RaggedDataSplitter
 
 BATCH_SIZE = 128
@@ -72,8 +72,9 @@ def our_tokens(adata: AnnData) -> Callable[[], int]:
     def one_pass() -> int:
         n_tokens = 0
         for batch in loader:
-            cells = cells_of(batch["cu_seqlens"], len(batch["counts"]))
-            n_tokens += len(normalize_counts(batch["counts"], batch["library_size"][cells]))
+            counts = batch["counts"]
+            totals = to_tokens(batch["library_size"], batch["cu_seqlens"], len(counts))
+            n_tokens += len(normalize_counts(counts, totals))
         return n_tokens
 
     return one_pass

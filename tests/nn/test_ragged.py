@@ -13,6 +13,7 @@ from scxtrimo.nn.ragged import (
     prepend_tokens,
     select_tokens,
     sum_per_cell,
+    to_tokens,
 )
 
 lengths = st.lists(st.integers(0, 6), min_size=1, max_size=8)
@@ -32,6 +33,8 @@ def test_reductions_equal_a_loop_over_cells(lengths):
     assert_close(mean_per_cell(x, cu), torch.stack(expected))
     assert cells_of(cu, len(x)).tolist() == [c for c, n in enumerate(lengths) for _ in range(n)]
     assert lengths_of(cu).tolist() == lengths
+    of_cells = torch.randn(len(lengths), 2)
+    assert_close(to_tokens(of_cells, cu, len(x)), of_cells[cells_of(cu, len(x))])
 
 
 @given(lengths, st.integers(0, 3))

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..data import CategoryField, RaggedDataset, covariate_keys
 from ..module import TargetDepth
 from ..nn import EncodedCells, normalize_counts
-from ..nn.ragged import cells_of, sum_per_cell
+from ..nn.ragged import sum_per_cell, to_tokens
 
 PROGRESS_SECONDS = 3
 Depth = Literal["cell", "bulk"]
@@ -164,9 +164,9 @@ class BatchesMixin(BaseModelClass):
 
 def bulk_depths(batch: dict[str, Tensor], scale: float) -> Tensor:
     """Return T and S of bulk profiles: both log10 of the sum of the normalised values."""
-    cells_t = cells_of(batch["cu_seqlens"], len(batch["counts"]))
-    values_t = normalize_counts(batch["counts"], batch["library_size"][cells_t], scale)
-    source_c = sum_per_cell(values_t, batch["cu_seqlens"]).log10()
+    counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
+    library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
+    source_c = sum_per_cell(normalize_counts(counts_t, library_size_t, scale), cu_seqlens).log10()
     return torch.stack([source_c, source_c], dim=1)
 
 

@@ -10,7 +10,7 @@ from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
 
 from ..nn import Decoder, EncodedCells, PerformerDecoder, XTrimoGeneNet, normalize_counts
-from ..nn.ragged import cells_of, mean_per_cell, select_tokens, sum_per_cell
+from ..nn.ragged import cells_of, mean_per_cell, select_tokens, sum_per_cell, to_tokens
 from .config import XTrimoGeneConfig
 
 NOT_NETWORK = (
@@ -226,5 +226,7 @@ class XTrimoGeneModule(BaseModuleClass):
 
 def target_values(tensors: dict[str, Tensor]) -> Tensor:
     """Return the log-normalised expression of the target genes of a masked batch."""
-    target_cells = cells_of(tensors["target_cu_seqlens"], tensors["target_counts"].shape[0])
-    return normalize_counts(tensors["target_counts"], tensors["library_size"][target_cells])
+    counts_t, cu_seqlens = tensors["target_counts"], tensors["target_cu_seqlens"]
+    return normalize_counts(
+        counts_t, to_tokens(tensors["library_size"], cu_seqlens, len(counts_t))
+    )

@@ -24,6 +24,11 @@ def cells_of(cu_seqlens: Tensor, n_tokens: int) -> Tensor:
     return torch.repeat_interleave(cells_c, lengths_c, output_size=n_tokens)
 
 
+def to_tokens(x_c: Tensor, cu_seqlens: Tensor, n_tokens: int) -> Tensor:
+    """Give every token the value of its cell, shape ``(n_tokens, ...)``."""
+    return torch.repeat_interleave(x_c, lengths_of(cu_seqlens), dim=0, output_size=n_tokens)
+
+
 def sum_per_cell(x_t: Tensor, cu_seqlens: Tensor) -> Tensor:
     """Sum the tokens of every cell; a cell without tokens gets 0.
 

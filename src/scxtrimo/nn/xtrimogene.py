@@ -17,7 +17,7 @@ from .decoder import (
 from .embedding import TokenEmbedding, normalize_counts
 from .encoder import Activation, Encoder
 from .pooling import CellPooling, pool_tokens
-from .ragged import cells_of, prepend_tokens
+from .ragged import prepend_tokens, to_tokens
 
 ImputationDecoder = Literal["cross_attention", "performer"]
 
@@ -151,7 +151,7 @@ class XTrimoGeneNet(nn.Module):
         The encoded cells. Only their ``covariates_ck`` depends on ``categories_cv``.
         """
         n_cells = library_size_c.shape[0]
-        library_size_t = library_size_c[cells_of(cu_seqlens, counts_t.shape[0])]
+        library_size_t = to_tokens(library_size_c, cu_seqlens, counts_t.shape[0])
         x_td = self.embedding(normalize_counts(counts_t, library_size_t, scale), gene_ids_t)
         special, special_ids = [], []
         if self.bottleneck is not None:
