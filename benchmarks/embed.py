@@ -7,8 +7,7 @@ A checkpoint in the published format with random weights of the 100M size is loa
 embedded, from CSR rows to pooled vectors:
 
 - as published: one cell at a time through torch's own `nn.TransformerEncoder`
-- padded: the same in batches, sorted by nothing, with a padding mask
-- nested: the same with torch's jagged nested tensors
+- padded: the same in batches of 8, with a padding mask
 - here, in float32 and in bfloat16
 
 Medians over alternating passes. The float32 results must agree within 1e-5 of the largest value,
@@ -54,24 +53,6 @@ class Padded(OneByOne):
         return [h[:n] for h, n in zip(encoded, lengths.tolist(), strict=True)]
 
 
-class Nested(Padded):
-    """Batches of cells as nested tensors."""
-
-    def encode(self, tokens: list[torch.Tensor]) -> list[torch.Tensor]:
-        x = torch.nested.nested_tensor(tokens, layout=torch.jagged)
-        for layer in self.encoder.layers:
-            attention = layer.self_attn
-            qkv = torch.nn.functional.linear(x, attention.in_proj_weight, attention.in_proj_bias)
-            heads = (
-                part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-                for part in qkv.chunk(3, dim=-1)
-            )
-            attended = torch.nn.functional.scaled_dot_product_attention(*heads)
-            x = layer.norm1(x + attention.out_proj(attended.transpose(1, 2).flatten(2)))
-            x = layer.norm2(x + layer.linear2(torch.relu(layer.linear1(x))))
-        return list(self.encoder.norm(x).unbind())
-
-
 def gemm_rate(dtype: torch.dtype) -> float:
     """Return operations per second of a large matrix product."""
     n, inner, width = 4096, 768, 3072
@@ -98,7 +79,6 @@ def compare(adata: AnnData, size: str, repeats: int, name: str) -> list[dict[str
     methods: dict[str, Callable[[], np.ndarray]] = {
         "as published, one cell at a time": lambda: OneByOne(net, config).embed(adata),
         "padded": lambda: Padded(net, config).embed(adata),
-        "nested": lambda: Nested(net, config).embed(adata),
         "scxtrimo": lambda: model.get_latent_representation(),
         "scxtrimo, bf16": lambda: model.get_latent_representation(precision="bf16-mixed"),
     }
