@@ -14,7 +14,6 @@ from scvi.data.fields import BaseAnnDataField
 
 from .._logging import logger
 from .counts import check_counts, get_layer
-from .gene_table import GeneTable
 from .vocabulary import (
     COVERAGE_KEY,
     DEFAULT_MIN_GENE_OVERLAP,
@@ -40,8 +39,7 @@ class CountsField(BaseAnnDataField):
     gene_id_key
         Column of ``adata.var`` with gene identifiers; ``None`` for ``adata.var_names``.
     gene_aliases
-        From identifiers as in the data to identifiers as in the vocabulary, or a table of
-        identifiers that mean the same gene.
+        From identifiers as in the data to identifiers as in the vocabulary.
     min_gene_overlap
         Smallest acceptable fraction of the vocabulary found in transferred data.
     """
@@ -55,7 +53,7 @@ class CountsField(BaseAnnDataField):
         self,
         layer: str | None,
         gene_id_key: str | None = None,
-        gene_aliases: Mapping[str, str] | GeneTable | None = None,
+        gene_aliases: Mapping[str, str] | None = None,
         min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
     ) -> None:
         super().__init__()

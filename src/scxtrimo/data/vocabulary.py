@@ -184,9 +184,6 @@ def align_genes(
     Examples
     --------
     >>> import pandas as pd
-
-    from .gene_table import GeneTable
-    from .identifiers import fold, strip_version
     >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
     >>> align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"])).column_to_gene
     array([ 1,  0, -1])

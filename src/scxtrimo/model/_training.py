@@ -184,7 +184,7 @@ class TrainingMixin(BaseModelClass):
             )
         is_new = not self.is_trained_ and ckpt_path is None
         has_mean = bool(self.module.mean_expression.any())  # published weights come without
-        if is_new or not has_mean:
+        if is_new or (not has_mean and ckpt_path is None):
             statistics = gene_statistics(
                 self.adata_manager,
                 splitter.train_idx,
