@@ -114,6 +114,11 @@ class XTrimoGeneModule(BaseModuleClass):
         """Embeddings of all genes and depth tokens, as decoders take them."""
         return self.net.embedding.gene.weight
 
+    @property
+    def sees_all_genes(self) -> bool:
+        """Whether the imputation decoder works on all genes and must know which are masked."""
+        return isinstance(self.net.imputation, PerformerDecoder)
+
     def redraw_features(self, step: int) -> None:
         """Give a Performer other random features, every so many steps of training."""
         every = self.config.redraw_features_every
@@ -138,7 +143,7 @@ class XTrimoGeneModule(BaseModuleClass):
             measured = torch.stack([tensors["library_size"], library_size], dim=1).log10()
             inputs["depths"] = tensors.get("depths", measured)
             inputs["scale"] = tensors.get("scale", 1e4)
-        if "hidden_gene_ids" in tensors and isinstance(self.net.imputation, PerformerDecoder):
+        if "hidden_gene_ids" in tensors and self.sees_all_genes:
             names = ("values", "gene_ids", "cu_seqlens")
             inputs["hidden"] = tuple(tensors[f"hidden_{name}"] for name in names)
         return inputs

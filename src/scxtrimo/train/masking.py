@@ -96,7 +96,12 @@ class MaskingConfig:
 
 
 def mask_batch(
-    batch: dict[str, Tensor], config: MaskingConfig, n_genes: int, seed: int, epoch: int
+    batch: dict[str, Tensor],
+    config: MaskingConfig,
+    n_genes: int,
+    seed: int,
+    epoch: int,
+    tell_hidden: bool = True,
 ) -> dict[str, Tensor]:
     """Hide some genes of every cell and name the ones to predict.
 
@@ -112,6 +117,8 @@ def mask_batch(
         Size of the vocabulary.
     seed, epoch
         Masks differ between seeds and between epochs.
+    tell_hidden
+        Whether there is a decoder over all genes, which must be told what is masked.
 
     Returns
     -------
@@ -174,6 +181,15 @@ def mask_batch(
         target_weights = 1 / torch.where(
             was_zero, zero_share_c[target_cells], share_c[target_cells]
         )
+    masked = batch | {
+        "visible": ~hidden_t,
+        "target_counts": target_counts,
+        "target_gene_ids": target_genes,
+        "target_cu_seqlens": target_cu,
+        "target_weights": target_weights,
+    }
+    if not tell_hidden:
+        return masked
     cells_h, genes_h, _, cu_h = with_zeros(hidden_t)
     fate_h = uniform(key_c[cells_h] * n_genes + genes_h, FATE)
     values_h = torch.full_like(fate_h, torch.nan)
@@ -187,12 +203,7 @@ def mask_batch(
         library_c = batch.get("input_library_size", batch["library_size"])
         told_h = normalize_counts(counts_h, library_c[cells_h])
         values_h = torch.where(fate_h < config.replace_rate, values_h, told_h)
-    return batch | {
-        "visible": ~hidden_t,
-        "target_counts": target_counts,
-        "target_gene_ids": target_genes,
-        "target_cu_seqlens": target_cu,
-        "target_weights": target_weights,
+    return masked | {
         "hidden_values": values_h,
         "hidden_gene_ids": genes_h,
         "hidden_cu_seqlens": cu_h,

@@ -110,7 +110,9 @@ class XTrimoGenePlan(pl.LightningModule):
         n_genes = self.module.n_genes
         if self.module.config.read_depth_aware:
             batch = thin_batch(batch, self.masking.thinning_probability, n_genes, self.seed, epoch)
-        return self.module(mask_batch(batch, self.masking, n_genes, self.seed, epoch))[2]
+        tell_hidden = self.module.sees_all_genes
+        masked = mask_batch(batch, self.masking, n_genes, self.seed, epoch, tell_hidden)
+        return self.module(masked)[2]
 
     def _log(self, losses: LossOutput, mode: str) -> None:
         values = {
