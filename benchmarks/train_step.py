@@ -6,11 +6,12 @@ Four cells with 19,264 genes of which 8% are expressed, in the 3M size, masked a
 masked genes are predicted). Every way runs in a process of its own, which measures the median time
 of a forward and backward pass and the peak of its resident memory.
 
-- as published, naively: a Performer on all genes of all cells at once, which keeps everything
+- as published, naively: padded cells through torch's encoder, then value embeddings of all genes
+  of all cells and a Performer on them, everything kept for the backward pass
 - published configuration: the same function here, in float32 and bfloat16
 - cross-attention and bottleneck: our decoders alone, behind the same encoder
 
-The losses of the first two, which have the same weights, must agree.
+The losses of the first two, which have the same weights, must agree, and so must their gradients.
 """
 
 from __future__ import annotations
@@ -27,12 +28,10 @@ from typing import Any
 import numpy as np
 import torch
 from _common import parser, report, simulate
-from _published import NaivePerformer
-from torch import Tensor
+from _published import NaiveTraining
 
 import scxtrimo
 from scxtrimo.module import SIZES, XTrimoGeneModule
-from scxtrimo.nn.ragged import cells_of
 from scxtrimo.train import MaskingConfig, mask_batch
 
 N_GENES, N_CELLS, DENSITY = 19_264, 4, 0.08
@@ -48,30 +47,37 @@ WAYS = {
 }
 
 
-def masked_cells() -> dict[str, Any]:
+def masked_cells(n_genes: int = N_GENES) -> dict[str, Any]:
     """Four masked cells."""
-    counts = simulate(N_CELLS, N_GENES, DENSITY).X
-    batch = scxtrimo.data.to_ragged(counts, np.arange(N_GENES))
+    counts = simulate(N_CELLS, n_genes, DENSITY).X
+    batch = scxtrimo.data.to_ragged(counts, np.arange(n_genes))
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
     tensors |= {
         "cell_ids": torch.arange(N_CELLS),
         "categories": torch.zeros(N_CELLS, 0, dtype=torch.int64),
     }
-    return mask_batch(tensors, MaskingConfig.published(), N_GENES, seed=0, epoch=0)
+    return mask_batch(tensors, MaskingConfig.published(), n_genes, seed=0, epoch=0)
 
 
-def naive_loss(module: XTrimoGeneModule, batch: dict[str, Any]) -> Tensor:
-    """All genes of all cells at once."""
-    cells = module.inference(**module._get_inference_input(batch))["cells"]
-    decoder, positions = module.net.imputation, module.positions
-    x = (cells.zero_d + positions).expand(N_CELLS, -1, -1)
-    known = (cells.tokens_td, cells.gene_ids_t, cells.cu_seqlens)
-    for tokens, ids, cu in (known, cells.hidden):
-        x = x.index_put((cells_of(cu, len(ids)), ids), tokens + positions[ids])
-    x = decoder.norm(NaivePerformer(decoder.performer)(decoder.to_hidden(x)))
-    cell = cells_of(batch["target_cu_seqlens"], len(batch["target_gene_ids"]))
-    predicted = decoder.to_value(x)[..., 0][cell, batch["target_gene_ids"]]
-    return (predicted - scxtrimo.module.target_values(batch)).square().mean()
+def check_gradients() -> None:
+    """The published configuration has the loss and the gradients of the naive one."""
+    batch = masked_cells(1000)
+    torch.manual_seed(0)
+    module = XTrimoGeneModule(1000, (), SIZES["published-tiny"])
+    naive = NaiveTraining(module)
+    expected = naive.loss(batch)
+    expected.backward()
+    gradients = naive.gradients()
+    module.zero_grad(set_to_none=True)
+    loss = module(batch)[2].loss
+    loss.backward()
+    assert abs(loss / expected - 1) < 1e-5
+    errors = [
+        float((parameter.grad - gradients[name]).abs().max() / gradients[name].abs().max())
+        for name, parameter in module.net.named_parameters()
+    ]
+    print(f"largest difference of gradients to the naive step, relative: {max(errors):.1e}")
+    assert max(errors) < 1e-4
 
 
 def measure(way: str, size: str) -> dict[str, float]:
@@ -89,12 +95,13 @@ def measure(way: str, size: str) -> dict[str, float]:
     batch = masked_cells()
     torch.manual_seed(0)
     module = XTrimoGeneModule(N_GENES, (), config)
+    naive = NaiveTraining(module) if way == NAIVE else None
     before = reset_peak_memory()
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            loss = naive_loss(module, batch) if way == NAIVE else module(batch)[2].loss
+            loss = naive.loss(batch) if naive else module(batch)[2].loss
         loss.backward()
         seconds.append(time.perf_counter() - start)
         module.zero_grad(set_to_none=True)
@@ -132,6 +139,7 @@ def main() -> None:
     if args.way:
         print(json.dumps(measure(args.way, args.size)))
         return
+    check_gradients()
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for _ in range(1 if args.quick else args.seeds):
         for way, results in runs.items():

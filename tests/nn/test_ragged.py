@@ -5,6 +5,7 @@ from torch.testing import assert_close
 
 from scxtrimo.nn import ragged_attention
 from scxtrimo.nn.ragged import (
+    CellBoundaries,
     cells_of,
     drop_first_tokens,
     lengths_of,
@@ -71,4 +72,5 @@ def test_attention_equals_softmax_attention_within_each_cell(n_queries, n_keys):
     for q_c, k_c, v_c in zip(q.split(n_queries), k.split(keys), v.split(keys)):
         weights = torch.softmax(torch.einsum("the,she->hts", q_c, k_c) / 2, dim=-1)
         expected.append(torch.einsum("hts,she->the", weights, v_c))
-    assert_close(ragged_attention(q, k, v, cu_q, cu_k), torch.cat(expected))
+    result = ragged_attention(q, k, v, CellBoundaries.of(cu_q), CellBoundaries.of(cu_k))
+    assert_close(result, torch.cat(expected))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import CrossAttention
-from .encoder import FeedForward
+from .encoder import RECOMPUTED_FROM, FeedForward
 from .performer import Performer
-from .ragged import cells_of, lengths_of, select_tokens
+from .ragged import CellBoundaries, cells_of, lengths_of, select_tokens
 
 
 class HiddenGenes(NamedTuple):
@@ -179,8 +179,9 @@ class CrossAttentionDecoder(Decoder):
     ) -> Tensor:
         """See :class:`Decoder`."""
         x_td = self.to_query(F.embedding(gene_ids_t, genes_gd))
+        queries, context = CellBoundaries.of(cu_queries), CellBoundaries.of(cells.cu_seqlens)
         for layer in self.layers:
-            x_td = layer(x_td, cells.tokens_td, cu_queries, cells.cu_seqlens)
+            x_td = layer(x_td, cells.tokens_td, queries, context)
         return self.to_value(self.norm(x_td)).squeeze(-1)
 
 
@@ -196,15 +197,15 @@ class CrossAttentionLayer(nn.Module):
     def __init__(self, n_hidden: int, n_context: int, n_heads: int) -> None:
         super().__init__()
         self.attention = CrossAttention(n_hidden, n_context, n_heads)
-        self.feed_forward = FeedForward(n_hidden)
+        self.feed_forward = FeedForward(n_hidden, recompute=n_hidden >= RECOMPUTED_FROM)
         self.attention_norm = nn.LayerNorm(n_hidden)
         self.feed_forward_norm = nn.LayerNorm(n_hidden)
 
     def forward(
-        self, x_td: Tensor, context_sd: Tensor, cu_queries: Tensor, cu_context: Tensor
+        self, x_td: Tensor, context_sd: Tensor, queries: CellBoundaries, context: CellBoundaries
     ) -> Tensor:
         """Return the queries after one layer, shape ``(n_queries, n_hidden)``."""
-        x_td = x_td + self.attention(self.attention_norm(x_td), context_sd, cu_queries, cu_context)
+        x_td = x_td + self.attention(self.attention_norm(x_td), context_sd, queries, context)
         return x_td + self.feed_forward(self.feed_forward_norm(x_td))
 
 

@@ -62,7 +62,11 @@ class AutoDiscretization(nn.Module):
 
     def forward(self, values_t: Tensor) -> Tensor:
         """Embed log-normalised values ``(n_tokens,)`` as ``(n_tokens, n_hidden)``."""
-        return self.bin_weights(values_t) @ self.bins.weight
+        # Most counts are small, so a batch has about one distinct value in a hundred tokens.
+        distinct_v, place_t = torch.unique(values_t, return_inverse=True)
+        embedded_vd = self.bin_weights(distinct_v) @ self.bins.weight
+        # In bfloat16 the gradients of many tokens would get lost in their sum.
+        return embedded_vd.to(self.bins.weight.dtype).index_select(0, place_t)
 
 
 class TokenEmbedding(nn.Module):

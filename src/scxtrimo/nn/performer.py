@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
+from .chunks import in_chunks, recomputed
 from .encoder import FeedForward
 
 EPSILON = 1e-4
 CHUNK = 2048
 """Genes that are worked on at a time: bounds the memory whatever the size of the vocabulary."""
-WORTH_RECOMPUTING = 512
-"""With fewer genes there is little to store."""
 
 
 def orthogonal_features(n_features: int, n_inputs: int, generator: torch.Generator) -> Tensor:
@@ -198,10 +195,10 @@ class PerformerLayer(nn.Module):
         -------
         Tensor of shape ``(n_genes, n_hidden)``, or ``(n_queries, n_hidden)``.
         """
-        sums = [_recomputed(self._sum_keys, chunk) for chunk in x_gd.split(CHUNK)]
+        sums = [recomputed(self._sum_keys, chunk) for chunk in x_gd.split(CHUNK)]
         summary = self.attention.summarize(sums, len(x_gd))
         queries = x_gd if rows_q is None else x_gd.index_select(0, rows_q)
-        return torch.cat([_recomputed(self._update, x, *summary) for x in queries.split(CHUNK)])
+        return in_chunks(self._update, CHUNK, queries, *summary)
 
     def _sum_keys(self, x_gd: Tensor) -> tuple[Tensor, ...]:
         return self.attention.sum_keys(self.attention_norm(x_gd))
@@ -209,13 +206,6 @@ class PerformerLayer(nn.Module):
     def _update(self, x_qd: Tensor, context_hme: Tensor, normalizer_hm1: Tensor) -> Tensor:
         x_qd = x_qd + self.attention(self.attention_norm(x_qd), context_hme, normalizer_hm1)
         return x_qd + self.feed_forward(self.feed_forward_norm(x_qd))
-
-
-def _recomputed(function: Callable, *inputs: Tensor) -> Any:
-    """Call a function; where gradients are needed, compute it again then instead of storing."""
-    if not torch.is_grad_enabled() or len(inputs[0]) < WORTH_RECOMPUTING:
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class Performer(nn.Module):

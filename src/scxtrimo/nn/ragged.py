@@ -8,8 +8,53 @@ owns rows ``cu_seqlens[c]:cu_seqlens[c + 1]``. Shape suffixes used throughout :m
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class CellBoundaries(NamedTuple):
+    """Where the cells of a ragged batch begin and end, on the device and on the host.
+
+    Attributes
+    ----------
+    cu_seqlens
+        Boundaries, int32, shape ``(n_cells + 1,)``.
+    lengths
+        Number of tokens of every cell. Reading it from a GPU waits for all work before it: once
+        a batch, not in every layer.
+    """
+
+    cu_seqlens: Tensor
+    lengths: list[int]
+
+    @classmethod
+    def of(cls, cu_seqlens: Tensor) -> CellBoundaries:
+        """Read the lengths of the cells."""
+        return cls(cu_seqlens, lengths_of(cu_seqlens).tolist())
+
+    @property
+    def max_length(self) -> int:
+        """Number of tokens of the longest cell."""
+        return max(self.lengths)
+
+    def groups(self, max_tokens: int) -> list[CellBoundaries]:
+        """Divide the batch into runs of cells with at most so many tokens, or a single cell."""
+        ends, n_tokens = [0], 0
+        for cell, length in enumerate(self.lengths):
+            if n_tokens and n_tokens + length > max_tokens:
+                ends.append(cell)
+                n_tokens = 0
+            n_tokens += length
+        ends.append(len(self.lengths))
+        return [
+            CellBoundaries(
+                self.cu_seqlens[start : end + 1] - self.cu_seqlens[start], self.lengths[start:end]
+            )
+            for start, end in pairwise(ends)
+        ]
 
 
 def lengths_of(cu_seqlens: Tensor) -> Tensor:
