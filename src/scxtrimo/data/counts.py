@@ -64,6 +64,17 @@ class RowReader:
         in_order = np.array_equal(position, np.arange(len(rows)))
         return _canonical(chunk if in_order else chunk[position])
 
+    def n_stored(self) -> np.ndarray:
+        """Return the number of entries of every row, int64, shape ``(n_cells,)``.
+
+        What is stored need not be read again: zeros among it are counted.
+        """
+        if sparse.issparse(self.matrix):
+            return np.diff(self.matrix.indptr).astype(np.int64)
+        if self.on_disk and not isinstance(self.matrix, h5py.Dataset):
+            return np.diff(self.matrix.group["indptr"][:]).astype(np.int64)
+        return np.concatenate([np.diff(chunk.indptr) for chunk in self.chunks()]).astype(np.int64)
+
     def chunks(self) -> Iterator[sparse.csr_matrix]:
         """Iterate over all rows, a few thousand at a time."""
         for start in range(0, self.shape[0], CHUNK):

@@ -118,6 +118,15 @@ class RaggedDataset(Dataset):
 
     __getitems__ = __getitem__
 
+    def n_tokens(self) -> np.ndarray:
+        """Return the number of expressed genes of all cells, int64, shape ``(n_cells,)``.
+
+        Where counts are not in memory this is the number of entries, which may be a little more.
+        """
+        if self.preloaded is not None:
+            return np.diff(self.preloaded.indptr).astype(np.int64)
+        return self.reader.n_stored()
+
     def library_sizes(self) -> np.ndarray:
         """Return the total counts of all cells, float32, shape ``(n_cells,)``."""
         return np.concatenate(

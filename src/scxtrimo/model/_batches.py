@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data import CategoryField, RaggedDataset, covariate_keys
+from ..data import CategoryField, RaggedDataset, covariate_keys, prefetch
 from ..module import TargetDepth
 from ..nn import EncodedCells, normalize_counts
 from ..nn.ragged import sum_per_cell, to_tokens
@@ -61,7 +61,10 @@ class BatchesMixin(BaseModelClass):
         rows = as_rows(indices, adata.n_obs)
         scale = self._bulk_scale(adata) if depth == "bulk" else None
         loader = self._make_data_loader(
-            adata, indices=rows, batch_size=self._batch_size(batch_size)
+            adata,
+            indices=rows,
+            batch_size=self._batch_size(batch_size),
+            pin_memory=self.device.type == "cuda",
         )
         return self._iterate(loader, len(rows), description, target, scale)
 
@@ -75,11 +78,14 @@ class BatchesMixin(BaseModelClass):
     ) -> Iterator[tuple[slice, dict[str, Any]]]:
         self.module.eval()
         start = 0
+        batches = prefetch(loader) if self.device.type == "cuda" else loader
         with tqdm(total=n_rows, desc=description, unit="cell", delay=PROGRESS_SECONDS) as bar:
-            for batch in loader:
+            for batch in batches:
                 n_cells = len(batch["cell_ids"])
                 place = slice(start, start + n_cells)
-                batch = {key: value.to(self.device) for key, value in batch.items()}
+                batch = {
+                    key: value.to(self.device, non_blocking=True) for key, value in batch.items()
+                }
                 if scale is not None:
                     batch["scale"] = scale
                     batch["depths"] = bulk_depths(batch, scale)
@@ -120,8 +126,13 @@ class BatchesMixin(BaseModelClass):
             raise ValueError(f"batch_size={batch_size} must be positive.")
         return batch_size
 
-    def _encode(self, batch: dict[str, Tensor], precision: Precision = "32-true") -> EncodedCells:
+    def _encode(
+        self, batch: dict[str, Tensor], precision: Precision | None = None
+    ) -> EncodedCells:
+        """Encode a batch; on a GPU in bfloat16 unless told otherwise, as in training."""
         inputs = self.module._get_inference_input(batch)
+        if precision is None:
+            precision = "bf16-mixed" if self.device.type == "cuda" else "32-true"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             return self.module.inference(**inputs)["cells"]
 

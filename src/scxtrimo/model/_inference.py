@@ -37,7 +37,7 @@ class InferenceMixin(BatchesMixin):
         target_depth: str | float | None = None,
         depth: Depth = "cell",
         out: str | os.PathLike | None = None,
-        precision: Precision = "32-true",
+        precision: Precision | None = None,
     ) -> np.ndarray:
         """Return the latent representation of cells.
 
@@ -67,7 +67,8 @@ class InferenceMixin(BatchesMixin):
         out
             Path of a zarr store to stream the result to, as ``obsm["X_xtrimo"]`` of an AnnData.
         precision
-            ``"bf16-mixed"`` is faster where the device has it, and good to about 1%.
+            ``"32-true"`` or ``"bf16-mixed"``, which is several times faster where the device has
+            it, with cosines to the exact result above 0.9999. By default the latter on a GPU.
 
         Returns
         -------
@@ -85,7 +86,7 @@ class InferenceMixin(BatchesMixin):
         n_special = self.module.net.n_special
         if pool is not None and pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; choose one of {list(POOLS)}.")
-        if precision not in ("32-true", "bf16-mixed"):
+        if precision not in (None, "32-true", "bf16-mixed"):
             raise ValueError(f"precision={precision!r} must be '32-true' or 'bf16-mixed'.")
         if pool in ("all", "s", "t") and not self.config_.read_depth_aware:
             raise ValueError(

@@ -95,6 +95,7 @@ class TrainingMixin(BaseModelClass):
         validation_size: float | None = None,
         shuffle_set_split: bool = True,
         batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
         early_stopping: bool = False,
         checkpoint_dir: str | os.PathLike | None = None,
         ckpt_path: str | os.PathLike | None = None,
@@ -119,6 +120,9 @@ class TrainingMixin(BaseModelClass):
             See :class:`scvi.dataloaders.DataSplitter`. By default nine tenths are trained on.
         batch_size
             Cells per step. By default 64, and more for large data.
+        tokens_per_batch
+            Expressed genes per step, instead of a number of cells: every step takes about the
+            same memory and time, however different the depths of the cells.
         early_stopping
             Stop when the validation loss has not fallen for ``early_stopping_patience`` epochs.
         checkpoint_dir
@@ -160,23 +164,34 @@ class TrainingMixin(BaseModelClass):
             raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} does not exist.")
         self._validate_anndata()
         n_cells = self.adata.n_obs
+        if batch_size is not None and tokens_per_batch is not None:
+            raise ValueError("Give either `batch_size` or `tokens_per_batch`, not both.")
         batch_size = default_batch_size(n_cells) if batch_size is None else batch_size
-        if batch_size < 1 or (max_epochs is not None and max_epochs < 1):
+        numbers = {
+            "max_epochs": max_epochs,
+            "batch_size": batch_size,
+            "tokens_per_batch": tokens_per_batch,
+        }
+        if wrong := {name: n for name, n in numbers.items() if n is not None and n < 1}:
             raise ValueError(
-                f"max_epochs={max_epochs} and batch_size={batch_size} must be positive."
+                f"{', '.join(f'{k}={v}' for k, v in wrong.items())} must be positive."
             )
-        if max_epochs is None:
-            max_epochs = default_max_epochs(n_cells, batch_size)
+        device = parse_device_args(accelerator, devices, return_device="torch")[2]
         splitter = RaggedDataSplitter(
             self.adata_manager,
             train_size=train_size,
             validation_size=validation_size,
             shuffle_set_split=shuffle_set_split,
             batch_size=batch_size,
+            tokens_per_batch=tokens_per_batch,
             seed=self.seed_,
-            **(datasplitter_kwargs or {}),
+            **({"pin_memory": device.type == "cuda"} | (datasplitter_kwargs or {})),
         )
         splitter.setup()
+        if tokens_per_batch is not None:
+            batch_size = max(1, round(splitter.n_train / splitter.n_batches))
+        if max_epochs is None:
+            max_epochs = default_max_epochs(n_cells, batch_size)
         if early_stopping and splitter.n_val == 0:
             raise ValueError(
                 f"early_stopping=True needs validation cells, but none of the {n_cells:,} cells "
@@ -206,7 +221,6 @@ class TrainingMixin(BaseModelClass):
                 *trainer_kwargs.get("callbacks", []),
                 ResumeCheckpoint(checkpoint_dir),
             ]
-        device = parse_device_args(accelerator, devices, return_device="torch")[2]
         defaults = {
             "gradient_clip_val": 1.0,
             "check_val_every_n_epoch": 1,
@@ -214,9 +228,12 @@ class TrainingMixin(BaseModelClass):
             "early_stopping_patience": 10,
             "precision": "bf16-mixed" if device.type == "cuda" else "32-true",
         }
+        size = f"{batch_size} cells"
+        if tokens_per_batch is not None:
+            size = f"up to {tokens_per_batch:,} tokens (about {size})"
         logger.info(
             f"Training {self.size_!r} on {splitter.n_train:,} of {n_cells:,} cells: "
-            f"{max_epochs} epochs, batches of {batch_size} cells, learning rate "
+            f"{max_epochs} epochs, batches of {size}, learning rate "
             f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
         )
         with _quiet_lightning():
@@ -232,6 +249,25 @@ class TrainingMixin(BaseModelClass):
                 **(defaults | trainer_kwargs),
             )
             runner()
+
+    def compile(self, **kwargs: Any) -> None:
+        """Compile the encoder layers, for training and for embedding.
+
+        What is done token by token is compiled for any number of tokens; the attention is a
+        kernel of its own already. It pays on a GPU, after a minute at the first batches. A
+        saved model is not compiled when it is loaded.
+
+        Parameters
+        ----------
+        **kwargs
+            Passed to :func:`torch.compile`; ``dynamic`` is true unless given.
+
+        Examples
+        --------
+        >>> model.compile()  # doctest: +SKIP
+        """
+        for layer in self.module.net.encoder.layers:
+            layer.compile(**kwargs)
 
     def _make_plan(
         self,

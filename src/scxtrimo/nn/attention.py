@@ -98,11 +98,18 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(n_hidden, 3 * n_hidden)
         self.out = nn.Linear(n_hidden, n_hidden)
 
+    def project(self, x_td: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each ``(n_tokens, n_heads, head_width)``."""
+        return self.qkv(x_td).unflatten(-1, (3, self.n_heads, -1)).unbind(1)
+
+    def merge(self, attended_the: Tensor) -> Tensor:
+        """Return what the heads attended to as ``(n_tokens, n_hidden)``."""
+        return self.out(attended_the.flatten(1))
+
     def forward(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
         """Attend within cells; input and output have shape ``(n_tokens, n_hidden)``."""
-        n_tokens = x_td.shape[0]
-        q, k, v = self.qkv(x_td).view(n_tokens, 3, self.n_heads, -1).unbind(1)
-        return self.out(ragged_attention(q, k, v, cells, cells).reshape(n_tokens, -1))
+        q, k, v = self.project(x_td)
+        return self.merge(ragged_attention(q, k, v, cells, cells))
 
 
 class CrossAttention(nn.Module):

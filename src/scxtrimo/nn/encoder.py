@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import SelfAttention
+from .attention import SelfAttention, ragged_attention
 from .chunks import in_chunks
 from .ragged import CellBoundaries
 
@@ -62,7 +62,8 @@ class FeedForward(nn.Module):
     def forward(self, x_td: Tensor) -> Tensor:
         """Transform every token on its own; the shape stays."""
         is_trained = torch.is_grad_enabled()
-        if x_td.device.type != "cpu" or (is_trained and not self.recompute):
+        is_whole = x_td.device.type != "cpu" or torch.compiler.is_compiling()
+        if is_whole or (is_trained and not self.recompute):
             return self._transform(x_td)
         n_at_a_time = (MAX_INNER_TRAINED if is_trained else MAX_INNER) // self.inner.out_features
         return in_chunks(self._transform, max(1, n_at_a_time), x_td)
@@ -107,10 +108,29 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
         """Return the tokens after one layer, shape ``(n_tokens, n_hidden)``."""
+        q, k, v = self._before_attention(x_td)
+        return self._after_attention(x_td, ragged_attention(q, k, v, cells, cells))
+
+    def compile(self, **kwargs: Any) -> None:
+        """Compile what is done token by token, that is all but the attention, in place.
+
+        Parameters
+        ----------
+        **kwargs
+            Passed to :func:`torch.compile`.
+        """
+        kwargs = {"dynamic": True} | kwargs
+        for name in ("_before_attention", "_after_attention"):
+            setattr(self, name, torch.compile(getattr(type(self), name).__get__(self), **kwargs))
+
+    def _before_attention(self, x_td: Tensor) -> tuple[Tensor, ...]:
+        return self.attention.project(self.attention_norm(x_td) if self.norm_first else x_td)
+
+    def _after_attention(self, x_td: Tensor, attended_the: Tensor) -> Tensor:
+        x_td = x_td + self.dropout(self.attention.merge(attended_the))
         if self.norm_first:
-            x_td = x_td + self.dropout(self.attention(self.attention_norm(x_td), cells))
             return x_td + self.dropout(self.feed_forward(self.feed_forward_norm(x_td)))
-        x_td = self.attention_norm(x_td + self.dropout(self.attention(x_td, cells)))
+        x_td = self.attention_norm(x_td)
         return self.feed_forward_norm(x_td + self.dropout(self.feed_forward(x_td)))
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,10 +19,9 @@ from torch.nn import functional as F
 
 from .ragged import CellBoundaries
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10
-    varlen_attn = None
+varlen_attn: Any = None
+with suppress(ImportError):  # torch before 2.10
+    varlen_attn = import_module("torch.nn.attention.varlen").varlen_attn
 
 TOLERANCE = 0.03
 """Largest difference to plain attention on numbers of about one, in half precision."""

@@ -1,9 +1,10 @@
 """Masking, training plan, schedule and the data-driven start."""
 
-from .datamodule import EpochShuffler, RaggedDataSplitter
+from .datamodule import RaggedDataSplitter
 from .initialization import gene_statistics
 from .masking import MaskingConfig, mask_batch
 from .plan import OptimizerConfig, XTrimoGenePlan
+from .sampler import EpochShuffler, TokenBudgetShuffler
 from .thinning import thin_batch
 from .trainer import ResumeCheckpoint, SafeTrainer, XTrimoGeneRunner
 
@@ -14,6 +15,7 @@ __all__ = [
     "RaggedDataSplitter",
     "ResumeCheckpoint",
     "SafeTrainer",
+    "TokenBudgetShuffler",
     "XTrimoGenePlan",
     "XTrimoGeneRunner",
     "gene_statistics",

@@ -1,8 +1,7 @@
-"""Splits cells into training and validation, and shuffles them the same way every time."""
+"""Splits cells into training and validation, and serves them in ragged batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -10,51 +9,10 @@ import numpy as np
 import torch
 from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
-from ..data import RaggedDataset
-
-
-class EpochShuffler(Sampler[list[int]]):
-    """Batches of rows in an order that depends on seed and epoch alone.
-
-    Parameters
-    ----------
-    rows
-        Rows to draw from.
-    batch_size
-        Cells per batch; the last one of an epoch may have fewer.
-    seed
-        Seed of the order.
-    shuffle
-        If false, rows keep their order.
-
-    Notes
-    -----
-    Lightning calls :meth:`set_epoch`, also when a training is resumed, which then goes on with
-    the order that an uninterrupted training would have had.
-    """
-
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, shuffle: bool = True) -> None:
-        self.rows = rows
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        rows = self.rows
-        if self.shuffle:
-            rows = np.random.default_rng((self.seed, self.epoch)).permutation(rows)
-        for start in range(0, len(rows), self.batch_size):
-            yield rows[start : start + self.batch_size].tolist()
+from ..data import PrefetchLoader, RaggedDataset
+from .sampler import EpochShuffler, TokenBudgetShuffler
 
 
 class RaggedDataSplitter(DataSplitter):
@@ -69,6 +27,8 @@ class RaggedDataSplitter(DataSplitter):
         are trained on; a single cell is trained on and not validated.
     batch_size
         Cells per batch.
+    tokens_per_batch
+        Expressed genes per batch, instead of cells; see :class:`TokenBudgetShuffler`.
     seed
         Seed of the split and of the order of the training cells.
     **kwargs
@@ -82,6 +42,7 @@ class RaggedDataSplitter(DataSplitter):
         train_size: float | None = None,
         validation_size: float | None = None,
         batch_size: int = 64,
+        tokens_per_batch: int | None = None,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -94,6 +55,7 @@ class RaggedDataSplitter(DataSplitter):
             **kwargs,
         )
         self.batch_size = batch_size
+        self.tokens_per_batch = tokens_per_batch
         self.seed = seed
 
     def setup(self, stage: str | None = None) -> None:
@@ -112,10 +74,28 @@ class RaggedDataSplitter(DataSplitter):
     def _dataset(self) -> RaggedDataset:
         return RaggedDataset(self.adata_manager, preload=True)
 
+    @cached_property
+    def _n_tokens(self) -> np.ndarray:
+        return self._dataset.n_tokens()
+
+    @property
+    def n_batches(self) -> int:
+        """Number of training batches of an epoch."""
+        return len(self.train_dataloader())
+
     def _loader(self, rows: np.ndarray, shuffle: bool) -> DataLoader:
-        return DataLoader(
+        rows = rows.astype(np.int64)
+        sampler = (
+            EpochShuffler(rows, self.batch_size, self.seed, shuffle)
+            if self.tokens_per_batch is None
+            else TokenBudgetShuffler(
+                rows, self._n_tokens[rows], self.tokens_per_batch, self.seed, shuffle
+            )
+        )
+        loader = PrefetchLoader if self.pin_memory else DataLoader
+        return loader(
             self._dataset,
-            sampler=EpochShuffler(rows.astype(np.int64), self.batch_size, self.seed, shuffle),
+            sampler=sampler,
             batch_size=None,
             generator=torch.Generator(),  # or every epoch would draw from the global one
             pin_memory=self.pin_memory,

@@ -1,0 +1,113 @@
+"""The order in which cells are trained on, and how many at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class EpochShuffler(Sampler[list[int]]):
+    """Batches of rows in an order that depends on seed and epoch alone.
+
+    Parameters
+    ----------
+    rows
+        Rows to draw from.
+    batch_size
+        Cells per batch; the last one of an epoch may have fewer.
+    seed
+        Seed of the order.
+    shuffle
+        If false, rows keep their order.
+
+    Notes
+    -----
+    Lightning calls :meth:`set_epoch`, also when a training is resumed, which then goes on with
+    the order that an uninterrupted training would have had.
+
+    Examples
+    --------
+    >>> list(EpochShuffler(np.arange(5), batch_size=2, seed=0, shuffle=False))
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, shuffle: bool = True) -> None:
+        self.rows = np.asarray(rows)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(len(self.rows))
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
+        for part in self._divide(order):
+            yield self.rows[part].tolist()
+
+    def _divide(self, order: np.ndarray) -> list[np.ndarray]:
+        return np.split(order, range(self.batch_size, len(order), self.batch_size))
+
+
+class TokenBudgetShuffler(EpochShuffler):
+    """Batches of about equally many tokens instead of cells, so that memory is used evenly.
+
+    All epochs have the same number of batches, which is what trainers and schedules expect.
+
+    Parameters
+    ----------
+    rows
+        Rows to draw from.
+    n_tokens
+        Number of tokens of each of them.
+    tokens_per_batch
+        Tokens of a batch at most. A single cell may have more, if it is longer; the batches are
+        planned for cells of up to half the budget.
+    seed, shuffle
+        See :class:`EpochShuffler`.
+
+    Examples
+    --------
+    >>> n_tokens = np.array([500, 900, 400, 600, 700])
+    >>> sampler = TokenBudgetShuffler(np.arange(5), n_tokens, 2000, seed=0, shuffle=False)
+    >>> list(sampler)
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        n_tokens: np.ndarray,
+        tokens_per_batch: int,
+        seed: int,
+        shuffle: bool = True,
+    ) -> None:
+        longest = min(int(n_tokens.max(initial=0)), tokens_per_batch // 2)
+        # A batch ends with the cell that reaches its share, and exceeds it by less than a cell.
+        share = max(1, tokens_per_batch - longest)
+        n_batches = int(np.clip(-(-int(n_tokens.sum()) // share), 1, max(1, len(rows))))
+        super().__init__(rows, max(1, len(rows) // n_batches), seed, shuffle)
+        self.n_tokens = n_tokens
+        self.n_batches = n_batches
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def _divide(self, order: np.ndarray) -> list[np.ndarray]:
+        reached = np.cumsum(self.n_tokens[order])
+        shares = reached[-1] * np.arange(1, self.n_batches) / self.n_batches
+        ends = np.searchsorted(reached, shares) + 1
+        # No batch is empty, whatever the lengths: ends increase, and leave cells for the others.
+        places = np.arange(1, self.n_batches)
+        ends = np.maximum.accumulate(ends - places) + places
+        ends = np.minimum(ends, len(order) - self.n_batches + places)
+        return np.split(order, ends)
