@@ -58,6 +58,23 @@ def simulate(n_cells: int, n_genes: int, density: float, seed: int = 0) -> AnnDa
     return adata
 
 
+def reset_peak_memory() -> int:
+    """Forget the peak so far and return the resident memory, in bytes (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def peak_memory() -> int:
+    """Return the peak of the resident memory in bytes."""
+    return memory("VmHWM")
+
+
+def memory(field: str) -> int:
+    """Return a field of /proc/self/status in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
 def ratio_rows(
     task: str, size: str, values: dict[str, float], metric: str
 ) -> list[dict[str, Any]]:

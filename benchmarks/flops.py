@@ -35,6 +35,7 @@ ATTENTION_ON_CPU = {
     )
 }
 N_GENES, MASK_RATE = 19_264, 0.3
+N_VALUES = 4  # distinct counts of the simulated cell
 DENSITIES = (0.05, 0.10, 0.15)
 
 
@@ -50,10 +51,10 @@ def performer_flops(n_tokens: int, width: int, n_layers: int, n_heads: int) -> f
     return n_layers * n_tokens * (24 * width**2 + 8 * width * n_features)
 
 
-def embedding_flops(n_tokens: int, config: XTrimoGeneConfig) -> float:
-    """Auto-discretisation: bins from bins, and the mixture of bin embeddings."""
+def embedding_flops(config: XTrimoGeneConfig) -> float:
+    """Auto-discretisation of distinct values: bins from bins, mixture of bin embeddings."""
     bins = config.n_bins
-    return n_tokens * (2 * bins + 2 * bins**2 + 2 * bins * config.n_hidden)
+    return N_VALUES * (2 * bins + 2 * bins**2 + 2 * bins * config.n_hidden)
 
 
 def published_flops(n_visible: int, n_hidden_genes: int, config: XTrimoGeneConfig) -> float:
@@ -67,7 +68,7 @@ def published_flops(n_visible: int, n_hidden_genes: int, config: XTrimoGeneConfi
     decoder += n_hidden_genes * (20 * width**2 + 4 * width * n_features)  # queries, last layer
     to_decoder = 2 * config.n_hidden * width * (n_positions + n_tokens + n_hidden_genes)
     return (
-        embedding_flops(n_tokens + n_hidden_genes, config)
+        embedding_flops(config)
         + transformer_flops(n_tokens, config.n_hidden, config.n_layers)
         + to_decoder
         + decoder
@@ -83,7 +84,7 @@ def our_flops(n_visible: int, n_targets: int, config: XTrimoGeneConfig) -> float
     to_query = 2 * n_targets * config.n_hidden * width
     bottleneck = 2 * N_GENES * config.n_latent * (config.n_hidden + 1)
     return (
-        embedding_flops(n_visible, config)
+        embedding_flops(config)
         + transformer_flops(n_tokens, config.n_hidden, config.n_layers)
         + config.n_decoder_layers * cross
         + to_query
@@ -103,7 +104,7 @@ def one_cell(density: float, masking: MaskingConfig) -> dict[str, torch.Tensor]:
     """A masked cell."""
     generator = torch.Generator().manual_seed(0)
     n = round(N_GENES * density)
-    counts = torch.randint(1, 5, (n,), generator=generator).float()
+    counts = torch.randint(1, 1 + N_VALUES, (n,), generator=generator).float()
     batch = {
         "counts": counts,
         "gene_ids": torch.randperm(N_GENES, generator=generator)[:n],

@@ -22,12 +22,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from _common import parser, report, simulate
+from _common import parser, peak_memory, report, reset_peak_memory, simulate
 from _published import NaiveTraining
 
 import scxtrimo
@@ -47,14 +46,14 @@ WAYS = {
 }
 
 
-def masked_cells(n_genes: int = N_GENES) -> dict[str, Any]:
-    """Four masked cells."""
-    counts = simulate(N_CELLS, n_genes, DENSITY).X
+def masked_cells(n_genes: int = N_GENES, n_cells: int = N_CELLS) -> dict[str, Any]:
+    """Some masked cells."""
+    counts = simulate(n_cells, n_genes, DENSITY).X
     batch = scxtrimo.data.to_ragged(counts, np.arange(n_genes))
     tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
     tensors |= {
-        "cell_ids": torch.arange(N_CELLS),
-        "categories": torch.zeros(N_CELLS, 0, dtype=torch.int64),
+        "cell_ids": torch.arange(n_cells),
+        "categories": torch.zeros(n_cells, 0, dtype=torch.int64),
     }
     return mask_batch(tensors, MaskingConfig.published(), n_genes, seed=0, epoch=0)
 
@@ -80,8 +79,8 @@ def check_gradients() -> None:
     assert max(errors) < 1e-4
 
 
-def measure(way: str, size: str) -> dict[str, float]:
-    """Time steps in this process; return seconds, megabytes per cell and the loss."""
+def measure(way: str, size: str, n_cells: int = N_CELLS, n_steps: int = 6) -> dict[str, float]:
+    """Time steps in this process; return seconds, megabytes and the loss."""
     kind, precision = WAYS[way]
     config = SIZES[f"published-{size}"]
     if kind != "published":
@@ -92,13 +91,13 @@ def measure(way: str, size: str) -> dict[str, float]:
             imputation_weight=float(not is_bottleneck),
             read_depth_aware=not is_bottleneck,  # T and S take the place of the cell token
         )
-    batch = masked_cells()
+    batch = masked_cells(n_cells=n_cells)
     torch.manual_seed(0)
     module = XTrimoGeneModule(N_GENES, (), config)
     naive = NaiveTraining(module) if way == NAIVE else None
     before = reset_peak_memory()
     seconds = []
-    for _ in range(6):
+    for _ in range(n_steps):
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = naive.loss(batch) if naive else module(batch)[2].loss
@@ -106,27 +105,10 @@ def measure(way: str, size: str) -> dict[str, float]:
         seconds.append(time.perf_counter() - start)
         module.zero_grad(set_to_none=True)
     return {
-        "seconds": statistics.median(seconds[1:]),
-        "megabytes": (peak_memory() - before) / 2**20 / N_CELLS,
+        "seconds": statistics.median(seconds[1:] or seconds),
+        "megabytes": (peak_memory() - before) / 2**20,
         "loss": float(loss.detach()),
     }
-
-
-def reset_peak_memory() -> int:
-    """Forget the peak so far and return the resident memory, in bytes (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return memory("VmRSS")
-
-
-def peak_memory() -> int:
-    """Return the peak of the resident memory in bytes."""
-    return memory("VmHWM")
-
-
-def memory(field: str) -> int:
-    """Return a field of /proc/self/status in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 def main() -> None:
@@ -167,7 +149,7 @@ def main() -> None:
         for metric, value in (
             ("cells/s", N_CELLS / result["seconds"]),
             ("speed ratio", naive["seconds"] / result["seconds"]),
-            ("MB per cell", result["megabytes"]),
+            ("MB per cell", result["megabytes"] / N_CELLS),
             ("memory ratio", naive["megabytes"] / result["megabytes"]),
         )
     ]
