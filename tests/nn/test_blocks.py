@@ -100,3 +100,12 @@ def test_cross_attention_answers_do_not_depend_on_what_else_is_asked():
     assert together.shape == (4,)
     assert_close(together[3], alone[0])
     assert not torch.isclose(together[0], together[3])  # the same gene in another cell
+
+
+def test_cross_attention_asked_for_all_genes_of_all_cells_answers_as_for_one_gene():
+    decoder = CrossAttentionDecoder(n_hidden=8, n_context=16, n_layers=1, n_heads=2)
+    cells, genes = encoded(), torch.randn(9, 16)
+    everything = decoder(cells, genes, torch.arange(9).repeat(3), torch.tensor([0, 9, 18, 27]))
+    for gene in range(9):
+        alone = decoder(cells, genes, torch.tensor([gene] * 3), torch.tensor([0, 1, 2, 3]))
+        assert_close(everything.view(3, 9)[:, gene], alone)

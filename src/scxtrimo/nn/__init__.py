@@ -13,11 +13,13 @@ from .embedding import AutoDiscretization, TokenEmbedding, normalize_counts
 from .encoder import Encoder, EncoderLayer, FeedForward
 from .performer import FavorAttention, Performer, PerformerLayer
 from .pooling import CellPooling, pool_tokens
+from .ragged import CellBoundaries
 from .xtrimogene import XTrimoGeneNet
 
 __all__ = [
     "AutoDiscretization",
     "BottleneckDecoder",
+    "CellBoundaries",
     "CellPooling",
     "CrossAttention",
     "CrossAttentionDecoder",

@@ -178,7 +178,10 @@ class CrossAttentionDecoder(Decoder):
         self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
     ) -> Tensor:
         """See :class:`Decoder`."""
-        x_td = self.to_query(F.embedding(gene_ids_t, genes_gd))
+        if len(gene_ids_t) > len(genes_gd):  # every gene is asked for in several cells
+            x_td = F.embedding(gene_ids_t, self.to_query(genes_gd))
+        else:
+            x_td = self.to_query(F.embedding(gene_ids_t, genes_gd))
         queries, context = CellBoundaries.of(cu_queries), CellBoundaries.of(cells.cu_seqlens)
         for layer in self.layers:
             x_td = layer(x_td, cells.tokens_td, queries, context)

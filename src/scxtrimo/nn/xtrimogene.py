@@ -152,28 +152,26 @@ class XTrimoGeneNet(nn.Module):
         """
         n_cells = library_size_c.shape[0]
         library_size_t = to_tokens(library_size_c, cu_seqlens, counts_t.shape[0])
-        x_td = self.embedding(normalize_counts(counts_t, library_size_t, scale), gene_ids_t)
-        special, special_ids = [], []
-        if self.bottleneck is not None:
-            special.append(self.cell_token.expand(n_cells, 1, -1))
-            special_ids.append(-1)
+        values_t, ids_t = normalize_counts(counts_t, library_size_t, scale), gene_ids_t
         if self.n_depth_tokens:
             assert depths_cd is not None
-            ids = self.n_genes + torch.arange(2, device=x_td.device)
-            tokens = self.embedding(depths_cd.flatten(), ids.repeat(n_cells))
-            special.append(tokens.view(n_cells, 2, -1))
-            special_ids += [self.n_genes, self.n_genes + 1]
-        x_td, cu_tokens = prepend_tokens(x_td, torch.cat(special, dim=1), cu_seqlens)
-        special_ids_n = torch.tensor(special_ids, device=x_td.device)
-        ids_t, _ = prepend_tokens(gene_ids_t, special_ids_n.expand(n_cells, -1), cu_seqlens)
-        x_td = self.encoder(x_td, cu_tokens)
+            depth_ids_n = torch.arange(self.n_genes, self.n_genes + 2, device=ids_t.device)
+            ids_t, _ = prepend_tokens(ids_t, depth_ids_n.expand(n_cells, -1), cu_seqlens)
+            values_t, cu_seqlens = prepend_tokens(values_t, depths_cd, cu_seqlens)
+        x_td = self.embedding(values_t, ids_t)
+        if self.bottleneck is not None:
+            no_id_c1 = ids_t.new_full((n_cells, 1), -1)
+            ids_t, _ = prepend_tokens(ids_t, no_id_c1, cu_seqlens)
+            cell_c1d = self.cell_token.expand(n_cells, 1, -1)
+            x_td, cu_seqlens = prepend_tokens(x_td, cell_c1d, cu_seqlens)
+        x_td = self.encoder(x_td, cu_seqlens)
         zero_d = self.embedding.value(x_td.new_zeros(1))[0]
         nothing_c0 = x_td.new_zeros(n_cells, 0)
-        cells = EncodedCells(x_td, cu_tokens, ids_t, nothing_c0, nothing_c0, zero_d)
+        cells = EncodedCells(x_td, cu_seqlens, ids_t, nothing_c0, nothing_c0, zero_d)
         if self.bottleneck is None:
             return cells._replace(latent_cz=pool_tokens(cells, "all", self.n_special))
         return cells._replace(
-            latent_cz=self.pooling(x_td, cu_tokens),
+            latent_cz=self.pooling(x_td, cu_seqlens),
             covariates_ck=self._embed(categories_cv, nothing_c0),
         )
 
