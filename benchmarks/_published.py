@@ -81,6 +81,9 @@ def torch_encoder(net: XTrimoGeneNet, config: XTrimoGeneConfig) -> nn.Transforme
 class OneByOne:
     """The published procedure: one cell after the other through torch's own encoder.
 
+    As in the published `get_embedding.py`, but for its preprocessing with pandas and lists, which
+    would only make it slower.
+
     Parameters
     ----------
     net, config
@@ -123,11 +126,15 @@ class OneByOne:
         total = counts.sum()
         values = torch.cat([torch.log1p(counts / total * 1e4), torch.tensor([4.0, total.log10()])])
         positions = values.nonzero()[:, 0]
-        return self.embedding(values[positions], positions)
+        value, gene = self.embedding.value, self.embedding.gene
+        return value.embed_each(values[positions]) + gene(positions)
 
 
 class NaiveTraining:
     """The published training step: all genes of all cells at once, everything kept for backward.
+
+    As published, but that there is no dropout, that the stabiliser of the keys is one per cell
+    instead of one per batch, and that stabilisers are constants for the gradient.
 
     Parameters
     ----------
@@ -178,8 +185,8 @@ class NaiveTraining:
 
     def _embed(self, values: Tensor) -> Tensor:
         """Embed every value, also those that are the same."""
-        value = self.net.embedding.value
-        return (value.bin_weights(values.flatten()) @ value.bins.weight).unflatten(0, values.shape)
+        embedded = self.net.embedding.value.embed_each(values.flatten())
+        return embedded.unflatten(0, values.shape)
 
     def _embed_all_genes(self, batch: dict[str, Any]) -> Tensor:
         """Put encoded, masked and unexpressed genes where they are in the vocabulary."""

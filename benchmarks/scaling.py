@@ -119,7 +119,7 @@ def main() -> None:
     """Run the benchmark."""
     args = parser(__doc__).parse_args()
     quick = args.quick
-    repeats = 3 if quick else max(3, 2 * args.seeds)
+    repeats = max(3, args.seeds)
     cells = (128, 256, 512) if quick else (256, 512, 1024, 2048)
     n = 64 if quick else 256
     panels = (N_GENES, 2 * N_GENES, 4 * N_GENES)

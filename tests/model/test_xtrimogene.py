@@ -386,3 +386,43 @@ def test_asking_for_many_genes_is_done_in_parts(model, monkeypatch):
     monkeypatch.setattr("scxtrimo.nn.CrossAttentionDecoder.max_queries", 500)
     parts = model.get_normalized_expression(cells, decoder="cross_attention")
     pd.testing.assert_frame_equal(parts, expected, rtol=1e-5)
+
+
+def test_a_compiled_model_trains_embeds_and_is_saved(tmp_path):
+    cells = make_cells()
+    XTrimoGene.setup_anndata(cells)
+    plain, compiled = XTrimoGene(cells, size="tiny"), XTrimoGene(cells, size="tiny")
+    compiled.compile(backend="eager")
+    for model in (plain, compiled):
+        model.train(max_epochs=1, enable_progress_bar=False)
+    expected = plain.get_latent_representation()
+    np.testing.assert_allclose(compiled.get_latent_representation(), expected, atol=1e-4)
+    compiled.save(tmp_path / "m")
+    loaded = XTrimoGene.load(tmp_path / "m", adata=cells)
+    np.testing.assert_allclose(loaded.get_latent_representation(), expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_training_on_batches_prepared_ahead_is_the_same_training():
+    losses = []
+    for pinned in (False, True):
+        cells = make_cells()
+        model = train_tiny(cells, datasplitter_kwargs={"pin_memory": pinned})
+        losses.append(model.history["train_loss"].to_numpy().astype(float))
+    np.testing.assert_array_equal(*losses)
+
+
+def test_every_result_can_be_had_from_an_encoder_in_bfloat16(model, monkeypatch):
+    exact = model.get_latent_representation()
+    encode = type(model)._encode
+    monkeypatch.setattr(
+        type(model), "_encode", lambda self, batch, precision="": encode(self, batch, "bf16-mixed")
+    )
+    half = model.get_latent_representation()
+    assert np.abs(half - exact).max() < 0.05 * np.abs(exact).max()
+    for decoder in ("bottleneck", "cross_attention"):
+        predicted = model.get_normalized_expression(decoder=decoder, return_numpy=True)
+        assert predicted.dtype == np.float32
+        assert np.isfinite(predicted).all()
+    assert np.isfinite(model.get_contextual_gene_embeddings()).any(axis=None)
+    assert np.isfinite(model.get_reconstruction_error()["mse"]).all()

@@ -1,5 +1,8 @@
 """A compiled encoder gives the same, and is not compiled again for batches of other sizes."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -39,3 +42,17 @@ def test_one_compilation_serves_all_layers_and_batches(norm_first):
         n_graphs.append(len(graphs))
     assert n_graphs[0] <= 8  # before and after the attention; first layer or not; gradients or not
     assert n_graphs[-1] == n_graphs[0]
+
+
+def test_a_copy_of_a_compiled_layer_has_weights_of_its_own():
+    torch.manual_seed(0)
+    encoder = Encoder(1, 16, 4)
+    for layer in encoder.layers:
+        layer.compile(backend="eager")
+    x, cells = torch.randn(8, 16), boundaries([5, 3])
+    expected = encoder(x, cells)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(encoder)))
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+    assert_close(twin(x, cells), expected)

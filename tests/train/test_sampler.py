@@ -48,13 +48,15 @@ def test_training_with_a_token_budget(cells, caplog, monkeypatch):
     budget = int(8 * n_tokens.max())
     with caplog.at_level("INFO", logger="scxtrimo"):
         model.train(max_epochs=1, tokens_per_batch=budget, enable_progress_bar=False)
-    assert f"up to {budget:,} tokens (about" in caplog.text
+    assert f"about {budget:,} tokens (" in caplog.text
     splitter = RaggedDataSplitter(model.adata_manager, tokens_per_batch=budget)
     splitter.setup()
     loader = splitter.train_dataloader()
     tokens = [len(batch["counts"]) for batch in loader]
     assert len(tokens) == len(loader) == splitter.n_batches
     assert max(tokens) <= budget
+    with pytest.warns(UserWarning, match="less than twice the"):
+        model.train(max_epochs=1, tokens_per_batch=budget // 8, enable_progress_bar=False)
     with pytest.raises(ValueError, match="tokens_per_batch=0 must be positive"):
         model.train(max_epochs=1, tokens_per_batch=0)
     with pytest.raises(ValueError, match="either `batch_size` or `tokens_per_batch`"):

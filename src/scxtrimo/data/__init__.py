@@ -5,7 +5,7 @@ from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, to_ragged
 from .fields import CategoryField, CountsField
 from .gene_index import read_gene_index
 from .gene_table import GeneTable
-from .prefetch import PrefetchLoader, prefetch
+from .prefetching import PrefetchLoader, prefetch
 from .vocabulary import COVERAGE_KEY, GeneAlignment, GeneVocabulary, align_genes
 
 __all__ = [

@@ -78,13 +78,14 @@ class BatchesMixin(BaseModelClass):
     ) -> Iterator[tuple[slice, dict[str, Any]]]:
         self.module.eval()
         start = 0
-        batches = prefetch(loader) if self.device.type == "cuda" else loader
+        on_gpu = self.device.type == "cuda"  # elsewhere memory is not pinned
+        batches = prefetch(loader) if on_gpu else loader
         with tqdm(total=n_rows, desc=description, unit="cell", delay=PROGRESS_SECONDS) as bar:
             for batch in batches:
                 n_cells = len(batch["cell_ids"])
                 place = slice(start, start + n_cells)
                 batch = {
-                    key: value.to(self.device, non_blocking=True) for key, value in batch.items()
+                    key: value.to(self.device, non_blocking=on_gpu) for key, value in batch.items()
                 }
                 if scale is not None:
                     batch["scale"] = scale
@@ -126,13 +127,15 @@ class BatchesMixin(BaseModelClass):
             raise ValueError(f"batch_size={batch_size} must be positive.")
         return batch_size
 
-    def _encode(
-        self, batch: dict[str, Tensor], precision: Precision | None = None
-    ) -> EncodedCells:
-        """Encode a batch; on a GPU in bfloat16 unless told otherwise, as in training."""
+    def _default_precision(self) -> Precision:
+        """Return bfloat16 where a model is trained in it; published weights are kept exact."""
+        if self.device.type != "cuda" or not self.config_.has_bottleneck:
+            return "32-true"
+        has_it = torch.cuda.get_device_capability(self.device) >= (8, 0)
+        return "bf16-mixed" if has_it else "32-true"
+
+    def _encode(self, batch: dict[str, Tensor], precision: Precision = "32-true") -> EncodedCells:
         inputs = self.module._get_inference_input(batch)
-        if precision is None:
-            precision = "bf16-mixed" if self.device.type == "cuda" else "32-true"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             return self.module.inference(**inputs)["cells"]
 

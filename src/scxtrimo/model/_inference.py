@@ -68,7 +68,8 @@ class InferenceMixin(BatchesMixin):
             Path of a zarr store to stream the result to, as ``obsm["X_xtrimo"]`` of an AnnData.
         precision
             ``"32-true"`` or ``"bf16-mixed"``, which is several times faster where the device has
-            it, with cosines to the exact result above 0.9999. By default the latter on a GPU.
+            it, and good to about 1%. By default the latter on a GPU that has it, except for
+            published checkpoints.
 
         Returns
         -------
@@ -106,7 +107,7 @@ class InferenceMixin(BatchesMixin):
             rows_per_chunk=self._batch_size(batch_size),
         )
         for place, batch in batches:
-            cells = self._encode(batch, precision)
+            cells = self._encode(batch, precision or self._default_precision())
             pooled = cells.latent_cz if pool is None else pool_tokens(cells, pool, n_special)
             latent[place] = pooled.float().cpu().numpy()
         return latent.finish()

@@ -121,8 +121,8 @@ class TrainingMixin(BaseModelClass):
         batch_size
             Cells per step. By default 64, and more for large data.
         tokens_per_batch
-            Expressed genes per step, instead of a number of cells: every step takes about the
-            same memory and time, however different the depths of the cells.
+            Expressed genes per step, read by the encoder or not, instead of a number of cells:
+            memory and time of a step depend less on the depths of its cells.
         early_stopping
             Stop when the validation loss has not fallen for ``early_stopping_patience`` epochs.
         checkpoint_dir
@@ -190,6 +190,14 @@ class TrainingMixin(BaseModelClass):
         splitter.setup()
         if tokens_per_batch is not None:
             batch_size = max(1, round(splitter.n_train / splitter.n_batches))
+            longest = int(splitter.n_tokens.max())
+            if tokens_per_batch < 2 * longest:
+                warnings.warn(
+                    f"tokens_per_batch={tokens_per_batch:,} is less than twice the {longest:,} "
+                    "genes of the longest cell: some batches will have more tokens.",
+                    UserWarning,
+                    stacklevel=2,
+                )
         if max_epochs is None:
             max_epochs = default_max_epochs(n_cells, batch_size)
         if early_stopping and splitter.n_val == 0:
@@ -230,7 +238,7 @@ class TrainingMixin(BaseModelClass):
         }
         size = f"{batch_size} cells"
         if tokens_per_batch is not None:
-            size = f"up to {tokens_per_batch:,} tokens (about {size})"
+            size = f"about {tokens_per_batch:,} tokens ({size})"
         logger.info(
             f"Training {self.size_!r} on {splitter.n_train:,} of {n_cells:,} cells: "
             f"{max_epochs} epochs, batches of {size}, learning rate "
@@ -254,8 +262,8 @@ class TrainingMixin(BaseModelClass):
         """Compile the encoder layers, for training and for embedding.
 
         What is done token by token is compiled for any number of tokens; the attention is a
-        kernel of its own already. It pays on a GPU, after a minute at the first batches. A
-        saved model is not compiled when it is loaded.
+        kernel of its own already. On a CPU it does not pay. A saved model is not compiled when
+        it is loaded.
 
         Parameters
         ----------

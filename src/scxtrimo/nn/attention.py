@@ -9,9 +9,6 @@ from torch.nn import functional as F
 from .ragged import CellBoundaries
 from .varlen import can_use_varlen, varlen_attention
 
-SCORES_AT_A_TIME = 2**21
-"""Attention scores that fit in the caches of a processor."""
-
 
 def ragged_attention(
     q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
@@ -37,7 +34,6 @@ def ragged_attention(
     """
     if can_use_varlen(q_the):
         return varlen_attention(q_the, k_she, v_she, queries, keys)
-    attend = _attend_by_blocks if _blocks_are_faster(q_the) else _attend
     # `split` rather than slices: its backward is one concatenation, where every slice would
     # write a full-size gradient of its own.
     cells = zip(
@@ -46,39 +42,13 @@ def ragged_attention(
         v_she.split(keys.lengths),
         strict=True,
     )
-    return torch.cat([attend(q, k, v) for q, k, v in cells])
+    return torch.cat([_attend(q, k, v) for q, k, v in cells])
 
 
 def _attend(q_the: Tensor, k_she: Tensor, v_she: Tensor) -> Tensor:
     """Attention in one cell."""
     q, k, v = (x[None].transpose(1, 2) for x in (q_the, k_she, v_she))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[0]
-
-
-def _blocks_are_faster(q_the: Tensor) -> bool:
-    """Whether plain matrix products beat torch's attention: in half precision on a processor."""
-    # Without gradients only: torch's attention does not keep the scores for the backward pass.
-    is_half = q_the.device.type == "cpu" and q_the.dtype in (torch.bfloat16, torch.float16)
-    return is_half and not (torch.is_grad_enabled() and q_the.requires_grad)
-
-
-def _attend_by_blocks(q_the: Tensor, k_she: Tensor, v_she: Tensor) -> Tensor:
-    """Attention in one cell, for so many heads or queries at a time that scores stay in cache."""
-    (n_queries, n_heads, width), n_keys = q_the.shape, len(k_she)
-    n_heads_per_block = min(max(1, SCORES_AT_A_TIME // max(n_queries * n_keys, 1)), n_heads)
-    n_queries_per_block = max(1, SCORES_AT_A_TIME // max(n_heads_per_block * n_keys, 1))
-    scaled_hte = (q_the * width**-0.5).transpose(0, 1)
-    out_the = torch.empty_like(q_the)
-    for first in range(0, n_heads, n_heads_per_block):
-        heads = slice(first, first + n_heads_per_block)
-        k_hes, v_hse = k_she[:, heads].permute(1, 2, 0), v_she[:, heads].transpose(0, 1)
-        if n_queries > n_queries_per_block:  # they are read several times
-            k_hes, v_hse = k_hes.contiguous(), v_hse.contiguous()
-        for start in range(0, n_queries, n_queries_per_block):
-            block = slice(start, start + n_queries_per_block)
-            weights_hts = torch.softmax(scaled_hte[heads, block] @ k_hes, dim=-1)
-            out_the[block, heads] = (weights_hts @ v_hse).transpose(0, 1)
-    return out_the
 
 
 class SelfAttention(nn.Module):

@@ -14,7 +14,8 @@ WORTH_RECOMPUTING = 512
 
 
 def in_chunks(function: Callable[..., Tensor], size: int, x_td: Tensor, *others: Tensor) -> Tensor:
-    """Apply a function of single rows to ``size`` rows at a time; see :func:`recomputed`."""
+    """Apply a function of single rows to some rows at a time; see :func:`recomputed`."""
+    size = max(size, WORTH_RECOMPUTING)
     return torch.cat([recomputed(function, chunk, *others) for chunk in x_td.split(size)])
 
 

@@ -64,9 +64,13 @@ class AutoDiscretization(nn.Module):
         """Embed log-normalised values ``(n_tokens,)`` as ``(n_tokens, n_hidden)``."""
         # Most counts are small, so a batch has about one distinct value in a hundred tokens.
         distinct_v, place_t = torch.unique(values_t, return_inverse=True)
-        embedded_vd = self.bin_weights(distinct_v) @ self.bins.weight
-        # In bfloat16 the gradients of many tokens would get lost in their sum.
-        return embedded_vd.to(self.bins.weight.dtype).index_select(0, place_t)
+        return self.embed_each(distinct_v).index_select(0, place_t)
+
+    def embed_each(self, values_t: Tensor) -> Tensor:
+        """Embed values one by one: the same as :meth:`forward`, for few values."""
+        # In bfloat16 values would lose their digits, and the gradients of many tokens their sum.
+        with torch.autocast(values_t.device.type, enabled=False):
+            return self.bin_weights(values_t) @ self.bins.weight
 
 
 class TokenEmbedding(nn.Module):

@@ -18,12 +18,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 
 # How many numbers an array may have. Large arrays come fresh from the system each time, and the
 # zeroing of their pages takes about as long as the arithmetic; small ones stay in the caches.
-MAX_TOKENS = 2**21
-"""All tokens that are encoded at a time without gradients, on a processor."""
-MAX_TOKENS_ON_GPU = 2**26
+MAX_ENTRIES = 2**21
+"""Tokens encoded at a time without gradients, times their width, on a processor."""
+MAX_ENTRIES_ON_GPU = 2**26
 """The same on a GPU: enough to fill it, and not its memory."""
 MAX_INNER = 2**22
-"""Inner layer of a feed-forward part without gradients, on a processor."""
+"""The inner layer of a feed-forward part without gradients, on a processor."""
 MAX_INNER_TRAINED = 2**19
 """The same in training, where several such arrays are held at a time."""
 RECOMPUTED_FROM = 128
@@ -66,7 +66,7 @@ class FeedForward(nn.Module):
         if is_whole or (is_trained and not self.recompute):
             return self._transform(x_td)
         n_at_a_time = (MAX_INNER_TRAINED if is_trained else MAX_INNER) // self.inner.out_features
-        return in_chunks(self._transform, max(1, n_at_a_time), x_td)
+        return in_chunks(self._transform, n_at_a_time, x_td)
 
     def _transform(self, x_td: Tensor) -> Tensor:
         return self.outer(self.activation(self.inner(x_td)))
@@ -98,6 +98,7 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
+        self._compiled: dict[str, Callable[..., Any]] = {}
         self.attention = SelfAttention(n_hidden, n_heads)
         self.feed_forward = FeedForward(
             n_hidden, activation=activation, recompute=n_hidden >= RECOMPUTED_FROM
@@ -108,8 +109,10 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
         """Return the tokens after one layer, shape ``(n_tokens, n_hidden)``."""
-        q, k, v = self._before_attention(x_td)
-        return self._after_attention(x_td, ragged_attention(q, k, v, cells, cells))
+        before = self._compiled.get("before", EncoderLayer._before_attention)
+        after = self._compiled.get("after", EncoderLayer._after_attention)
+        q, k, v = before(self, x_td)
+        return after(self, x_td, ragged_attention(q, k, v, cells, cells))
 
     def compile(self, **kwargs: Any) -> None:
         """Compile what is done token by token, that is all but the attention, in place.
@@ -120,8 +123,14 @@ class EncoderLayer(nn.Module):
             Passed to :func:`torch.compile`.
         """
         kwargs = {"dynamic": True} | kwargs
-        for name in ("_before_attention", "_after_attention"):
-            setattr(self, name, torch.compile(getattr(type(self), name).__get__(self), **kwargs))
+        self._compiled = {
+            "before": torch.compile(EncoderLayer._before_attention, **kwargs),
+            "after": torch.compile(EncoderLayer._after_attention, **kwargs),
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is compiled: a copy is not."""
+        return self.__dict__ | {"_compiled": {}}
 
     def _before_attention(self, x_td: Tensor) -> tuple[Tensor, ...]:
         return self.attention.project(self.attention_norm(x_td) if self.norm_first else x_td)
@@ -172,7 +181,7 @@ class Encoder(nn.Module):
         if torch.is_grad_enabled():
             return self._encode(x_td, cells)
         on_gpu = x_td.device.type != "cpu"
-        max_tokens = (MAX_TOKENS_ON_GPU if on_gpu else MAX_TOKENS) // x_td.shape[1]
+        max_tokens = (MAX_ENTRIES_ON_GPU if on_gpu else MAX_ENTRIES) // x_td.shape[1]
         groups = cells.groups(max_tokens)
         parts = x_td.split([sum(group.lengths) for group in groups])
         return torch.cat([self._encode(*part) for part in zip(parts, groups, strict=True)])

@@ -23,8 +23,8 @@ class CellBoundaries(NamedTuple):
     cu_seqlens
         Boundaries, int32, shape ``(n_cells + 1,)``.
     lengths
-        Number of tokens of every cell. Reading it from a GPU waits for all work before it: once
-        a batch, not in every layer.
+        Number of tokens of every cell. Reading it from a GPU waits for all work before it, so
+        that all layers share it.
     """
 
     cu_seqlens: Tensor

@@ -164,8 +164,8 @@ class XTrimoGeneNet(nn.Module):
             ids_t, _ = prepend_tokens(ids_t, no_id_c1, cu_seqlens)
             cell_c1d = self.cell_token.expand(n_cells, 1, -1)
             x_td, cu_seqlens = prepend_tokens(x_td, cell_c1d, cu_seqlens)
+        zero_d = self.embedding.value.embed_each(values_t.new_zeros(1))[0]
         x_td = self.encoder(x_td, cu_seqlens)
-        zero_d = self.embedding.value(x_td.new_zeros(1))[0]
         nothing_c0 = x_td.new_zeros(n_cells, 0)
         cells = EncodedCells(x_td, cu_seqlens, ids_t, nothing_c0, nothing_c0, zero_d)
         if self.bottleneck is None:

@@ -75,27 +75,28 @@ class RaggedDataSplitter(DataSplitter):
         return RaggedDataset(self.adata_manager, preload=True)
 
     @cached_property
-    def _n_tokens(self) -> np.ndarray:
+    def n_tokens(self) -> np.ndarray:
+        """Number of expressed genes of all cells."""
         return self._dataset.n_tokens()
 
     @property
     def n_batches(self) -> int:
         """Number of training batches of an epoch."""
-        return len(self.train_dataloader())
+        return len(self._sampler(self.train_idx, shuffle=True))
+
+    def _sampler(self, rows: np.ndarray, shuffle: bool) -> EpochShuffler:
+        rows = rows.astype(np.int64)
+        if self.tokens_per_batch is None:
+            return EpochShuffler(rows, self.batch_size, self.seed, shuffle)
+        return TokenBudgetShuffler(
+            rows, self.n_tokens[rows], self.tokens_per_batch, self.seed, shuffle
+        )
 
     def _loader(self, rows: np.ndarray, shuffle: bool) -> DataLoader:
-        rows = rows.astype(np.int64)
-        sampler = (
-            EpochShuffler(rows, self.batch_size, self.seed, shuffle)
-            if self.tokens_per_batch is None
-            else TokenBudgetShuffler(
-                rows, self._n_tokens[rows], self.tokens_per_batch, self.seed, shuffle
-            )
-        )
         loader = PrefetchLoader if self.pin_memory else DataLoader
         return loader(
             self._dataset,
-            sampler=sampler,
+            sampler=self._sampler(rows, shuffle),
             batch_size=None,
             generator=torch.Generator(),  # or every epoch would draw from the global one
             pin_memory=self.pin_memory,

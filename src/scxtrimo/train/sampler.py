@@ -70,8 +70,8 @@ class TokenBudgetShuffler(EpochShuffler):
     n_tokens
         Number of tokens of each of them.
     tokens_per_batch
-        Tokens of a batch at most. A single cell may have more, if it is longer; the batches are
-        planned for cells of up to half the budget.
+        Tokens of a batch, at most if no cell has more than half of them; longer cells make some
+        batches longer.
     seed, shuffle
         See :class:`EpochShuffler`.
 
