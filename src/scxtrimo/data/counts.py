@@ -13,7 +13,7 @@ from scipy import sparse
 
 from .vocabulary import preview
 
-CHUNK = 4096
+CHUNK = 1024
 
 
 class RowReader:

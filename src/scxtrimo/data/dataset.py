@@ -71,10 +71,22 @@ class RaggedDataset(Dataset):
         matrix = self.reader.matrix
         if not sparse.issparse(matrix) or 8 * matrix.nnz > MAX_PRELOADED_BYTES:
             return None
-        batch = self._ragged(self.reader.read(slice(None)))
-        self.library_size = batch["library_size"]
+        counts = np.empty(matrix.nnz, dtype=np.float32)
+        gene_ids = np.empty(matrix.nnz, dtype=np.int32)
+        ends, library_size = [np.zeros(1, dtype=np.int64)], []
+        n_tokens = 0
+        for (
+            chunk
+        ) in self.reader.chunks():  # or the copies on the way would take five times as much
+            batch = self._ragged(chunk)
+            place = slice(n_tokens, n_tokens + len(batch["counts"]))
+            counts[place], gene_ids[place] = batch["counts"], batch["gene_ids"]
+            ends.append(n_tokens + batch["cu_seqlens"][1:].astype(np.int64))
+            library_size.append(batch["library_size"])
+            n_tokens = place.stop
+        self.library_size = np.concatenate(library_size)
         return sparse.csr_matrix(
-            (batch["counts"], batch["gene_ids"].astype(np.int32), batch["cu_seqlens"]),
+            (counts[:n_tokens], gene_ids[:n_tokens], np.concatenate(ends)),
             shape=(len(self), int(self.column_to_gene.max()) + 1),
         )
 
