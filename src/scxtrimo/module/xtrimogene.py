@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..nn import Decoder, EncodedCells, PerformerDecoder, XTrimoGeneNet, normalize_counts
 from ..nn.ragged import cells_of, mean_per_cell, select_tokens, sum_per_cell, to_tokens
@@ -99,6 +99,8 @@ class XTrimoGeneModule(BaseModuleClass):
             self.typical_depth.copy_(typical_depth)
             if self.net.bottleneck is not None:
                 self.net.bottleneck.log_baseline.copy_(rates.log())
+                if embeddings.shape[1]:  # latent dimensions start as the first components
+                    nn.init.eye_(self.net.bottleneck.to_query.weight)
             self.net.gene_embeddings[:, : embeddings.shape[1]] = embeddings
 
     @property

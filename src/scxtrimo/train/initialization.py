@@ -30,7 +30,7 @@ def gene_statistics(
 ) -> dict[str, torch.Tensor]:
     """Compute what :meth:`~scxtrimo.module.XTrimoGeneModule.set_gene_statistics` takes.
 
-    Gene embeddings start as the loadings of a principal component analysis of the scaled,
+    Gene embeddings start as the correlations of genes with the principal components of the scaled,
     log-normalised training cells: a randomly initialised encoder that adds up the embeddings of
     the genes of a cell then already knows what PCA knows, and training starts there.
 
@@ -63,12 +63,14 @@ def gene_statistics(
     logged = sparse.csr_matrix(logged)
     logged.data = np.log1p(logged.data)
     mean = np.asarray(logged.mean(axis=0)).ravel()
+    is_read = _highly_variable(counts, n_input_genes)
+    embeddings = _embeddings(logged, mean, is_read, n_components, seed)
     return {
-        "is_read": torch.from_numpy(_highly_variable(counts, n_input_genes)),
+        "is_read": torch.from_numpy(is_read),
         "mean_expression": torch.from_numpy(mean.astype(np.float32)),
         "rates": torch.from_numpy(((totals + 0.5) / (totals + 0.5).sum()).astype(np.float32)),
         "typical_depth": torch.tensor(np.log10(np.median(library_size)), dtype=torch.float32),
-        "embeddings": torch.from_numpy(_loadings(logged, mean, n_components, seed)),
+        "embeddings": torch.from_numpy(embeddings),
     }
 
 
@@ -107,12 +109,20 @@ def _highly_variable(counts: sparse.csr_matrix, n_top: int | None) -> np.ndarray
     return is_read
 
 
-def _loadings(
-    logged: sparse.csr_matrix, mean: np.ndarray, n_components: int, seed: int
+def _embeddings(
+    logged: sparse.csr_matrix,
+    mean: np.ndarray,
+    is_read: np.ndarray,
+    n_components: int,
+    seed: int,
 ) -> np.ndarray:
-    """Gene loadings, shape ``(n_genes, <= n_components)``, with rows of about unit length."""
+    """Correlations of all genes with the principal components of those that are read.
+
+    Genes that hardly vary would fill the components with noise: they only get their places.
+    Shape ``(n_genes, <= n_components)``, rows of about unit length.
+    """
     n_cells, n_genes = logged.shape
-    n_components = min(n_components, n_cells - 1, n_genes - 1)
+    n_components = min(n_components, n_cells - 1, int(is_read.sum()) - 1)
     if n_components < 1:
         return np.empty((n_genes, 0), dtype=np.float32)
     second_moment = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
@@ -120,5 +130,9 @@ def _loadings(
     scaled = sparse.csr_matrix(logged @ sparse.diags_array((1 / std).astype(logged.dtype)))
     scaled.data = np.minimum(scaled.data, MAX_SCALED_VALUE)
     # "arpack" centres sparse data implicitly: nothing of size cells x genes is built.
-    pca = PCA(n_components, svd_solver="arpack", random_state=seed).fit(scaled)
-    return (pca.components_.T * np.sqrt(n_genes / n_components)).astype(np.float32)
+    pca = PCA(n_components, svd_solver="arpack", random_state=seed)
+    scores = pca.fit_transform(sparse.csr_matrix(scaled[:, is_read]))
+    scores /= np.maximum(scores.std(axis=0), 1e-8)
+    correlations = scaled.T @ scores / n_cells
+    length = np.sqrt(np.square(correlations).sum() / n_genes)
+    return (correlations / max(length, 1e-8)).astype(np.float32)
