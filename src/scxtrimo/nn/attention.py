@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .ragged import CellBoundaries
-from .varlen import can_use_varlen, varlen_attention
+from .varlen import can_use_varlen, plain_attention, varlen_attention
 
 
 def ragged_attention(
@@ -34,21 +32,7 @@ def ragged_attention(
     """
     if can_use_varlen(q_the):
         return varlen_attention(q_the, k_she, v_she, queries, keys)
-    # `split` rather than slices: its backward is one concatenation, where every slice would
-    # write a full-size gradient of its own.
-    cells = zip(
-        q_the.split(queries.lengths),
-        k_she.split(keys.lengths),
-        v_she.split(keys.lengths),
-        strict=True,
-    )
-    return torch.cat([_attend(q, k, v) for q, k, v in cells])
-
-
-def _attend(q_the: Tensor, k_she: Tensor, v_she: Tensor) -> Tensor:
-    """Attention in one cell."""
-    q, k, v = (x[None].transpose(1, 2) for x in (q_the, k_she, v_she))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[0]
+    return plain_attention(q_the, k_she, v_she, queries, keys)
 
 
 class SelfAttention(nn.Module):

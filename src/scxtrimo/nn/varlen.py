@@ -64,6 +64,27 @@ def varlen_attention(
     )
 
 
+def plain_attention(
+    q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
+) -> Tensor:
+    """Attend in one cell after the other; see :func:`~scxtrimo.nn.ragged_attention`."""
+    # `split` rather than slices: its backward is one concatenation, where every slice would
+    # write a full-size gradient of its own.
+    cells = zip(
+        q_the.split(queries.lengths),
+        k_she.split(keys.lengths),
+        v_she.split(keys.lengths),
+        strict=True,
+    )
+    return torch.cat([_attend(q, k, v) for q, k, v in cells])
+
+
+def _attend(q_the: Tensor, k_she: Tensor, v_she: Tensor) -> Tensor:
+    """Attention in one cell."""
+    q, k, v = (x[None].transpose(1, 2) for x in (q_the, k_she, v_she))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[0]
+
+
 @cache
 def _batch_invariance() -> dict[str, Any]:
     """Keep the kernel, where it lets us, from splitting keys by the longest cell of the batch."""
@@ -116,7 +137,7 @@ def _difference(device: torch.device, dtype: torch.dtype, n_heads: int, width: i
     qkv.requires_grad_()
     with torch.autocast(device.type, enabled=False):
         results = []
-        for attend in (varlen_attention, _plain_attention):
+        for attend in (varlen_attention, plain_attention):
             q, k, v = qkv.unbind(1)
             out_the = attend(q[:20], k, v, queries, keys)
             (gradient,) = torch.autograd.grad(out_the.float().square().sum(), qkv)
@@ -125,17 +146,3 @@ def _difference(device: torch.device, dtype: torch.dtype, n_heads: int, width: i
         float((a - b).abs().max() / b.abs().max().clamp(min=1))
         for a, b in zip(*results, strict=True)
     )
-
-
-def _plain_attention(
-    q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
-) -> Tensor:
-    parts = zip(
-        *(
-            x.transpose(0, 1).split(cells.lengths, dim=1)
-            for x, cells in ((q_the, queries), (k_she, keys), (v_she, keys))
-        ),
-        strict=True,
-    )
-    attended = [F.scaled_dot_product_attention(q[None], k[None], v[None])[0] for q, k, v in parts]
-    return torch.cat(attended, dim=1).transpose(0, 1)
