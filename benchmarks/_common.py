@@ -15,6 +15,8 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from scxtrimo.data import to_ragged
+
 
 def parser(description: str) -> argparse.ArgumentParser:
     """Return the argument parser of a benchmark."""
@@ -75,20 +77,31 @@ def memory(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
+def ragged_batch(n_cells: int, n_genes: int, density: float) -> dict[str, torch.Tensor]:
+    """Return simulated cells as a ragged batch without covariates."""
+    ragged = to_ragged(simulate(n_cells, n_genes, density).X, np.arange(n_genes))
+    batch = {key: torch.from_numpy(value) for key, value in ragged.items()}
+    return batch | {
+        "cell_ids": torch.arange(n_cells),
+        "categories": torch.zeros(n_cells, 0, dtype=torch.int64),
+    }
+
+
+def row(
+    task: str, data: str, method: str, metric: str, value: float, **more: float
+) -> dict[str, Any]:
+    """Return one figure of one run, which has no spread."""
+    figure = {"task": task, "data": data, "method": method, "metric": metric, "value": value}
+    return figure | {"spread": float("nan")} | more
+
+
 def ratio_rows(
     task: str, size: str, values: dict[str, float], metric: str
 ) -> list[dict[str, Any]]:
     """One row per method, with the ratio to the first."""
     first = next(iter(values.values()))
     return [
-        {
-            "task": task,
-            "data": size,
-            "method": method,
-            "metric": name,
-            "value": number,
-            "spread": float("nan"),
-        }
+        row(task, size, method, name, number)
         for method, value in values.items()
         for name, number in ((metric, value), ("ratio", value / first))
     ]

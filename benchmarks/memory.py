@@ -24,7 +24,7 @@ import anndata
 import numpy as np
 import scvi
 import torch
-from _common import parser, peak_memory, report, reset_peak_memory, simulate
+from _common import parser, peak_memory, report, reset_peak_memory, row, simulate
 from _published import OneByOne, random_checkpoint
 from embed import Padded
 from loader import our_tokens, scvi_tokens
@@ -83,17 +83,11 @@ def in_process(*arguments: str) -> float:
     return json.loads(output.splitlines()[-1])["megabytes"]
 
 
-def row(task: str, data: str, method: str, metric: str, value: float) -> dict[str, Any]:
-    """One figure."""
-    print(f"{task}, {method}, {metric}: {value:.0f}", flush=True)
-    return {
-        "task": task,
-        "data": data,
-        "method": method,
-        "metric": metric,
-        "value": value,
-        "spread": float("nan"),
-    }
+def printed(*figure: Any) -> dict[str, Any]:
+    """One figure, also printed as soon as it is there."""
+    task, _, way, metric, value = figure
+    print(f"{task}, {way}, {metric}: {value:.0f}", flush=True)
+    return row(*figure)
 
 
 def main() -> None:
@@ -119,14 +113,14 @@ def main() -> None:
         per_cell, rest = np.polyfit(numbers, peaks, 1)
         data = f"{size}, {N_GENES:,} genes, 8% expressed"
         for metric, value in (("MB per cell", per_cell), ("MB of the rest", rest)):
-            rows.append(row("training", data, way, metric, value))
+            rows.append(printed("training", data, way, metric, value))
     for way in EMBEDDING:
         peak = in_process("embedding", way, embedded, "8")
-        rows.append(row("embedding", f"{embedded}, 2,000 genes per cell", way, "MB", peak))
+        rows.append(printed("embedding", f"{embedded}, 2,000 genes per cell", way, "MB", peak))
     n_cells = 2_000 if args.quick else 20_000
     for way in READING:
         peak = in_process("reading", way, "-", str(n_cells))
-        rows.append(row("reading", f"{n_cells:,} cells, 8% expressed", way, "MB", peak))
+        rows.append(printed("reading", f"{n_cells:,} cells, 8% expressed", way, "MB", peak))
     report(rows, args.json)
 
 

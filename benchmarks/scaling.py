@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _common import parser, report, simulate
+from _common import parser, ragged_batch, report, row, simulate
 from anndata import AnnData
 
 import scxtrimo
@@ -50,13 +50,7 @@ def training_step(
     size: str = SIZE,
 ) -> Callable[[], object]:
     """Return a training step on such cells."""
-    counts = simulate(n_cells, n_genes, n_expressed / n_genes).X
-    ragged = scxtrimo.data.to_ragged(counts, np.arange(n_genes))
-    batch = {key: torch.from_numpy(value) for key, value in ragged.items()}
-    batch |= {
-        "cell_ids": torch.arange(n_cells),
-        "categories": torch.zeros(n_cells, 0, dtype=torch.int64),
-    }
+    batch = ragged_batch(n_cells, n_genes, n_expressed / n_genes)
     module = XTrimoGeneModule(n_genes, (), SIZES[size])
     masking = MaskingConfig(0.3, 0.3)
 
@@ -103,14 +97,7 @@ def compare(
     ]
     figures.append(("exponent", "ratio", exponent))
     return [
-        {
-            "task": task,
-            "data": f"against {quantity}",
-            "method": method,
-            "metric": metric,
-            "value": value,
-            "spread": float("nan"),
-        }
+        row(task, f"against {quantity}", method, metric, value)
         for method, metric, value in figures
     ]
 

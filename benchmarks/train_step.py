@@ -25,12 +25,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from _common import parser, peak_memory, report, reset_peak_memory, simulate
+from _common import parser, peak_memory, ragged_batch, report, reset_peak_memory
 from _published import NaiveTraining
 
-import scxtrimo
 from scxtrimo.module import SIZES, XTrimoGeneModule
 from scxtrimo.train import MaskingConfig, mask_batch
 
@@ -49,14 +47,8 @@ WAYS = {
 
 def masked_cells(n_genes: int = N_GENES, n_cells: int = N_CELLS) -> dict[str, Any]:
     """Some masked cells."""
-    counts = simulate(n_cells, n_genes, DENSITY).X
-    batch = scxtrimo.data.to_ragged(counts, np.arange(n_genes))
-    tensors = {key: torch.from_numpy(value) for key, value in batch.items()}
-    tensors |= {
-        "cell_ids": torch.arange(n_cells),
-        "categories": torch.zeros(n_cells, 0, dtype=torch.int64),
-    }
-    return mask_batch(tensors, MaskingConfig.published(), n_genes, seed=0, epoch=0)
+    batch = ragged_batch(n_cells, n_genes, DENSITY)
+    return mask_batch(batch, MaskingConfig.published(), n_genes, seed=0, epoch=0)
 
 
 def check_gradients() -> None:

@@ -76,7 +76,7 @@ class RowReader:
         return np.concatenate([np.diff(chunk.indptr) for chunk in self.chunks()]).astype(np.int64)
 
     def chunks(self) -> Iterator[sparse.csr_matrix]:
-        """Iterate over all rows, a few thousand at a time."""
+        """Iterate over all rows, a thousand at a time."""
         for start in range(0, self.shape[0], CHUNK):
             yield self.read(slice(start, start + CHUNK))
 

@@ -75,9 +75,8 @@ class RaggedDataset(Dataset):
         gene_ids = np.empty(matrix.nnz, dtype=np.int32)
         ends, library_size = [np.zeros(1, dtype=np.int64)], []
         n_tokens = 0
-        for (
-            chunk
-        ) in self.reader.chunks():  # or the copies on the way would take five times as much
+        # All at once, the copies on the way would take five times as much.
+        for chunk in self.reader.chunks():
             batch = self._ragged(chunk)
             place = slice(n_tokens, n_tokens + len(batch["counts"]))
             counts[place], gene_ids[place] = batch["counts"], batch["gene_ids"]

@@ -38,6 +38,9 @@ def ragged_attention(
 class SelfAttention(nn.Module):
     """Multi-head self-attention among the tokens of each cell.
 
+    :func:`ragged_attention` has its place between :meth:`project` and :meth:`merge`, which work on
+    single tokens and can be compiled; see :class:`~scxtrimo.nn.EncoderLayer`.
+
     Parameters
     ----------
     n_hidden
@@ -59,11 +62,6 @@ class SelfAttention(nn.Module):
     def merge(self, attended_the: Tensor) -> Tensor:
         """Return what the heads attended to as ``(n_tokens, n_hidden)``."""
         return self.out(attended_the.flatten(1))
-
-    def forward(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
-        """Attend within cells; input and output have shape ``(n_tokens, n_hidden)``."""
-        q, k, v = self.project(x_td)
-        return self.merge(ragged_attention(q, k, v, cells, cells))
 
 
 class CrossAttention(nn.Module):
