@@ -3,7 +3,7 @@
 import anndata
 import numpy as np
 import pytest
-from helpers import make_cells
+from helpers import make_cells, train_tiny
 from published import GENES, N_GENES, write_checkpoint
 
 from scxtrimo.cli import main
@@ -86,3 +86,19 @@ def test_a_model_trained_on_a_layer_reads_x_when_told_so(files, capsys):
     assert run("embed", "x.h5ad", *source, "--out", "b.h5ad") == 0
     a, b = (anndata.read_h5ad(f"{name}.h5ad").obsm["X_xtrimo"] for name in "ab")
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_unseen_batches_are_mapped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = train_tiny(make_cells(), max_epochs=1)
+    model.save("model")
+    query = make_cells(60, seed=1)
+    query.write_h5ad("query.h5ad")
+    arguments = ["embed", "query.h5ad", "--model", "model"]
+    assert run(*arguments, "--map-query", "batch", "--out", "a.h5ad") == 0
+    np.testing.assert_allclose(
+        anndata.read_h5ad("a.h5ad").obsm["X_xtrimo"], model.map_query(query, "batch"), rtol=1e-5
+    )
+    assert run(*arguments, "--map-query", "--out", "b.h5ad") == 0
+    assert run(*arguments, "--map-query", "--out", "c.zarr") == 2
+    assert "--map-query needs an --out of .h5ad" in capsys.readouterr().err

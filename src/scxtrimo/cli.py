@@ -61,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
     embed.add_argument("--bulk", action="store_true", help="profiles are bulk, not single cells")
     embed.add_argument("--batch-size", type=int, help="cells per forward pass")
+    embed.add_argument(
+        "--map-query",
+        nargs="?",
+        const="",
+        metavar="KEY",
+        help="cells are of unseen batches (all of one, or those of this column of obs): put them "
+        "on top of the training cells",
+    )
 
     convert = commands.add_parser("convert", help="turn a published checkpoint into our format")
     _add_checkpoint(convert, required=True)
@@ -124,6 +132,7 @@ def _embed(args: argparse.Namespace) -> int:
     if not Path(args.data).is_file():
         raise FileNotFoundError(f"{args.data} does not exist.")
     streamed = out.suffix == ".zarr"
+    _check_map_query(args, streamed)
     adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
     model = _model(args)
     setup = {"layer": args.layer, "gene_id_key": args.gene_id_key}
@@ -136,20 +145,33 @@ def _embed(args: argparse.Namespace) -> int:
         min_gene_overlap=args.min_gene_overlap,
         **setup,
     )
-    embedding = model.get_latent_representation(
-        adata,
-        batch_size=args.batch_size,
-        pool=args.pool,
-        target_depth=_depth(args.target_depth),
-        depth="bulk" if args.bulk else "cell",
-        out=out if streamed else None,
-    )
+    if args.map_query is not None:
+        embedding = model.map_query(adata, args.map_query or None, args.batch_size)
+    else:
+        embedding = model.get_latent_representation(
+            adata,
+            batch_size=args.batch_size,
+            pool=args.pool,
+            target_depth=_depth(args.target_depth),
+            depth="bulk" if args.bulk else "cell",
+            out=out if streamed else None,
+        )
     if not streamed:
         adata.obsm["X_xtrimo"] = embedding
         adata.write_h5ad(out)
     n_cells, n_latent = embedding.shape
     print(f"{n_cells:,} cells x {n_latent} dimensions in obsm['X_xtrimo'] of {out}")
     return 0
+
+
+def _check_map_query(args: argparse.Namespace, streamed: bool) -> None:
+    if args.map_query is None:
+        return
+    if streamed or args.pool or args.target_depth or args.bulk:
+        raise ValueError(
+            "--map-query needs an --out of .h5ad, and does not go with --pool, --target-depth or "
+            "--bulk."
+        )
 
 
 def _convert(args: argparse.Namespace) -> int:

@@ -28,10 +28,11 @@ def thinned(cells, rate: float):
 
 def test_the_depth_asked_for_matters_and_the_default_is_that_of_the_training_cells(aware):
     total = float(np.median(np.asarray(aware.adata.X[aware.train_indices].sum(1))))
-    default = aware.get_latent_representation()
-    same = aware.get_latent_representation(target_depth=total)
-    np.testing.assert_allclose(default, same, rtol=1e-4, atol=1e-5)
-    assert np.abs(default - aware.get_latent_representation(target_depth="f4")).max() > 1e-3
+    default = aware.get_normalized_expression(return_numpy=True)
+    same = aware.get_normalized_expression(return_numpy=True, target_depth=total)
+    np.testing.assert_allclose(default, same, rtol=1e-4, atol=1e-6)
+    asked = [aware.get_latent_representation(target_depth=depth) for depth in (total, "f4")]
+    assert np.abs(asked[0] - asked[1]).max() > 1e-3
 
 
 def test_expression_of_thinned_cells_is_enhanced(aware):

@@ -11,7 +11,7 @@ def statistics(adata, n_components=8, n_input_genes=None):
     XTrimoGene.setup_anndata(adata)
     manager = XTrimoGene(adata, size="tiny").adata_manager
     rows = np.arange(adata.n_obs)
-    return gene_statistics(manager, rows, adata.n_vars, n_components, n_input_genes, seed=0)
+    return gene_statistics(manager, rows, adata.n_vars, 4, n_components, n_input_genes, seed=0)
 
 
 def test_markers_of_a_type_are_together_and_genes_of_none_are_near_zero():
@@ -52,3 +52,10 @@ def test_latent_dimensions_start_as_components():
     model.train(max_epochs=1, plan_kwargs={"lr": 1e-9}, enable_progress_bar=False)
     queries = model.module.net.bottleneck.to_query.weight.detach().numpy()
     np.testing.assert_allclose(queries, np.eye(5, queries.shape[1]), atol=1e-5)
+
+
+def test_as_many_genes_are_read_as_asked_for_however_few_the_cells():
+    for n_cells in (1, 2, 5, 30):
+        adata = make_cells(n_genes=300)[:n_cells].copy()
+        is_read = statistics(adata, n_input_genes=50)["is_read"]
+        assert is_read.sum() == min(50, (adata.X.getnnz(axis=0) >= min(3, n_cells)).sum())

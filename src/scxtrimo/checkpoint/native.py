@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-FORMAT, FORMAT_VERSION = "scxtrimo", 2
+FORMAT, FORMAT_VERSION = "scxtrimo", 3
 _PREFIX = re.compile(r"^[\w.-]*$")
 _WEIGHTS_NAME = re.compile(r"^[\w.-]*model-[0-9a-f]{12}\.safetensors$")
 

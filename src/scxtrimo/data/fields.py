@@ -236,18 +236,14 @@ class CategoryField(BaseAnnDataField):
         is_label = self.registry_key == REGISTRY_KEYS.LABELS_KEY
         if self.obs_key not in adata_target.obs:
             if not is_label:
-                logger.info(
-                    f"The data have no adata.obs[{self.obs_key!r}]; their cells are given the "
-                    "average category, which changes predicted expression only."
-                )
+                logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {self._unknown_get()}")
         elif not is_label:
             self.validate_field(adata_target)
             unseen = set(adata_target.obs[self.obs_key].unique()) - set(mapping.tolist())
             if unseen:
                 logger.info(
                     f"adata.obs[{self.obs_key!r}] has {len(unseen)} categories the model was not "
-                    f"trained on ({preview(sorted(map(str, unseen)))}); they are given the "
-                    "average category, which changes predicted expression only."
+                    f"trained on ({preview(sorted(map(str, unseen)))}); {self._unknown_get()}"
                 )
         return self._encode(adata_target, mapping)
 
@@ -261,6 +257,11 @@ class CategoryField(BaseAnnDataField):
             self.ORIGINAL_KEY: self.obs_key,
             self.CODES_KEY: codes.astype(np.int64),
         }
+
+    def _unknown_get(self) -> str:
+        is_batch = self.registry_key == REGISTRY_KEYS.BATCH_KEY
+        integrated = "; only `map_query` integrates them" if is_batch else ""
+        return f"expression is predicted for the average category{integrated}."
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
         """Return the number of categories."""

@@ -42,7 +42,7 @@ class BatchesMixin(BaseModelClass):
     def _batches(
         self,
         adata: AnnData | MuData | None,
-        indices: Sequence[int] | None,
+        indices: Sequence[int] | np.ndarray | None,
         batch_size: int | None,
         description: str,
         target_depth: str | float | None = None,

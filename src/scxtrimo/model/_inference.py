@@ -1,12 +1,9 @@
-"""The latent representation of cells, and how well hidden genes are predicted."""
+"""How well hidden genes are predicted."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
@@ -15,102 +12,12 @@ from torch import Tensor
 
 from .._logging import logger
 from ..module import target_values
-from ..nn import pool_tokens
-from ..nn.pooling import POOLS
 from ..train import MaskingConfig, mask_batch
-from ._batches import BatchesMixin, Depth, Precision
-from ._results import make_result
-
-Pool = Literal["all", "max", "mean", "s", "t"]
+from ._batches import BatchesMixin
 
 
 class InferenceMixin(BatchesMixin):
-    """Latent representation and reconstruction error."""
-
-    @torch.inference_mode()
-    def get_latent_representation(
-        self,
-        adata: AnnData | MuData | None = None,
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-        pool: Pool | None = None,
-        target_depth: str | float | None = None,
-        depth: Depth = "cell",
-        out: str | os.PathLike | None = None,
-        precision: Precision | None = None,
-    ) -> np.ndarray:
-        """Return the latent representation of cells.
-
-        Every cell is represented from all of its genes that the model reads, none masked. It does
-        not depend on the other cells, and not on the batch covariate.
-
-        Parameters
-        ----------
-        adata
-            Data; by default those of the model. Other data are aligned by gene identifier.
-        indices
-            Rows (or a boolean mask) of the cells; by default all.
-        batch_size
-            Cells per forward pass.
-        pool
-            How the tokens of a cell become one vector, see :func:`~scxtrimo.nn.pool_tokens`. By
-            default as the model was trained: learned, or ``"all"`` for published models. ``"s"``,
-            ``"t"`` and ``"all"`` need a model that is aware of the read depth.
-        target_depth
-            Read depth to represent all cells at, in a model that is aware of it: ``"t4"`` for
-            :math:`10^4` counts, ``"f2"`` for twice a cell's own total, ``"a1"`` for ten times it,
-            or the total counts as a number. By default that of the training cells, or ``"t4"``
-            for published checkpoints.
-        depth
-            ``"bulk"`` for profiles of many cells: counts are scaled to the median total of
-            ``adata`` rather than 10,000, and both depth tokens say the same, as published.
-        out
-            Path of a zarr store to stream the result to, as ``obsm["X_xtrimo"]`` of an AnnData.
-        precision
-            ``"32-true"`` or ``"bf16-mixed"``, which is several times faster where the device has
-            it, and good to about 1%. By default the latter on a GPU that has it, except for
-            published checkpoints.
-
-        Returns
-        -------
-        float32 array of shape ``(n_cells, n_latent)``, in the order of ``indices``.
-
-        Raises
-        ------
-        ValueError
-            If ``pool``, ``target_depth`` or ``depth`` do not fit the model.
-
-        Examples
-        --------
-        >>> adata.obsm["X_xtrimo"] = model.get_latent_representation()
-        """
-        n_special = self.module.net.n_special
-        if pool is not None and pool not in POOLS:
-            raise ValueError(f"pool={pool!r} is unknown; choose one of {list(POOLS)}.")
-        if precision not in (None, "32-true", "bf16-mixed"):
-            raise ValueError(f"precision={precision!r} must be '32-true' or 'bf16-mixed'.")
-        if pool in ("all", "s", "t") and not self.config_.read_depth_aware:
-            raise ValueError(
-                f"pool={pool!r} needs the depth tokens of a model that is aware of the read "
-                "depth; this one has 'max', 'mean' and its own (leave `pool` out)."
-            )
-        registered, rows = self._rows(adata, indices)
-        n_latent = self.config_.n_latent
-        if pool is not None or not self.config_.has_bottleneck:
-            n_latent = self.config_.n_hidden * (4 if pool in (None, "all") else 1)
-        batches = self._batches(adata, indices, batch_size, "Embedding", target_depth, depth)
-        latent = make_result(
-            (len(rows), n_latent),
-            out,
-            "obsm/X_xtrimo",
-            registered.obs_names[rows],
-            rows_per_chunk=self._batch_size(batch_size),
-        )
-        for place, batch in batches:
-            cells = self._encode(batch, precision or self._default_precision())
-            pooled = cells.latent_cz if pool is None else pool_tokens(cells, pool, n_special)
-            latent[place] = pooled.float().cpu().numpy()
-        return latent.finish()
+    """``get_reconstruction_error``."""
 
     @torch.inference_mode()
     def get_reconstruction_error(

@@ -119,12 +119,13 @@ class SetupMixin(BaseModelClass):
         layer
             Layer with the raw counts; ``None`` for ``adata.X``.
         batch_key
-            Column of ``adata.obs`` with the batch. The decoder of the counts is conditioned on it,
-            the encoder is not.
+            Column of ``adata.obs`` with the batch. The latent representation integrates it, and
+            the decoder of the counts is conditioned on it; the encoder is not.
         labels_key
             Column of ``adata.obs`` with labels. They are not used in training.
         categorical_covariate_keys
-            Columns of ``adata.obs`` with further categories, treated like the batch.
+            Columns of ``adata.obs`` with further categories that the decoder of the counts is
+            conditioned on. They are not integrated.
         gene_id_key
             Column of ``adata.var`` with gene identifiers, for instance Ensembl ids; ``None`` for
             ``adata.var_names``.

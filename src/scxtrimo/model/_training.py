@@ -107,8 +107,10 @@ class TrainingMixin(BaseModelClass):
     ) -> None:
         """Train the model.
 
-        The first training starts from the training cells' own statistics (genes to read, an SVD
-        as gene embeddings); a further call goes on from the present weights.
+        The first training starts from the training cells' own statistics (genes to read, their
+        principal components); a further call goes on from the present weights. At the end the
+        latent space is fitted to the training cells, see
+        :class:`~scxtrimo.module.LatentSpace`.
 
         Parameters
         ----------
@@ -207,17 +209,23 @@ class TrainingMixin(BaseModelClass):
             )
         is_new = not self.is_trained_ and ckpt_path is None
         has_mean = bool(self.module.mean_expression.any())  # published weights come without
+        config = self.config_
         if is_new or (not has_mean and ckpt_path is None):
             statistics = gene_statistics(
                 self.adata_manager,
                 splitter.train_idx,
                 n_genes=len(self.vocabulary),
-                n_components=(
-                    self.config_.n_hidden if is_new and self.config_.pca_initialization else 0
-                ),
+                n_components=config.n_latent if is_new and config.uses_components else 0,
+                n_embedding=config.n_hidden if is_new and config.pca_initialization else 0,
                 n_input_genes=self.config_.n_input_genes,
                 seed=self.seed_,
             )
+            if is_new and config.uses_components and not statistics["components"]:
+                raise ValueError(
+                    f"{splitter.n_train} training cells and "
+                    f"{int(statistics['is_read'].sum())} genes to read have no principal "
+                    'components. Pass `latent_space="bottleneck"` to the model to do without.'
+                )
             if is_new:
                 self.module.set_gene_statistics(**statistics)
             else:
@@ -257,6 +265,7 @@ class TrainingMixin(BaseModelClass):
                 **(defaults | trainer_kwargs),
             )
             runner()
+        self._fit_latent_space(splitter.train_idx)
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the encoder layers, for training and for embedding.

@@ -20,6 +20,7 @@ from ..module import XTrimoGeneConfig, XTrimoGeneModule, choose_size
 from ._expression import ExpressionMixin
 from ._genes import GeneEmbeddingsMixin
 from ._inference import InferenceMixin
+from ._latent import LatentMixin
 from ._published import PublishedMixin
 from ._saving import SavingMixin
 from ._setup import MODALITY_KEY, SetupMixin, select_modality
@@ -29,6 +30,7 @@ from ._training import TrainingMixin
 class XTrimoGene(
     SetupMixin,
     TrainingMixin,
+    LatentMixin,
     InferenceMixin,
     ExpressionMixin,
     GeneEmbeddingsMixin,
@@ -40,7 +42,8 @@ class XTrimoGene(
 
     The encoder reads only the genes a cell expresses; a cell vector and the gene embeddings
     predict all counts of the cell, and a cross-attention decoder the genes hidden from the
-    encoder. Trained on the user's own cells from scratch.
+    encoder. Trained on the user's own cells from scratch. The latent representation consists of
+    principal components, partly as measured and partly as predicted from the cell vector.
 
     Parameters
     ----------
@@ -118,7 +121,11 @@ class XTrimoGene(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_)
             self.module = self._module_cls(
-                len(self.vocabulary), n_categories, self.config_, self.seed_
+                len(self.vocabulary),
+                n_categories,
+                self.config_,
+                self.seed_,
+                has_batches=REGISTRY_KEYS.BATCH_KEY in covariate_keys(self.registry),
             )
         self.init_params_ = self._get_init_params(locals())
 

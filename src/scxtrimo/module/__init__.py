@@ -2,10 +2,13 @@
 
 from .config import SIZES, XTrimoGeneConfig, as_published, choose_size
 from .depth import TargetDepth
+from .latent_space import LatentSpace, Panel
 from .xtrimogene import XTrimoGeneModule, target_values
 
 __all__ = [
     "SIZES",
+    "LatentSpace",
+    "Panel",
     "TargetDepth",
     "XTrimoGeneConfig",
     "XTrimoGeneModule",

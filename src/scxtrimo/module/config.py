@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from ..nn.encoder import Activation
 from ..nn.xtrimogene import ImputationDecoder
+
+LatentSpaceName = Literal["components", "bottleneck"]
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,9 @@ class XTrimoGeneConfig:
     n_bins, bin_alpha
         Bins of the auto-discretisation of expression values, and the weight of its residual path.
     n_pool
-        Inner width of the network that turns encoded tokens into the latent representation.
+        Inner width of the network that turns encoded tokens into the cell vector.
     n_latent
-        Dimensions of the latent representation.
+        Dimensions of the cell vector and of the latent representation.
     imputation_decoder
         Decoder of masked genes: ``"cross_attention"``, or ``"performer"`` as published.
     n_decoder_hidden, n_decoder_layers, n_decoder_heads
@@ -43,6 +45,13 @@ class XTrimoGeneConfig:
         for all genes of the vocabulary regardless.
     pca_initialization
         Start with gene embeddings from a principal component analysis of the training cells.
+    latent_space
+        What users get as the latent representation: ``"components"``, principal components of the
+        training cells, partly as measured and partly as the network predicts them, with batches
+        integrated (see :class:`~scxtrimo.module.LatentSpace`); or ``"bottleneck"``, the cell
+        vector of the network as it is.
+    measured_weight
+        Weight of the measured components, from 0 to 1.
     likelihood_weight
         Weight of the count likelihood. 0 leaves out the bottleneck decoder and with it the
         learned pooling: the latent representation is then the published one.
@@ -72,8 +81,10 @@ class XTrimoGeneConfig:
     redraw_features_every: int = 1000
     read_depth_aware: bool = False
     n_covariate: int = 8
-    n_input_genes: int | None = 3000
+    n_input_genes: int | None = 2000
     pca_initialization: bool = True
+    latent_space: LatentSpaceName = "components"
+    measured_weight: float = 0.6
     likelihood_weight: float = 1.0
     imputation_weight: float = 1.0
     activation: Activation = "gelu"
@@ -81,7 +92,7 @@ class XTrimoGeneConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        may_be_zero = {"likelihood_weight", "imputation_weight", "dropout"}
+        may_be_zero = {"likelihood_weight", "imputation_weight", "dropout", "measured_weight"}
         for name, value in asdict(self).items():
             if isinstance(value, bool | str) or value is None:
                 continue
@@ -97,9 +108,12 @@ class XTrimoGeneConfig:
                 )
         if self.dropout >= 1:
             raise ValueError(f"dropout={self.dropout} must be below 1.")
+        if self.measured_weight > 1:
+            raise ValueError(f"measured_weight={self.measured_weight} must be at most 1.")
         choices = {
             "activation": ("gelu", "relu"),
             "imputation_decoder": ("cross_attention", "performer"),
+            "latent_space": ("components", "bottleneck"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -123,6 +137,11 @@ class XTrimoGeneConfig:
     def has_bottleneck(self) -> bool:
         """Whether there are a bottleneck decoder and a learned pooling."""
         return self.likelihood_weight > 0
+
+    @property
+    def uses_components(self) -> bool:
+        """Whether the latent representation is made of principal components."""
+        return self.has_bottleneck and self.latent_space == "components"
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> XTrimoGeneConfig:

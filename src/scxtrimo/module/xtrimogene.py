@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..nn import Decoder, EncodedCells, PerformerDecoder, XTrimoGeneNet, normalize_counts
 from ..nn.ragged import cells_of, mean_per_cell, select_tokens, sum_per_cell, to_tokens
 from .config import XTrimoGeneConfig
+from .latent_space import LatentSpace
 
 NOT_NETWORK = (
     "n_input_genes",
@@ -19,19 +20,21 @@ NOT_NETWORK = (
     "redraw_features_every",
     "likelihood_weight",
     "imputation_weight",
+    "latent_space",
+    "measured_weight",
 )
 PUBLISHED_TARGET_DEPTH = 4.0
 
 
 class XTrimoGeneModule(BaseModuleClass):
-    r"""xTrimoGene with the objective that makes its latent representation.
+    r"""xTrimoGene with the objective that makes its cell vector.
 
     .. math::
         \mathcal{L} = -\frac{w_l}{N}\sum_c \sum_g \frac{x_{cg}}{n_c} \log \rho_{cg}
             + w_i \, \mathrm{mean}_{(c, g) \in T} (\hat v_{cg} - v_{cg})^2
 
-    The first term is the multinomial likelihood of all counts of a cell given its latent
-    representation, per count; the second the masked regression through the imputation decoder.
+    The first term is the multinomial likelihood of all counts of a cell given its cell
+    vector, per count; the second the masked regression through the imputation decoder.
     The encoder sees unmasked genes only, in both. Published models have the second term alone.
 
     Parameters
@@ -44,6 +47,8 @@ class XTrimoGeneModule(BaseModuleClass):
         Hyper-parameters.
     seed
         Seed of the random features of a Performer.
+    has_batches
+        Whether the first categorical covariate is the batch.
     """
 
     is_read: Tensor
@@ -51,7 +56,12 @@ class XTrimoGeneModule(BaseModuleClass):
     typical_depth: Tensor
 
     def __init__(
-        self, n_genes: int, n_categories: tuple[int, ...], config: XTrimoGeneConfig, seed: int = 0
+        self,
+        n_genes: int,
+        n_categories: tuple[int, ...],
+        config: XTrimoGeneConfig,
+        seed: int = 0,
+        has_batches: bool = False,
     ) -> None:
         super().__init__()
         self.n_genes = n_genes
@@ -65,6 +75,12 @@ class XTrimoGeneModule(BaseModuleClass):
             seed=seed,
             **network,
         )
+        self.latent_space: LatentSpace | None = None
+        if config.uses_components:
+            n_batches = n_categories[0] if has_batches else 1
+            self.latent_space = LatentSpace(
+                n_genes, config.n_latent, n_batches, config.measured_weight
+            )
         self.register_buffer("is_read", torch.ones(n_genes, dtype=torch.bool))
         self.register_buffer("mean_expression", torch.zeros(n_genes))
         self.register_buffer("typical_depth", torch.tensor(PUBLISHED_TARGET_DEPTH))
@@ -76,6 +92,7 @@ class XTrimoGeneModule(BaseModuleClass):
         rates: Tensor,
         embeddings: Tensor,
         typical_depth: Tensor,
+        components: dict[str, Tensor],
     ) -> None:
         """Start from what the training cells say about the genes.
 
@@ -92,6 +109,8 @@ class XTrimoGeneModule(BaseModuleClass):
             model; the remaining dimensions keep their random values.
         typical_depth
             Median of the log10 total counts, a scalar.
+        components
+            Principal components, for the :class:`LatentSpace`.
         """
         with torch.no_grad():
             self.is_read.copy_(is_read)
@@ -99,9 +118,14 @@ class XTrimoGeneModule(BaseModuleClass):
             self.typical_depth.copy_(typical_depth)
             if self.net.bottleneck is not None:
                 self.net.bottleneck.log_baseline.copy_(rates.log())
-                if embeddings.shape[1]:  # latent dimensions start as the first components
+                if (
+                    self.config.pca_initialization and embeddings.shape[1]
+                ):  # latent dimensions start as the first components
                     nn.init.eye_(self.net.bottleneck.to_query.weight)
-            self.net.gene_embeddings[:, : embeddings.shape[1]] = embeddings
+            if self.config.pca_initialization:
+                self.net.gene_embeddings[:, : embeddings.shape[1]] = embeddings
+            if self.latent_space is not None:
+                self.latent_space.set(**components)
 
     @property
     def decoders(self) -> dict[str, Decoder]:

@@ -50,7 +50,7 @@ class EncodedCells(NamedTuple):
     gene_ids_t
         Position of every token in the gene embeddings; -1 for the cell token.
     latent_cz
-        Latent representation of the cells, shape ``(n_cells, n_latent)``.
+        Cell vectors, or the published representation, shape ``(n_cells, n_latent)``.
     covariates_ck
         Embedding of batch and other covariates, shape ``(n_cells, n_covariate)``; the latent
         representation does not contain it.
@@ -112,7 +112,7 @@ class BottleneckDecoder(Decoder):
         \log \rho_{cg} = \log\mathrm{softmax}_g(q_g^\top [z_c, k_c] + b_g)
 
     with :math:`q_g` linear in the gene embedding. As the cell vector is all the decoder sees, it
-    has to describe the whole cell: this decoder is what makes the latent representation.
+    has to describe the whole cell: this decoder is what makes the cell vector.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class BottleneckDecoder(Decoder):
     n_hidden
         Width of the gene embeddings.
     n_latent
-        Dimensions of the latent representation.
+        Dimensions of the cell vector.
     n_covariate
         Width of the covariate embedding; its gene loadings are free parameters.
     """

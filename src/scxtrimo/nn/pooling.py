@@ -16,7 +16,7 @@ POOLS = ("all", "max", "mean", "s", "t")
 
 
 class CellPooling(nn.Module):
-    """Summarise a cell's tokens as its latent representation.
+    """Summarise a cell's tokens as its cell vector.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ class CellPooling(nn.Module):
     n_pool
         Width of the inner layer.
     n_latent
-        Dimensions of the latent representation.
+        Dimensions of the cell vector.
     """
 
     def __init__(self, n_hidden: int, n_pool: int, n_latent: int) -> None:

@@ -2,6 +2,7 @@
 
 from .datamodule import RaggedDataSplitter
 from .initialization import gene_statistics
+from .latent_space import fit_latent_space, map_batches
 from .masking import MaskingConfig, mask_batch
 from .plan import OptimizerConfig, XTrimoGenePlan
 from .sampler import EpochShuffler, TokenBudgetShuffler
@@ -18,7 +19,9 @@ __all__ = [
     "TokenBudgetShuffler",
     "XTrimoGenePlan",
     "XTrimoGeneRunner",
+    "fit_latent_space",
     "gene_statistics",
+    "map_batches",
     "mask_batch",
     "thin_batch",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from typing import Any
 
 import anndata
 import numpy as np
@@ -15,9 +15,11 @@ from sklearn.decomposition import PCA
 
 from ..data import RowReader
 from ..data.fields import CountsField
+from ..module.latent_space import MAX_SCALED_VALUE
 
 MAX_CELLS = 20_000
-MAX_SCALED_VALUE = 10.0
+MIN_EXPRESSING = 3
+MIN_CELLS = 20
 
 
 def gene_statistics(
@@ -25,9 +27,10 @@ def gene_statistics(
     rows: np.ndarray,
     n_genes: int,
     n_components: int,
+    n_embedding: int,
     n_input_genes: int | None,
     seed: int,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """Compute what :meth:`~scxtrimo.module.XTrimoGeneModule.set_gene_statistics` takes.
 
     Gene embeddings start as the correlations of genes with the principal components of the scaled,
@@ -43,7 +46,9 @@ def gene_statistics(
     n_genes
         Size of the vocabulary.
     n_components
-        Largest number of dimensions to initialise.
+        Largest number of components of the latent space.
+    n_embedding
+        Largest number of dimensions of the gene embeddings to initialise.
     n_input_genes
         How many highly variable genes the encoder is to read; ``None`` for all.
     seed
@@ -51,7 +56,8 @@ def gene_statistics(
 
     Returns
     -------
-    Tensors ``is_read``, ``mean_expression``, ``rates``, ``embeddings`` and ``typical_depth``.
+    Tensors ``is_read``, ``mean_expression``, ``rates``, ``embeddings`` and ``typical_depth``, and
+    ``components`` as :meth:`~scxtrimo.module.LatentSpace.set` takes them.
     """
     rng = np.random.default_rng(seed)
     if len(rows) > MAX_CELLS:
@@ -63,14 +69,19 @@ def gene_statistics(
     logged = sparse.csr_matrix(logged)
     logged.data = np.log1p(logged.data)
     mean = np.asarray(logged.mean(axis=0)).ravel()
-    is_read = _highly_variable(counts, n_input_genes)
-    embeddings = _embeddings(logged, mean, is_read, n_components, seed)
+    is_read = _highly_variable(logged, n_input_genes)
+    components, embeddings = _components(
+        logged, mean, is_read, max(n_components, n_embedding), n_embedding, seed
+    )
+    if "loadings" in components:
+        components["loadings"] = components["loadings"][:, :n_components]
     return {
         "is_read": torch.from_numpy(is_read),
         "mean_expression": torch.from_numpy(mean.astype(np.float32)),
         "rates": torch.from_numpy(((totals + 0.5) / (totals + 0.5).sum()).astype(np.float32)),
         "typical_depth": torch.tensor(np.log10(np.median(library_size)), dtype=torch.float32),
-        "embeddings": torch.from_numpy(embeddings),
+        "embeddings": embeddings,
+        "components": components,
     }
 
 
@@ -87,52 +98,62 @@ def _read(adata_manager: AnnDataManager, rows: np.ndarray, n_genes: int) -> spar
     return sparse.csr_matrix(reader.read(rows).astype(np.float32) @ to_vocabulary)
 
 
-def _highly_variable(counts: sparse.csr_matrix, n_top: int | None) -> np.ndarray:
-    if n_top is None or n_top >= counts.shape[1]:
-        return np.ones(counts.shape[1], dtype=bool)
-    seen_enough = np.flatnonzero(counts.getnnz(axis=0) >= min(3, counts.shape[0]))
-    if len(seen_enough) <= n_top:
-        chosen = seen_enough
-    else:
-        adata = anndata.AnnData(counts[:, seen_enough])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                sc.pp.highly_variable_genes(adata, n_top_genes=n_top, flavor="seurat_v3")
-            except ValueError:  # its regression needs more cells than there are
-                sc.pp.normalize_total(adata)
-                sc.pp.log1p(adata)
-                sc.pp.highly_variable_genes(adata, n_top_genes=n_top, flavor="seurat")
-        chosen = seen_enough[adata.var["highly_variable"].to_numpy()]
-    is_read = np.zeros(counts.shape[1], dtype=bool)
+def _highly_variable(logged: sparse.csr_matrix, n_top: int | None) -> np.ndarray:
+    """Choose genes as scanpy does by default, among those seen in at least three cells.
+
+    Dispersions of a handful of cells mean nothing: there the most variable are taken.
+    """
+    if n_top is None or n_top >= logged.shape[1]:
+        return np.ones(logged.shape[1], dtype=bool)
+    chosen = np.flatnonzero(logged.getnnz(axis=0) >= min(MIN_EXPRESSING, logged.shape[0]))
+    if len(chosen) > n_top and logged.shape[0] < MIN_CELLS:
+        variance = logged[:, chosen].power(2).mean(0) - np.square(logged[:, chosen].mean(0))
+        chosen = chosen[np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_top]]
+    elif len(chosen) > n_top:
+        adata = anndata.AnnData(logged[:, chosen])
+        sc.pp.highly_variable_genes(adata, n_top_genes=n_top)
+        chosen = chosen[adata.var["highly_variable"].to_numpy()]
+    is_read = np.zeros(logged.shape[1], dtype=bool)
     is_read[chosen] = True
     return is_read
 
 
-def _embeddings(
+def _components(
     logged: sparse.csr_matrix,
     mean: np.ndarray,
     is_read: np.ndarray,
     n_components: int,
+    n_embedding: int,
     seed: int,
-) -> np.ndarray:
-    """Correlations of all genes with the principal components of those that are read.
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Principal components of the genes that are read, and correlations of all genes with them.
 
     Genes that hardly vary would fill the components with noise: they only get their places.
-    Shape ``(n_genes, <= n_components)``, rows of about unit length.
+    The correlations have shape ``(n_genes, <= n_embedding)``, rows of about unit length.
     """
     n_cells, n_genes = logged.shape
     n_components = min(n_components, n_cells - 1, int(is_read.sum()) - 1)
     if n_components < 1:
-        return np.empty((n_genes, 0), dtype=np.float32)
+        return {}, torch.empty(n_genes, 0)
     second_moment = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
-    std = np.sqrt(np.maximum(second_moment - mean**2, 1e-8))
-    scaled = sparse.csr_matrix(logged @ sparse.diags_array((1 / std).astype(logged.dtype)))
+    inverse_std = 1 / np.sqrt(np.maximum(second_moment - mean**2, 1e-8))
+    scaled = sparse.csr_matrix(logged @ sparse.diags_array(inverse_std.astype(logged.dtype)))
     scaled.data = np.minimum(scaled.data, MAX_SCALED_VALUE)
     # "arpack" centres sparse data implicitly: nothing of size cells x genes is built.
     pca = PCA(n_components, svd_solver="arpack", random_state=seed)
-    scores = pca.fit_transform(sparse.csr_matrix(scaled[:, is_read]))
+    scores = pca.fit_transform(sparse.csr_matrix(scaled[:, is_read]))[:, :n_embedding]
     scores /= np.maximum(scores.std(axis=0), 1e-8)
     correlations = scaled.T @ scores / n_cells
     length = np.sqrt(np.square(correlations).sum() / n_genes)
-    return (correlations / max(length, 1e-8)).astype(np.float32)
+
+    def of_all_genes(of_read: np.ndarray) -> torch.Tensor:
+        result = np.zeros((n_genes, *of_read.shape[1:]), dtype=np.float32)
+        result[is_read] = of_read
+        return torch.from_numpy(result)
+
+    components = {
+        "inverse_std": of_all_genes(inverse_std[is_read]),
+        "scaled_mean": of_all_genes(pca.mean_),
+        "loadings": of_all_genes(pca.components_.T),
+    }
+    return components, torch.from_numpy((correlations / max(length, 1e-8)).astype(np.float32))
