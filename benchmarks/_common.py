@@ -95,6 +95,13 @@ def row(
     return figure | {"spread": float("nan")} | more
 
 
+def rows_of(
+    task: str, data: str, method: str, values: dict[str, float], **more: float
+) -> list[dict[str, Any]]:
+    """Return the figures of one run, by metric."""
+    return [row(task, data, method, metric, value, **more) for metric, value in values.items()]
+
+
 def ratio_rows(
     task: str, size: str, values: dict[str, float], metric: str
 ) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ import numpy as np
 import scanpy as sc
 import scvi
 from _cells import load, pool
-from _common import data_files, parser, peak_memory, report, reset_peak_memory, summarize
+from _common import data_files, parser, peak_memory, report, reset_peak_memory, rows_of, summarize
 from anndata import AnnData
 from lightning.pytorch.callbacks import Timer
 
@@ -148,17 +148,8 @@ def evaluate(
             if has_batches:
                 scores |= scib_scores(adata)
             print(f"{name} {method} seed {seed}: {seconds:.1f} s", flush=True)
-            rows += [
-                {
-                    "task": "integration" if has_batches else "embedding",
-                    "data": name,
-                    "method": method,
-                    "metric": metric,
-                    "value": value,
-                    "seconds": seconds,
-                }
-                for metric, value in scores.items()
-            ]
+            task = "integration" if has_batches else "embedding"
+            rows += rows_of(task, name, method, scores, seconds=seconds)
     return rows
 
 

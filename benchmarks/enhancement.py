@@ -22,7 +22,7 @@ import anndata
 import numpy as np
 import scanpy as sc
 import scvi
-from _common import data_files, parser, report, summarize
+from _common import data_files, parser, report, rows_of, summarize
 from anndata import AnnData
 from scipy import sparse
 from sklearn.decomposition import PCA
@@ -167,17 +167,8 @@ def evaluate(name: str, adata: AnnData, seeds: int) -> list[dict[str, Any]]:
                 result = scores(predict(kept), held_out)
                 shown = {metric: round(value, 4) for metric, value in result.items()}
                 print(f"{name} seed {seed} {rate:.0%} {method}: {shown}", flush=True)
-                rows += [
-                    {
-                        "task": f"enhancement from {rate:.0%} of the counts",
-                        "data": name,
-                        "method": method,
-                        "metric": metric,
-                        "value": value,
-                        "seconds": seconds,
-                    }
-                    for metric, value in result.items()
-                ]
+                task = f"enhancement from {rate:.0%} of the counts"
+                rows += rows_of(task, name, method, result, seconds=seconds)
     return rows
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import anndata
 import numpy as np
 import scanpy as sc
-from _common import data_files, parser, report, summarize
+from _common import data_files, parser, report, rows_of, summarize
 from anndata import AnnData
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -154,18 +154,7 @@ def main() -> None:
             results = train(adata, size, seed, 50 if args.quick else N_STEPS)
             seconds = time.perf_counter() - start
             print(f"{size} seed {seed}: {seconds:.0f} s", flush=True)
-            rows += [
-                {
-                    "task": "quality",
-                    "data": name,
-                    "method": size,
-                    "metric": metric,
-                    "value": value,
-                    "seconds": seconds,
-                    "seed": seed,
-                }
-                for metric, value in results.items()
-            ]
+            rows += rows_of("quality", name, size, results, seconds=seconds, seed=seed)
     report(summarize(rows), args.json)
     for metric in ("validation_mse", "validation_nll"):
         slope, intercept, exponent = fit(rows, metric)

@@ -19,7 +19,7 @@ import numpy as np
 import scanpy as sc
 import scvi
 from _cells import coarsen, load
-from _common import parser, report, summarize
+from _common import parser, report, rows_of, summarize
 from anndata import AnnData
 from sklearn.decomposition import PCA
 from sklearn.metrics import accuracy_score, f1_score
@@ -117,17 +117,7 @@ def main() -> None:
                 "accuracy": accuracy_score(truth, predicted),
                 "macro_f1": f1_score(truth, predicted, average="macro"),
             }
-            rows += [
-                {
-                    "task": "transfer",
-                    "data": name,
-                    "method": method,
-                    "metric": metric,
-                    "value": value,
-                    "seconds": seconds,
-                }
-                for metric, value in scores.items()
-            ]
+            rows += rows_of("transfer", name, method, scores, seconds=seconds)
     report(summarize(rows), args.json)
 
 
