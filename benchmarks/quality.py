@@ -71,7 +71,7 @@ def train(adata: AnnData, name: str, seed: int, n_steps: int) -> dict[str, float
     history = model.history
     return {
         "parameters": sum(p.numel() for p in model.module.parameters()),
-        "pflops": step_flops(model) * n_epochs * len(model.train_indices) / BATCH_SIZE / 1e15,
+        "tflop": step_flops(model) * n_epochs * len(model.train_indices) / BATCH_SIZE / 1e12,
         "validation_mse": history["imputation_mse_validation"].iloc[-1, 0],
         "validation_nll": history["reconstruction_loss_validation"].iloc[-1, 0],
     }
@@ -91,9 +91,9 @@ def step_flops(model: scxtrimo.model.XTrimoGene) -> float:
 
 def fit(rows: list[dict[str, Any]], metric: str) -> tuple[float, float, float]:
     """Return slope and intercept per decade of compute, and the exponent of a power law."""
-    compute = {(r["method"], r["seed"]): r["value"] for r in rows if r["metric"] == "pflops"}
+    compute = {(r["method"], r["seed"]): r["value"] for r in rows if r["metric"] == "tflop"}
     points = [
-        (compute[r["method"], r["seed"]] * 1e15, r["value"]) for r in rows if r["metric"] == metric
+        (compute[r["method"], r["seed"]] * 1e12, r["value"]) for r in rows if r["metric"] == metric
     ]
     flops, loss = np.log10([p[0] for p in points]), np.array([p[1] for p in points])
     slope, intercept = np.polyfit(flops, loss, 1)
@@ -113,11 +113,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         "validation_mse": "Masked genes: mean squared error",
         "validation_nll": "All counts: negative log-likelihood per count",
     }
-    compute = {(r["method"], r["seed"]): r["value"] for r in rows if r["metric"] == "pflops"}
+    compute = {(r["method"], r["seed"]): r["value"] for r in rows if r["metric"] == "tflop"}
     for ax, (metric, title) in zip(axes, names.items(), strict=True):
         slope, intercept, _ = fit(rows, metric)
         part = [r for r in rows if r["metric"] == metric]
-        flops = np.array([compute[r["method"], r["seed"]] * 1e15 for r in part])
+        flops = np.array([compute[r["method"], r["seed"]] * 1e12 for r in part])
         for name in SIZES:
             chosen = [r["method"] == name for r in part]
             ax.plot(
@@ -128,7 +128,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             )
         line = np.geomspace(flops.min(), flops.max(), 50)
         ax.plot(line, intercept + slope * np.log10(line), color="0.6", zorder=0)
-        ax.set(xscale="log", xlabel="training compute (FLOPs)", title=title)
+        decades = 10 ** np.floor(np.log10(flops.min())), 10 ** np.ceil(np.log10(flops.max()))
+        ax.set(xscale="log", xlim=decades, xlabel="training compute (FLOPs)", title=title)
+        ax.xaxis.set_minor_formatter("")
         ax.title.set_fontsize(10)
         ax.spines[["top", "right"]].set_visible(False)
     axes[1].legend(title="width x layers", frameon=False)
