@@ -89,15 +89,19 @@ def step_flops(model: scxtrimo.model.XTrimoGene) -> float:
     return counter.get_total_flops()
 
 
+def points(rows: list[dict[str, Any]], metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return sizes, training compute in FLOPs and losses of all models, in one order."""
+    compute = {(r["method"], r["seed"]): r["value"] for r in rows if r["metric"] == "tflop"}
+    part = [r for r in rows if r["metric"] == metric]
+    flops = np.array([compute[r["method"], r["seed"]] * 1e12 for r in part])
+    return np.array([r["method"] for r in part]), flops, np.array([r["value"] for r in part])
+
+
 def fit(rows: list[dict[str, Any]], metric: str) -> tuple[float, float, float]:
     """Return slope and intercept per decade of compute, and the exponent of a power law."""
-    compute = {(r["method"], r["seed"]): r["value"] for r in rows if r["metric"] == "tflop"}
-    points = [
-        (compute[r["method"], r["seed"]] * 1e12, r["value"]) for r in rows if r["metric"] == metric
-    ]
-    flops, loss = np.log10([p[0] for p in points]), np.array([p[1] for p in points])
-    slope, intercept = np.polyfit(flops, loss, 1)
-    exponent = np.polyfit(flops, np.log10(loss), 1)[0]
+    _, flops, loss = points(rows, metric)
+    slope, intercept = np.polyfit(np.log10(flops), loss, 1)
+    exponent = np.polyfit(np.log10(flops), np.log10(loss), 1)[0]
     return float(slope), float(intercept), float(exponent)
 
 
@@ -113,19 +117,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         "validation_mse": "Masked genes: mean squared error",
         "validation_nll": "All counts: negative log-likelihood per count",
     }
-    compute = {(r["method"], r["seed"]): r["value"] for r in rows if r["metric"] == "tflop"}
     for ax, (metric, title) in zip(axes, names.items(), strict=True):
         slope, intercept, _ = fit(rows, metric)
-        part = [r for r in rows if r["metric"] == metric]
-        flops = np.array([compute[r["method"], r["seed"]] * 1e12 for r in part])
+        sizes, flops, loss = points(rows, metric)
         for name in SIZES:
-            chosen = [r["method"] == name for r in part]
-            ax.plot(
-                flops[chosen],
-                [r["value"] for r in part if r["method"] == name],
-                "o",
-                label=name,
-            )
+            ax.plot(flops[sizes == name], loss[sizes == name], "o", label=name)
         line = np.geomspace(flops.min(), flops.max(), 50)
         ax.plot(line, intercept + slope * np.log10(line), color="0.6", zorder=0)
         decades = 10 ** np.floor(np.log10(flops.min())), 10 ** np.ceil(np.log10(flops.max()))

@@ -21,13 +21,12 @@ from ..data.fields import get_column
 from ..module import Panel
 from ..nn import pool_tokens
 from ..nn.pooling import POOLS
-from ..train import fit_latent_space, map_batches
+from ..train import draw_rows, fit_latent_space, map_batches
 from ._batches import BatchesMixin, Depth, Precision
 from ._results import make_result
 from ._setup import select_modality
 
 Pool = Literal["all", "max", "mean", "s", "t"]
-MAX_CELLS = 20_000
 
 
 class LatentMixin(BatchesMixin):
@@ -199,8 +198,7 @@ class LatentMixin(BatchesMixin):
         """Fit the latent space to at most 20,000 training cells."""
         if self.module.latent_space is None:
             return
-        if len(rows) > MAX_CELLS:
-            rows = np.random.default_rng(self.seed_).choice(rows, MAX_CELLS, replace=False)
+        rows = draw_rows(rows, self.seed_)
         with torch.random.fork_rng(devices=[]):  # data loaders draw from the global state
             vectors, measured, codes = self._vectors(
                 None, np.sort(rows), None, "Fitting the latent space"

@@ -1,7 +1,7 @@
 """Masking, training plan, schedule and the data-driven start."""
 
 from .datamodule import RaggedDataSplitter
-from .initialization import gene_statistics
+from .initialization import draw_rows, gene_statistics
 from .latent_space import fit_latent_space, map_batches
 from .masking import MaskingConfig, mask_batch
 from .plan import OptimizerConfig, XTrimoGenePlan
@@ -19,6 +19,7 @@ __all__ = [
     "TokenBudgetShuffler",
     "XTrimoGenePlan",
     "XTrimoGeneRunner",
+    "draw_rows",
     "fit_latent_space",
     "gene_statistics",
     "map_batches",

@@ -59,9 +59,7 @@ def gene_statistics(
     Tensors ``is_read``, ``mean_expression``, ``rates``, ``embeddings`` and ``typical_depth``, and
     ``components`` as :meth:`~scxtrimo.module.LatentSpace.set` takes them.
     """
-    rng = np.random.default_rng(seed)
-    if len(rows) > MAX_CELLS:
-        rows = np.sort(rng.choice(rows, MAX_CELLS, replace=False))
+    rows = draw_rows(rows, seed)
     counts = _read(adata_manager, rows, n_genes)
     totals = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
     library_size = np.asarray(counts.sum(axis=1)).ravel()
@@ -83,6 +81,13 @@ def gene_statistics(
         "embeddings": embeddings,
         "components": components,
     }
+
+
+def draw_rows(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Return the cells that statistics are taken from: all, or 20,000 drawn at random."""
+    if len(rows) <= MAX_CELLS:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, MAX_CELLS, replace=False))
 
 
 def _read(adata_manager: AnnDataManager, rows: np.ndarray, n_genes: int) -> sparse.csr_matrix:
