@@ -18,11 +18,15 @@ def _in_empty_directory(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def _example() -> dict:
-    """Train a model for a moment on the bundled cells: `scxtrimo`, `adata`, `model`."""
+    """`scxtrimo`, and on the bundled cells `adata`, `model` and `annotator`, hardly trained."""
     import scxtrimo
 
     adata = scxtrimo.pp.pbmc68k_counts()
     scxtrimo.model.XTrimoGene.setup_anndata(adata)
     model = scxtrimo.model.XTrimoGene(adata, size="tiny")
     model.train(max_epochs=1, enable_progress_bar=False)
-    return {"scxtrimo": scxtrimo, "adata": adata, "model": model}
+    annotator = scxtrimo.model.XTrimoGeneAnnotator.from_xtrimogene_model(
+        model, labels_key="bulk_labels"
+    )
+    annotator.train()
+    return {"scxtrimo": scxtrimo, "adata": adata, "model": model, "annotator": annotator}

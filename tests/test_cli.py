@@ -102,3 +102,38 @@ def test_unseen_batches_are_mapped(tmp_path, monkeypatch, capsys):
     assert run(*arguments, "--map-query", "--out", "b.h5ad") == 0
     assert run(*arguments, "--map-query", "--out", "c.zarr") == 2
     assert "--map-query needs an --out of .h5ad" in capsys.readouterr().err
+
+
+def test_cells_are_annotated_from_a_reference_and_with_a_saved_annotator(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scxtrimo.model._training.default_max_epochs", lambda *_: 1)
+    reference, query = make_cells(80), make_cells(40, seed=1)
+    reference.layers["counts"] = reference.X.copy()
+    reference.write_h5ad("reference.h5ad")
+    query.write_h5ad("query.h5ad")
+    learn = ["--reference", "reference.h5ad", "--labels-key", "cell_type"]
+    layers = ["--reference-layer", "counts", "--layer", "X"]
+    arguments = [*learn, *layers, "--save-model", "model", "--min-confidence", "0.6"]
+    assert run("annotate", "query.h5ad", *arguments, "--out", "a.h5ad") == 0
+    printed = capsys.readouterr().out
+    assert "Cross-validated on the reference" in printed
+    assert "40 cells in obs['xtrimo_label'] of a.h5ad" in printed
+    again = ["--model", "model", "--layer", "X", "--min-confidence", "0.6"]
+    assert run("annotate", "query.h5ad", *again, "--out", "b.h5ad") == 0
+    a, b = anndata.read_h5ad("a.h5ad"), anndata.read_h5ad("b.h5ad")
+    assert (a.obs["xtrimo_label"].astype(str) == b.obs["xtrimo_label"].astype(str)).all()
+    sure = a.obs["xtrimo_label"] != "unknown"
+    assert (a.obs["xtrimo_label"][sure] == a.obs["cell_type"][sure]).mean() > 0.9
+    for wrong, message in [
+        (["--out", "c.h5ad"], "either --reference"),
+        (["--reference", "reference.h5ad", "--out", "c.h5ad"], "needs --labels-key"),
+        ([*learn, "--out", "c.zarr"], "must end in .h5ad"),
+        ([*learn, "--out", "a.h5ad"], "exists"),
+        ([*learn, "--out", "c.h5ad", "--min-confidence", "2"], "between 0 and 1"),
+        ([*learn, "--out", "c.h5ad", "--save-model", "model"], "exists"),
+        (["--reference", "no.h5ad", "--labels-key", "x", "--out", "c.h5ad"], "does not exist"),
+    ]:
+        assert run("annotate", "query.h5ad", *wrong) == 2
+        assert message in capsys.readouterr().err

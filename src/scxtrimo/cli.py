@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return 2
     try:
-        return {"demo": _demo, "embed": _embed, "convert": _convert}[args.command](args)
+        commands = {"demo": _demo, "embed": _embed, "annotate": _annotate, "convert": _convert}
+        return commands[args.command](args)
     except (ValueError, TypeError, OSError) as error:
         print(f"scxtrimo: error: {error}", file=sys.stderr)
         return 2
@@ -51,12 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     embed.add_argument("--model", metavar="DIR", help="a model that was saved or converted")
     _add_checkpoint(embed, required=False)
-    embed.add_argument("--layer", help="layer with the raw counts, or X; by default as trained")
-    embed.add_argument("--gene-id-key", help="column of var with gene identifiers")
-    embed.add_argument(
-        "--gene-aliases", metavar="FILE", help="table of HGNC, or 'hgnc' to download it once"
-    )
-    embed.add_argument("--min-gene-overlap", type=float, help="part of the genes that is needed")
+    _add_query(embed)
     embed.add_argument("--pool", help="all, max, mean, s or t; by default the model's own")
     embed.add_argument("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
     embed.add_argument("--bulk", action="store_true", help="profiles are bulk, not single cells")
@@ -70,11 +66,46 @@ def _parser() -> argparse.ArgumentParser:
         "on top of the training cells",
     )
 
+    annotate = commands.add_parser(
+        "annotate", help="learn cell types from labelled cells and give them to others"
+    )
+    annotate.add_argument("data", metavar="FILE.h5ad", help="cells to annotate, with raw counts")
+    annotate.add_argument(
+        "--out", required=True, metavar="FILE.h5ad", help="the cells with obs['xtrimo_label']"
+    )
+    annotate.add_argument("--reference", metavar="FILE.h5ad", help="labelled cells to learn from")
+    annotate.add_argument("--labels-key", help="column of obs of the reference with the labels")
+    annotate.add_argument("--unlabeled", metavar="NAME", help="what this column calls no label")
+    annotate.add_argument("--batch-key", help="column of obs of the reference with the batch")
+    annotate.add_argument("--reference-layer", help="layer of the reference with the raw counts")
+    annotate.add_argument("--model", metavar="DIR", help="a saved annotator, not a reference")
+    annotate.add_argument("--save-model", metavar="DIR", help="where to save the annotator")
+    _add_query(annotate)
+    annotate.add_argument(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="cells of which no label is as probable are called unknown",
+    )
+    annotate.add_argument("--key-added", default="xtrimo_label", help="column of obs for labels")
+    annotate.add_argument("--batch-size", type=int, help="cells per forward pass")
+    annotate.add_argument("--seed", type=int, default=0, help="seed of everything")
+
     convert = commands.add_parser("convert", help="turn a published checkpoint into our format")
     _add_checkpoint(convert, required=True)
     convert.add_argument("--out", required=True, metavar="DIR", help="where to write")
     convert.add_argument("--overwrite", action="store_true", help="replace a model that is there")
     return parser
+
+
+def _add_query(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--layer", help="layer with the raw counts, or X; by default as trained")
+    parser.add_argument("--gene-id-key", help="column of var with gene identifiers")
+    parser.add_argument(
+        "--gene-aliases", metavar="FILE", help="table of HGNC, or 'hgnc' to download it once"
+    )
+    parser.add_argument("--min-gene-overlap", type=float, help="part of the genes that is needed")
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -135,16 +166,7 @@ def _embed(args: argparse.Namespace) -> int:
     _check_map_query(args, streamed)
     adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
     model = _model(args)
-    setup = {"layer": args.layer, "gene_id_key": args.gene_id_key}
-    setup = {key: value for key, value in setup.items() if value is not None}
-    if args.layer == "X" and "X" not in adata.layers:
-        setup["layer"] = None
-    model.prepare_query_anndata(
-        adata,
-        gene_aliases=args.gene_aliases,
-        min_gene_overlap=args.min_gene_overlap,
-        **setup,
-    )
+    _prepare_query(model, adata, args)
     if args.map_query is not None:
         embedding = model.map_query(adata, args.map_query or None, args.batch_size)
     else:
@@ -162,6 +184,87 @@ def _embed(args: argparse.Namespace) -> int:
     n_cells, n_latent = embedding.shape
     print(f"{n_cells:,} cells x {n_latent} dimensions in obsm['X_xtrimo'] of {out}")
     return 0
+
+
+def _prepare_query(model: Any, adata: Any, args: argparse.Namespace) -> None:
+    setup = {"layer": args.layer, "gene_id_key": args.gene_id_key}
+    setup = {key: value for key, value in setup.items() if value is not None}
+    if args.layer == "X" and "X" not in adata.layers:
+        setup["layer"] = None
+    model.prepare_query_anndata(
+        adata,
+        gene_aliases=args.gene_aliases,
+        min_gene_overlap=args.min_gene_overlap,
+        **setup,
+    )
+
+
+def _annotate(args: argparse.Namespace) -> int:
+    import anndata
+
+    out = Path(args.out)
+    if (args.model is None) == (args.reference is None):
+        raise ValueError("Give either --reference with --labels-key, or --model.")
+    if args.reference is not None and args.labels_key is None:
+        raise ValueError("--reference needs --labels-key, the column of obs with the labels.")
+    if not 0 <= args.min_confidence <= 1:
+        raise ValueError(f"--min-confidence {args.min_confidence} must be between 0 and 1.")
+    if out.suffix != ".h5ad":
+        raise ValueError(f"--out {out} must end in .h5ad.")
+    if out.exists():
+        raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
+    for path in (args.data, args.reference):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist.")
+    if args.save_model is not None and Path(args.save_model).exists():
+        raise FileExistsError(f"{args.save_model} exists. Choose another path for --save-model.")
+    adata = anndata.read_h5ad(args.data)
+    annotator = _annotator(args, adata)
+    annotator.annotate(
+        adata,
+        key_added=args.key_added,
+        min_confidence=args.min_confidence,
+        batch_size=args.batch_size,
+    )
+    adata.write_h5ad(out)
+    counts = adata.obs[args.key_added].value_counts()
+    confidence = adata.obs.groupby(args.key_added, observed=True)[f"{args.key_added}_confidence"]
+    table = counts.to_frame("cells").assign(confidence=confidence.mean().round(3))
+    table.index.name = None
+    print(f"\n{table.to_string()}\n\n{len(adata):,} cells in obs[{args.key_added!r}] of {out}")
+    return 0
+
+
+def _annotator(args: argparse.Namespace, adata: Any) -> Any:
+    """Return a saved annotator, or one that learned from the reference."""
+    import anndata
+
+    from .model import XTrimoGeneAnnotator
+    from .tl import annotation_report
+
+    if args.model is not None:
+        annotator = XTrimoGeneAnnotator.load(args.model, adata=False)
+        _prepare_query(annotator, adata, args)
+        return annotator
+    reference = anndata.read_h5ad(args.reference)
+    XTrimoGeneAnnotator.setup_anndata(
+        reference,
+        labels_key=args.labels_key,
+        unlabeled_category=args.unlabeled,
+        layer=args.reference_layer,
+        batch_key=args.batch_key,
+    )
+    annotator = XTrimoGeneAnnotator(reference, seed=args.seed)
+    _prepare_query(annotator, adata, args)  # before any work: its genes may not do
+    annotator.train()
+    if args.save_model is not None:
+        annotator.save(args.save_model)
+    held_out = annotator.held_out
+    truth = reference.obs.loc[held_out.index, args.labels_key]
+    report = annotation_report(truth, held_out.idxmax(axis=1))
+    print("\nCross-validated on the reference:")
+    print(report[["precision", "recall", "f1", "n_cells"]].round(3).to_string())
+    return annotator
 
 
 def _check_map_query(args: argparse.Namespace, streamed: bool) -> None:

@@ -2,7 +2,7 @@
 
 from .counts import RowReader, check_counts
 from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, to_ragged
-from .fields import CategoryField, CountsField
+from .fields import CategoryField, CountsField, LabelsField
 from .gene_index import read_gene_index
 from .gene_table import GeneTable
 from .prefetching import PrefetchLoader, prefetch
@@ -15,6 +15,7 @@ __all__ = [
     "GeneAlignment",
     "GeneTable",
     "GeneVocabulary",
+    "LabelsField",
     "PrefetchLoader",
     "RaggedDataManager",
     "RaggedDataset",

@@ -217,16 +217,8 @@ class CategoryField(BaseAnnDataField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Learn the categories from the data."""
         self.validate_field(adata)
-        column = adata.obs[self.obs_key].astype("category").cat.remove_unused_categories()
-        categories = column.cat.categories.to_numpy()
-        bad = [c for c in categories.tolist() if not isinstance(c, str | int | float | bool)]
-        if bad:
-            raise ValueError(
-                f"adata.obs[{self.obs_key!r}] has categories of type {type(bad[0]).__name__}, "
-                f"such as {bad[0]}, which cannot be saved with a model. Make them text: "
-                f"`adata.obs[{self.obs_key!r}] = adata.obs[{self.obs_key!r}].astype(str)`."
-            )
-        return self._encode(adata, categories)
+        column = adata.obs[self.obs_key].astype("category")
+        return self._encode(adata, savable_categories(column, self.obs_key))
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
@@ -271,6 +263,51 @@ class CategoryField(BaseAnnDataField):
         """Nothing to show beyond the summary statistics."""
 
 
+class LabelsField(CategoryField):
+    """A column of ``adata.obs`` with labels, which some cells may lack.
+
+    Parameters
+    ----------
+    obs_key
+        Column of ``adata.obs``.
+    unlabeled_category
+        What the column holds where there is no label, besides missing values.
+    """
+
+    def __init__(self, obs_key: str, unlabeled_category: str | None = None) -> None:
+        super().__init__(REGISTRY_KEYS.LABELS_KEY, obs_key)
+        self.unlabeled_category = unlabeled_category
+
+    def validate_field(self, adata: AnnData) -> None:
+        """Make sure that the column exists and has at least two labels."""
+        column = get_column(adata.obs, "obs", self.obs_key)
+        labels = column[column != self.unlabeled_category].dropna().unique()
+        if len(labels) < 2:
+            found = f"the single label {labels[0]!r}" if len(labels) else "no labels"
+            beside = (
+                ""
+                if self.unlabeled_category is None
+                else (f" beside unlabeled_category={self.unlabeled_category!r}")
+            )
+            raise ValueError(
+                f"adata.obs[{self.obs_key!r}] has {found}{beside}; at least two are needed to "
+                "tell apart."
+            )
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Learn the labels from the data."""
+        self.validate_field(adata)
+        column = adata.obs[self.obs_key].astype("category")
+        if self.unlabeled_category in column.cat.categories:
+            column = column.cat.remove_categories([self.unlabeled_category])
+        elif self.unlabeled_category is not None and not column.isna().any():
+            logger.info(
+                f"unlabeled_category={self.unlabeled_category!r} is not in "
+                f"adata.obs[{self.obs_key!r}]: all cells are labelled."
+            )
+        return self._encode(adata, savable_categories(column, self.obs_key))
+
+
 def get_column(
     frame: pd.DataFrame, attribute: str, key: str | None, default: pd.Index | None = None
 ) -> pd.Series:
@@ -297,3 +334,16 @@ def _raise_repeated(repeated: Sequence[str] | pd.Index, key: str | None) -> None
         f"{field} has {len(repeated):,} duplicate gene identifiers, for instance "
         f"{preview(repeated)}. Merge or rename these genes first ({way_out})."
     )
+
+
+def savable_categories(column: pd.Series, key: str) -> np.ndarray:
+    """Return the categories in use, if they can be saved with a model."""
+    categories = column.cat.remove_unused_categories().cat.categories.to_numpy()
+    bad = [c for c in categories.tolist() if not isinstance(c, str | int | float | bool)]
+    if bad:
+        raise ValueError(
+            f"adata.obs[{key!r}] has categories of type {type(bad[0]).__name__}, such as "
+            f"{bad[0]}, which cannot be saved with a model. Make them text: "
+            f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
+        )
+    return categories

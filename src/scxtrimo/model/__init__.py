@@ -1,5 +1,6 @@
 """Models for AnnData, in the manner of scvi-tools."""
 
+from ._annotator import XTrimoGeneAnnotator
 from ._xtrimogene import XTrimoGene
 
-__all__ = ["XTrimoGene"]
+__all__ = ["XTrimoGene", "XTrimoGeneAnnotator"]

@@ -140,7 +140,7 @@ class BatchesMixin(BaseModelClass):
             return self.module.inference(**inputs)["cells"]
 
     def _rows(
-        self, adata: AnnData | MuData | None, indices: Sequence[int] | None
+        self, adata: AnnData | MuData | None, indices: Sequence[int] | np.ndarray | None
     ) -> tuple[AnnData, np.ndarray]:
         """Return the registered data and the row numbers asked for."""
         registered = self._validate_anndata(adata)

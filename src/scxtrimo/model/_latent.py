@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import _constants
 from torch import Tensor
 
-from ..data import CountsField, covariate_keys
+from ..data import CountsField
 from ..data.fields import get_column
 from ..module import Panel
 from ..nn import pool_tokens
@@ -125,7 +125,7 @@ class LatentMixin(BatchesMixin):
                     cells.latent_cz.float(),
                     space.measure(batch),
                     panel,
-                    self._batch_codes(batch),
+                    self.module.batch_codes(batch),
                     measured_weight=0.0 if at_other_depth else None,
                 )
             else:
@@ -223,7 +223,7 @@ class LatentMixin(BatchesMixin):
         for _, batch in self._batches(adata, rows, batch_size, description):
             vectors.append(self._encode(batch, self._default_precision()).latent_cz.float().cpu())
             measured.append(space.measure(batch).cpu())
-            of_batch = self._batch_codes(batch)
+            of_batch = self.module.batch_codes(batch)
             of_batch = torch.zeros_like(batch["cell_ids"]) if of_batch is None else of_batch
             codes.append(of_batch.cpu())
         return torch.cat(vectors), torch.cat(measured), torch.cat(codes)
@@ -248,9 +248,3 @@ class LatentMixin(BatchesMixin):
         measured = torch.zeros(len(self.vocabulary), dtype=torch.bool)
         measured[genes[genes >= 0]] = True
         return measured.to(self.device)
-
-    def _batch_codes(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return the batches of the cells, if the model was set up with a ``batch_key``."""
-        if REGISTRY_KEYS.BATCH_KEY not in covariate_keys(self.registry):
-            return None
-        return batch["categories"][:, 0]

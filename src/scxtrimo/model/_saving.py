@@ -34,6 +34,8 @@ INDEX_SETS = ("train_indices_", "validation_indices_", "test_indices_")
 class SavingMixin(BaseModelClass):
     """``save`` and ``load`` as safetensors and JSON."""
 
+    _config_cls: type[XTrimoGeneConfig]
+
     def save(
         self,
         dir_path: str | os.PathLike,
@@ -162,7 +164,7 @@ class SavingMixin(BaseModelClass):
         registry = metadata["registry"]
         model = cls(
             registry=registry,
-            config=_config(metadata["config"], dir_path),
+            config=_config(cls._config_cls, metadata["config"], dir_path),
             seed=metadata["seed"],
         )
         _load_tensors(model, tensors, dir_path)
@@ -207,14 +209,16 @@ def _hash_names(adata: AnnData) -> str:
     return hashlib.sha256("\n".join(adata.obs_names.astype(str)).encode()).hexdigest()
 
 
-def _config(stored: dict[str, Any], path: str | os.PathLike) -> XTrimoGeneConfig:
-    known = {field.name for field in fields(XTrimoGeneConfig)}
+def _config(
+    config_class: type[XTrimoGeneConfig], stored: dict[str, Any], path: str | os.PathLike
+) -> XTrimoGeneConfig:
+    known = {field.name for field in fields(config_class)}
     if unknown := sorted(stored.keys() - known):
         raise ValueError(
             f"The model in {path} has hyper-parameters this scxtrimo does not know: {unknown}. "
             "Update it: `pip install --upgrade scxtrimo`."
         )
-    return XTrimoGeneConfig(**stored)
+    return config_class(**stored)
 
 
 def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) -> None:

@@ -15,13 +15,14 @@ from scvi.data import _constants
 from scvi.model.base import BaseModelClass
 
 from .._logging import logger
-from ..data import CategoryField, CountsField, RaggedDataManager
+from ..data import CategoryField, CountsField, LabelsField, RaggedDataManager
 from ..data.dataset import CATEGORICAL_PREFIX
 from ..data.fields import get_column
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES
 
 MODALITY_KEY = "_scxtrimo_modality"
+UNLABELED = "unlabeled_category"  # argument of the set-up of models of which labels are a part
 
 
 @dataclass(frozen=True)
@@ -153,11 +154,16 @@ class SetupMixin(BaseModelClass):
                 f"categorical_covariate_keys={categorical_covariate_keys!r} must be a list of "
                 f"keys: [{categorical_covariate_keys!r}]."
             )
-        setup_method_args = cls._get_setup_method_args(
-            **{name: value for name, value in locals().items() if name != "kwargs"}
-        )
-        mdata = adata
-        adata = cls._select_modality(mdata, setup_method_args[_constants._SETUP_ARGS_KEY])
+        setup_args = {name: value for name, value in locals().items() if name != "kwargs"}
+        cls._register(adata, cls._get_setup_method_args(**setup_args), **kwargs)
+
+    @classmethod
+    def _register(
+        cls, mdata: AnnData | MuData, setup_method_args: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Register data as the arguments of the set-up say."""
+        args = setup_method_args[_constants._SETUP_ARGS_KEY]
+        adata = cls._select_modality(mdata, args)
         own_view(adata)
         # A copy carries the identifier of its original, whose set-up must not be replaced.
         known = cls._setup_adata_manager_store.get(adata.uns.get(_constants._SCVI_UUID_KEY))
@@ -167,7 +173,7 @@ class SetupMixin(BaseModelClass):
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
         if isinstance(mdata, MuData):
-            mdata.uns[MODALITY_KEY] = modality  # for the model that is made next
+            mdata.uns[MODALITY_KEY] = args["modality"]  # for the model that is made next
 
     def prepare_query_anndata(
         self,
@@ -342,6 +348,8 @@ def make_manager(
         fields.append(CategoryField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]))
     for key in args["categorical_covariate_keys"] or ():
         fields.append(CategoryField(f"{CATEGORICAL_PREFIX}{key}", key))
-    if args["labels_key"] is not None:
+    if UNLABELED in args:
+        fields.append(LabelsField(args["labels_key"], args[UNLABELED]))
+    elif args["labels_key"] is not None:
         fields.append(CategoryField(REGISTRY_KEYS.LABELS_KEY, args["labels_key"]))
     return RaggedDataManager(fields=fields, setup_method_args=setup_method_args)

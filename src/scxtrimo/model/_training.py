@@ -18,12 +18,14 @@ from scvi.model.base import BaseModelClass
 
 from .._logging import logger
 from ..train import (
+    FinetuningConfig,
     MaskingConfig,
     OptimizerConfig,
     RaggedDataSplitter,
     ResumeCheckpoint,
     XTrimoGenePlan,
     XTrimoGeneRunner,
+    finetuned,
     gene_statistics,
 )
 
@@ -101,6 +103,7 @@ class TrainingMixin(BaseModelClass):
         ckpt_path: str | os.PathLike | None = None,
         optimizer: OptimizerConfig | None = None,
         masking: MaskingConfig | None = None,
+        finetuning: FinetuningConfig | None = None,
         datasplitter_kwargs: dict[str, Any] | None = None,
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
@@ -136,6 +139,9 @@ class TrainingMixin(BaseModelClass):
         optimizer, masking
             Optimiser, schedule and masking. A model with the published objective is masked as
             published by default.
+        finetuning
+            What to freeze, learning rates by layer and low-rank adapters, for a model that was
+            trained before.
         datasplitter_kwargs
             Passed to :class:`scvi.dataloaders.DataSplitter`, for instance ``external_indexing``.
         plan_kwargs
@@ -207,31 +213,10 @@ class TrainingMixin(BaseModelClass):
                 f"early_stopping=True needs validation cells, but none of the {n_cells:,} cells "
                 "is left for them. Lower `train_size` or name some in `external_indexing`."
             )
-        is_new = not self.is_trained_ and ckpt_path is None
-        has_mean = bool(self.module.mean_expression.any())  # published weights come without
-        config = self.config_
-        if is_new or (not has_mean and ckpt_path is None):
-            statistics = gene_statistics(
-                self.adata_manager,
-                splitter.train_idx,
-                n_genes=len(self.vocabulary),
-                n_components=config.n_latent if is_new and config.uses_components else 0,
-                n_embedding=config.n_hidden if is_new and config.pca_initialization else 0,
-                n_input_genes=self.config_.n_input_genes,
-                seed=self.seed_,
-            )
-            if is_new and config.uses_components and not statistics["components"]:
-                raise ValueError(
-                    f"{splitter.n_train} training cells and "
-                    f"{int(statistics['is_read'].sum())} genes to read have no principal "
-                    'components. Pass `latent_space="bottleneck"` to the model to do without.'
-                )
-            if is_new:
-                self.module.set_gene_statistics(**statistics)
-            else:
-                self.module.mean_expression.copy_(statistics["mean_expression"])
+        if ckpt_path is None:
+            self._prepare_training(splitter.train_idx)
         self.module.train()  # Lightning keeps the mode it finds, that of a trained model is eval
-        plan = self._make_plan(optimizer, masking, plan_kwargs or {})
+        plan = self._make_plan(optimizer, masking, finetuning, plan_kwargs or {})
         if checkpoint_dir is not None:
             trainer_kwargs["callbacks"] = [
                 *trainer_kwargs.get("callbacks", []),
@@ -252,7 +237,8 @@ class TrainingMixin(BaseModelClass):
             f"{max_epochs} epochs, batches of {size}, learning rate "
             f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
         )
-        with _quiet_lightning():
+        adapted = finetuned(self.module.net, plan.finetuning, self.seed_)
+        with _quiet_lightning(), adapted:
             runner = XTrimoGeneRunner(
                 self,
                 training_plan=plan,
@@ -265,7 +251,38 @@ class TrainingMixin(BaseModelClass):
                 **(defaults | trainer_kwargs),
             )
             runner()
-        self._fit_latent_space(splitter.train_idx)
+        self._finish_training(splitter.train_idx)
+
+    def _prepare_training(self, rows: np.ndarray) -> None:
+        """Take from the training cells what the first training starts from."""
+        is_new = not self.is_trained_
+        has_mean = bool(self.module.mean_expression.any())  # published weights come without
+        if not is_new and has_mean:
+            return
+        config = self.config_
+        statistics = gene_statistics(
+            self.adata_manager,
+            rows,
+            n_genes=len(self.vocabulary),
+            n_components=config.n_latent if is_new and config.uses_components else 0,
+            n_embedding=config.n_hidden if is_new and config.pca_initialization else 0,
+            n_input_genes=config.n_input_genes,
+            seed=self.seed_,
+        )
+        if not is_new:
+            self.module.mean_expression.copy_(statistics["mean_expression"])
+            return
+        if config.uses_components and not statistics["components"]:
+            raise ValueError(
+                f"{len(rows)} training cells and {int(statistics['is_read'].sum())} genes to "
+                'read have no principal components. Pass `latent_space="bottleneck"` to the '
+                "model to do without."
+            )
+        self.module.set_gene_statistics(**statistics)
+
+    def _finish_training(self, rows: np.ndarray) -> None:
+        """Fit what is fitted to the trained network."""
+        self._fit_latent_space(rows)
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the encoder layers, for training and for embedding.
@@ -290,6 +307,7 @@ class TrainingMixin(BaseModelClass):
         self,
         optimizer: OptimizerConfig | None,
         masking: MaskingConfig | None,
+        finetuning: FinetuningConfig | None,
         plan_kwargs: dict[str, Any],
     ) -> XTrimoGenePlan:
         groups = {
@@ -312,9 +330,18 @@ class TrainingMixin(BaseModelClass):
             masking_default = {"natural_weights": self.config_.read_depth_aware}
         else:
             masking_default = asdict(MaskingConfig.published())
-        return XTrimoGenePlan(
+        return self._plan_class()(
             self.module,
             optimizer or OptimizerConfig(**(default | optimizer_fields)),
             masking or MaskingConfig(**(masking_default | masking_fields)),
             seed=self.seed_,
+            finetuning=finetuning,
+            **self._plan_arguments(),
         )
+
+    def _plan_class(self) -> type[XTrimoGenePlan]:
+        return XTrimoGenePlan
+
+    def _plan_arguments(self) -> dict[str, Any]:
+        """Return what the training plan of this class takes beyond :class:`XTrimoGenePlan`."""
+        return {}

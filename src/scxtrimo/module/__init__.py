@@ -1,5 +1,6 @@
 """What is trained: loss assembly over :mod:`scxtrimo.nn`, and its configuration."""
 
+from .annotator import LabelPanel, XTrimoGeneAnnotatorConfig, XTrimoGeneAnnotatorModule
 from .config import SIZES, XTrimoGeneConfig, as_published, choose_size
 from .depth import TargetDepth
 from .latent_space import LatentSpace, Panel
@@ -7,9 +8,12 @@ from .xtrimogene import XTrimoGeneModule, target_values
 
 __all__ = [
     "SIZES",
+    "LabelPanel",
     "LatentSpace",
     "Panel",
     "TargetDepth",
+    "XTrimoGeneAnnotatorConfig",
+    "XTrimoGeneAnnotatorModule",
     "XTrimoGeneConfig",
     "XTrimoGeneModule",
     "as_published",

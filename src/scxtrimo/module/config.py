@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..nn.encoder import Activation
 from ..nn.xtrimogene import ImputationDecoder
@@ -91,12 +91,15 @@ class XTrimoGeneConfig:
     norm_first: bool = True
     dropout: float = 0.0
 
+    _may_be_zero: ClassVar[frozenset[str]] = frozenset(
+        {"likelihood_weight", "imputation_weight", "dropout", "measured_weight"}
+    )
+
     def __post_init__(self) -> None:
-        may_be_zero = {"likelihood_weight", "imputation_weight", "dropout", "measured_weight"}
         for name, value in asdict(self).items():
             if isinstance(value, bool | str) or value is None:
                 continue
-            if value < 0 or (value == 0 and name not in may_be_zero):
+            if value < 0 or (value == 0 and name not in self._may_be_zero):
                 raise ValueError(f"{name}={value} must be positive.")
         for width, heads in (("n_hidden", "n_heads"), ("n_decoder_hidden", "n_decoder_heads")):
             if heads == "n_decoder_heads" and self.decoder_head_width is not None:
@@ -166,7 +169,7 @@ class XTrimoGeneConfig:
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(overrides) - set(known)):
             raise TypeError(f"Unknown hyper-parameters {unknown}; XTrimoGeneConfig has {known}.")
-        return replace(SIZES[size], **overrides)
+        return cls(**(asdict(SIZES[size]) | overrides))
 
 
 def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -> XTrimoGeneConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,15 +15,6 @@ from ..nn.ragged import cells_of, mean_per_cell, select_tokens, sum_per_cell, to
 from .config import XTrimoGeneConfig
 from .latent_space import LatentSpace
 
-NOT_NETWORK = (
-    "n_input_genes",
-    "pca_initialization",
-    "redraw_features_every",
-    "likelihood_weight",
-    "imputation_weight",
-    "latent_space",
-    "measured_weight",
-)
 PUBLISHED_TARGET_DEPTH = 4.0
 
 
@@ -67,7 +59,9 @@ class XTrimoGeneModule(BaseModuleClass):
         self.n_genes = n_genes
         self.config = config
         self.seed = seed
-        network = {k: v for k, v in asdict(config).items() if k not in NOT_NETWORK}
+        self.has_batches = has_batches
+        of_network = signature(XTrimoGeneNet).parameters
+        network = {k: v for k, v in asdict(config).items() if k in of_network}
         self.net = XTrimoGeneNet(
             n_genes,
             n_categories=n_categories,
@@ -144,6 +138,10 @@ class XTrimoGeneModule(BaseModuleClass):
     def sees_all_genes(self) -> bool:
         """Whether the imputation decoder works on all genes and must know which are masked."""
         return isinstance(self.net.imputation, PerformerDecoder)
+
+    def batch_codes(self, batch: dict[str, Any]) -> Tensor | None:
+        """Return the batches of the cells, if the model was set up with a ``batch_key``."""
+        return batch["categories"][:, 0] if self.has_batches else None
 
     def redraw_features(self, step: int) -> None:
         """Give a Performer other random features, every so many steps of training."""

@@ -1,6 +1,7 @@
 """xTrimoGene as plain PyTorch blocks on ragged batches."""
 
 from .attention import CrossAttention, SelfAttention, ragged_attention
+from .classifier import CellClassifier, GeneClassifier
 from .decoder import (
     BottleneckDecoder,
     CrossAttentionDecoder,
@@ -20,6 +21,7 @@ __all__ = [
     "AutoDiscretization",
     "BottleneckDecoder",
     "CellBoundaries",
+    "CellClassifier",
     "CellPooling",
     "CrossAttention",
     "CrossAttentionDecoder",
@@ -29,6 +31,7 @@ __all__ = [
     "EncoderLayer",
     "FavorAttention",
     "FeedForward",
+    "GeneClassifier",
     "HiddenGenes",
     "Performer",
     "PerformerDecoder",

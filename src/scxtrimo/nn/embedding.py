@@ -62,6 +62,8 @@ class AutoDiscretization(nn.Module):
 
     def forward(self, values_t: Tensor) -> Tensor:
         """Embed log-normalised values ``(n_tokens,)`` as ``(n_tokens, n_hidden)``."""
+        if values_t.requires_grad:  # to explain a prediction; distinct values have no gradient
+            return self.embed_each(values_t)
         # Most counts are small, so a batch has about one distinct value in a hundred tokens.
         distinct_v, place_t = torch.unique(values_t, return_inverse=True)
         return self.embed_each(distinct_v).index_select(0, place_t)

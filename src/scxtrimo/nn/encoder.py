@@ -178,8 +178,16 @@ class Encoder(nn.Module):
     def forward(self, x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Encode the tokens of all cells; the shape stays ``(n_tokens, n_hidden)``."""
         cells = CellBoundaries.of(cu_seqlens)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and self._has_gradients(x_td):
             return self._encode(x_td, cells)
+        with torch.no_grad():
+            return self._encode_in_groups(x_td, cells)
+
+    def _has_gradients(self, x_td: Tensor) -> bool:
+        """Whether anything here is trained; a frozen encoder needs no memory for it."""
+        return x_td.requires_grad or any(p.requires_grad for p in self.parameters())
+
+    def _encode_in_groups(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
         on_gpu = x_td.device.type != "cpu"
         max_tokens = (MAX_ENTRIES_ON_GPU if on_gpu else MAX_ENTRIES) // x_td.shape[1]
         groups = cells.groups(max_tokens)

@@ -60,12 +60,10 @@ def gene_statistics(
     ``components`` as :meth:`~scxtrimo.module.LatentSpace.set` takes them.
     """
     rows = draw_rows(rows, seed)
-    counts = _read(adata_manager, rows, n_genes)
+    counts = read_counts(adata_manager, rows, n_genes)
     totals = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
     library_size = np.asarray(counts.sum(axis=1)).ravel()
-    logged = sparse.diags_array(1e4 / np.maximum(library_size, 1)) @ counts
-    logged = sparse.csr_matrix(logged)
-    logged.data = np.log1p(logged.data)
+    logged = log_normalize(counts)
     mean = np.asarray(logged.mean(axis=0)).ravel()
     is_read = _highly_variable(logged, n_input_genes)
     components, embeddings = _components(
@@ -90,7 +88,17 @@ def draw_rows(rows: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(rows, MAX_CELLS, replace=False))
 
 
-def _read(adata_manager: AnnDataManager, rows: np.ndarray, n_genes: int) -> sparse.csr_matrix:
+def log_normalize(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return ``log1p`` of counts scaled to 10,000 per cell."""
+    library_size = np.asarray(counts.sum(axis=1)).ravel()
+    logged = sparse.csr_matrix(sparse.diags_array(1e4 / np.maximum(library_size, 1)) @ counts)
+    logged.data = np.log1p(logged.data)
+    return logged
+
+
+def read_counts(
+    adata_manager: AnnDataManager, rows: np.ndarray, n_genes: int
+) -> sparse.csr_matrix:
     """Return counts of shape ``(n_rows, n_genes)`` with the columns of the vocabulary."""
     reader = RowReader(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
     state = adata_manager.get_state_registry(REGISTRY_KEYS.X_KEY)

@@ -13,6 +13,7 @@ from scvi.module.base import LossOutput
 from torch import Tensor, nn
 
 from ..module import XTrimoGeneModule
+from .finetuning import FinetuningConfig, layer_of
 from .masking import MaskingConfig, mask_batch
 from .thinning import thin_batch
 
@@ -65,15 +66,42 @@ class OptimizerConfig:
         return self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split trainable parameters into those with and those without weight decay."""
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    lr: float = 1e-3,
+    layer_decay: float = 1.0,
+    n_layers: int = 0,
+) -> list[dict[str, Any]]:
+    """Split trainable parameters by weight decay and learning rate.
+
+    Parameters
+    ----------
+    module
+        What is trained.
+    weight_decay
+        Decay of weight matrices; everything else has none.
+    lr, layer_decay
+        Learning rate of the heads, and that of a layer as a fraction of the layer's above, see
+        :class:`FinetuningConfig`.
+    n_layers
+        Layers of the encoder.
+    """
     matrices = {
         f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)
     }
     trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainable:
+        below_head = n_layers + 1 - layer_of(name, n_layers) if layer_decay < 1 else 0
+        groups.setdefault((below_head, name not in matrices), []).append(parameter)
     return [
-        {"params": [p for n, p in trainable if n in matrices], "weight_decay": weight_decay},
-        {"params": [p for n, p in trainable if n not in matrices], "weight_decay": 0.0},
+        {
+            "params": groups[below_head, is_plain],
+            "lr": lr * layer_decay**below_head,
+            "weight_decay": 0.0 if is_plain else weight_decay,
+        }
+        for below_head, is_plain in sorted(groups)
     ]
 
 
@@ -90,6 +118,8 @@ class XTrimoGenePlan(pl.LightningModule):
         How genes are masked.
     seed
         Seed of masks and dropout.
+    finetuning
+        Learning rates by layer; what is frozen is so already.
     """
 
     def __init__(
@@ -98,12 +128,14 @@ class XTrimoGenePlan(pl.LightningModule):
         optimizer: OptimizerConfig,
         masking: MaskingConfig,
         seed: int,
+        finetuning: FinetuningConfig | None = None,
     ) -> None:
         super().__init__()
         self.module = module
         self.optimizer_config = optimizer
         self.masking = masking
         self.seed = seed
+        self.finetuning = finetuning or FinetuningConfig()
         self.earlier_history: dict[str, pd.DataFrame] = {}
 
     def _loss(self, batch: dict[str, Tensor], epoch: int) -> LossOutput:
@@ -145,7 +177,13 @@ class XTrimoGenePlan(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and a schedule that is advanced every step."""
         config = self.optimizer_config
-        groups = parameter_groups(self.module, config.weight_decay)
+        groups = parameter_groups(
+            self.module,
+            config.weight_decay,
+            config.lr,
+            self.finetuning.layer_decay,
+            self.module.config.n_layers,
+        )
         # Lightning does not clip gradients of a fused optimiser in mixed precision.
         fused = self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
@@ -169,6 +207,7 @@ class XTrimoGenePlan(pl.LightningModule):
         }
         logged = getattr(self.logger, "history", {})
         history = join_histories(join_histories(self.earlier_history, logged), current)
+        checkpoint["scxtrimo_plan"] = type(self).__name__
         checkpoint["scxtrimo_history"] = history_to_dict(history)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.train import Trainer, TrainRunner
+from torch import Tensor
 
 from .plan import XTrimoGenePlan, join_histories
 
@@ -34,6 +36,56 @@ class ResumeCheckpoint(Callback):
             os.replace(partial, self.path)
 
 
+def objective_of(ckpt_path: str | os.PathLike) -> str:
+    """Return the name of the training plan that wrote a checkpoint.
+
+    Parameters
+    ----------
+    ckpt_path
+        A ``last.ckpt``. Nothing in it is executed.
+    """
+    if not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} does not exist.")
+    checkpoint = torch.load(ckpt_path, weights_only=True, map_location="meta")
+    return checkpoint.get("scxtrimo_plan", XTrimoGenePlan.__name__)
+
+
+class KeepBest(Callback):
+    """End with the weights of the epoch that was best on the validation cells.
+
+    Parameters
+    ----------
+    monitor
+        Name of a metric of which more is better.
+    """
+
+    def __init__(self, monitor: str) -> None:
+        self.monitor = monitor
+        self.best = -float("inf")
+        self.weights: dict[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights if they are the best so far."""
+        value = float(trainer.callback_metrics.get(self.monitor, self.best))
+        if value > self.best:
+            self.best = value
+            state = pl_module.state_dict()
+            self.weights = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go back to the best weights."""
+        if self.weights:
+            pl_module.load_state_dict(self.weights)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs."""
+        return {"best": self.best, "weights": self.weights}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.best, self.weights = state_dict["best"], state_dict["weights"]
+
+
 class SafeTrainer(Trainer):
     """:class:`scvi.train.Trainer` that loads checkpoints without running code in them."""
 
@@ -53,7 +105,11 @@ class XTrimoGeneRunner(TrainRunner):
     def _update_history(self) -> None:
         # Weights that come from elsewhere have no history; scvi-tools would not start one.
         self.model.is_trained_ = self.model.is_trained_ and bool(self.model.history_)
+        n_before = max((len(f) for f in (self.model.history_ or {}).values()), default=0)
         super()._update_history()
+        for name, frame in self.trainer.logger.history.items():
+            if name not in self.model.history_:  # scvi-tools drops what is new
+                self.model.history_[name] = frame.set_axis(frame.index + n_before)
         history = {
             name: frame.astype(float) for name, frame in (self.model.history_ or {}).items()
         }

@@ -1,0 +1,323 @@
+"""Training of an annotator: the network, the linear models, fine-tuning, calibration."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import sparse
+from scipy.special import softmax
+from tqdm.auto import tqdm
+
+from .._logging import logger
+from ..module import XTrimoGeneAnnotatorModule
+from ..train import (
+    AnnotationConfig,
+    AnnotatorPlan,
+    FinetuningConfig,
+    KeepBest,
+    LinearData,
+    LinearModels,
+    OptimizerConfig,
+    XTrimoGenePlan,
+    cross_validate,
+    draw_labelled,
+    fit_temperature,
+    label_weights,
+    log_normalize,
+    objective_of,
+    read_counts,
+    split_labelled,
+)
+from ..train.annotation import ClassWeight
+from ..train.linear import N_FOLDS
+from ._annotation import AnnotationMixin
+from ._base import XTrimoGeneBase
+from ._batches import PROGRESS_SECONDS
+from ._training import default_lr
+
+Recipe = Literal["linear", "finetune", "published"]
+FINETUNING_STEPS = 200
+MACRO_F1 = "macro_f1_validation"
+
+
+class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
+    """``train`` of an annotator."""
+
+    module: XTrimoGeneAnnotatorModule
+    _annotation: AnnotationConfig | None = None  # none while the network is trained by itself
+    _held_out: pd.DataFrame | None = None
+
+    def train(  # type: ignore[override]
+        self,
+        max_epochs: int | None = None,
+        recipe: Recipe | None = None,
+        *,
+        freeze: str | None = None,
+        layer_decay: float = 1.0,
+        lora_rank: int = 0,
+        class_weight: ClassWeight = None,
+        label_smoothing: float = 0.0,
+        reconstruction_weight: float = 1.0,
+        finetuning: FinetuningConfig | None = None,
+        early_stopping: bool = False,
+        pretrain_epochs: int | None = None,
+        train_size: float | None = None,
+        ckpt_path: str | os.PathLike | None = None,
+        optimizer: OptimizerConfig | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Train the network on all cells if it was not trained yet, then learn the labels.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes of a fine-tuning over the training cells, by default about 200 steps.
+        recipe
+            ``"linear"``: the two linear models and their calibration alone, the network stays as
+            it is. ``"finetune"``: from there, the network and a two-layer perceptron are trained
+            on the labels. ``"published"``: the last layer of the encoder and a two-layer
+            perceptron are trained with a weighted cross-entropy, and nothing else
+            :cite:p:`Gong2023`. By default ``"finetune"`` if anything is asked for that only
+            applies to it, else ``"linear"``: on a few thousand cells fine-tuning was not better.
+        freeze, layer_decay, lora_rank
+            What is fine-tuned, see :class:`~scxtrimo.train.FinetuningConfig`.
+        class_weight, label_smoothing, reconstruction_weight
+            Objective, see :class:`~scxtrimo.train.AnnotationConfig`. The class weight applies to
+            the linear models as well.
+        finetuning
+            All of ``freeze``, ``layer_decay`` and the low-rank adapters at once.
+        early_stopping
+            Stop a fine-tuning when the macro-averaged F1 score of the validation cells has not
+            risen for ``early_stopping_patience`` epochs, and go back to the best epoch.
+        pretrain_epochs
+            Epochs of :meth:`XTrimoGene.train`, if the network was not trained yet; by default
+            chosen from the number of cells.
+        train_size
+            Which part of the cells to learn from, of every label alike. The others calibrate the
+            probabilities; a label of less than five cells is only learned from. By default nine
+            tenths in a fine-tuning. Linear models learn from all labelled cells by default, and
+            are calibrated on five-fold cross-validated probabilities. Either way
+            :attr:`held_out` has the probabilities of cells that were not learned from.
+        ckpt_path
+            A ``last.ckpt`` to go on from, see :meth:`XTrimoGene.train`.
+        optimizer, datasplitter_kwargs, plan_kwargs, **kwargs
+            See :meth:`XTrimoGene.train`; optimiser and ``plan_kwargs`` are those of the
+            fine-tuning.
+
+        Raises
+        ------
+        ValueError
+            If an argument has an impossible value or does not go with the recipe.
+        FileNotFoundError
+            If ``ckpt_path`` does not exist.
+
+        Examples
+        --------
+        >>> annotator.train()
+        >>> annotator.train(
+        ...     max_epochs=1, freeze="encoder", class_weight="balanced", enable_progress_bar=False
+        ... )
+        """
+        if self.adata_manager is None:
+            raise ValueError(
+                "The annotator has no data to train on; load it with `load(..., adata=...)`."
+            )
+        self._validate_anndata()
+        if finetuning is None:
+            finetuning = FinetuningConfig(freeze, layer_decay, lora_rank)
+        elif (freeze, layer_decay, lora_rank) != (None, 1.0, 0):
+            raise TypeError("Give either `finetuning` or `freeze`, `layer_decay`, `lora_rank`.")
+        annotation = AnnotationConfig(class_weight, label_smoothing, reconstruction_weight)
+        only_finetuning = {
+            "max_epochs": max_epochs is not None,
+            "freeze, layer_decay or lora_rank": finetuning != FinetuningConfig(),
+            "label_smoothing": label_smoothing > 0,
+            "reconstruction_weight": reconstruction_weight != 1,
+            "early_stopping": early_stopping,
+            "optimizer": optimizer is not None,
+            "plan_kwargs": bool(plan_kwargs),
+        }
+        asked = [name for name, is_given in only_finetuning.items() if is_given]
+        if recipe is None:
+            recipe = "finetune" if asked else "linear"
+        if recipe not in ("linear", "finetune", "published"):
+            raise ValueError(f"recipe={recipe!r} must be 'linear', 'finetune' or 'published'.")
+        if recipe == "linear" and asked:
+            raise ValueError(f"recipe='linear' does not fine-tune: leave out {asked}.")
+        if recipe == "published":
+            if finetuning != FinetuningConfig() or class_weight or label_smoothing:
+                raise ValueError("recipe='published' says itself what is trained, and how.")
+            finetuning = FinetuningConfig(freeze="all_but_last_1")
+            annotation = AnnotationConfig(class_weight="balanced", reconstruction_weight=0.0)
+        finetuning.n_trained_layers(self.config_.n_layers)  # raises if there are less
+        codes = self._codes()
+        cross_validated = recipe == "linear" and train_size is None
+        splits = split_labelled(codes, 0.9 if train_size is None else train_size, self.seed_)
+        splitting = {"external_indexing": splits} | (datasplitter_kwargs or {})
+        train_rows, validation_rows = splitting["external_indexing"][:2]
+        if early_stopping and not (codes[validation_rows] >= 0).any():
+            raise ValueError(
+                "early_stopping=True needs labelled validation cells, but every label has so few "
+                "cells that all are trained on. Lower `train_size`."
+            )
+        kwargs["datasplitter_kwargs"] = splitting
+        resumed = None if ckpt_path is None else objective_of(ckpt_path)
+        try:
+            if resumed == XTrimoGenePlan.__name__ or not (self.is_trained_ or resumed):
+                self._annotation = None
+                start = ckpt_path if resumed else None
+                super().train(max_epochs=pretrain_epochs, ckpt_path=start, **kwargs)
+                resumed = ckpt_path = None
+            if resumed is None:
+                rows = np.arange(len(codes)) if cross_validated else train_rows
+                self._fit_linear(rows, codes, annotation.class_weight, recipe, cross_validated)
+            if recipe != "linear":
+                self._annotation = annotation
+                if max_epochs is None:
+                    n_steps = max(1, len(train_rows) // (kwargs.get("batch_size") or 64))
+                    max_epochs = int(np.clip(round(FINETUNING_STEPS / n_steps), 3, 100))
+                if not (optimizer or "lr" in (plan_kwargs or {})):
+                    # From random weights as fast as ever; what is good already moves slowly.
+                    slower = 1.0 if recipe == "published" else 0.1
+                    lr = slower * default_lr(self.config_.n_hidden)
+                    plan_kwargs = {"lr": lr} | (plan_kwargs or {})
+                if early_stopping:
+                    kwargs["callbacks"] = [*kwargs.get("callbacks", []), KeepBest(MACRO_F1)]
+                    kwargs |= {
+                        "early_stopping_monitor": MACRO_F1,
+                        "early_stopping_mode": "max",
+                    }
+                super().train(
+                    max_epochs=max_epochs,
+                    early_stopping=early_stopping,
+                    ckpt_path=ckpt_path,
+                    optimizer=optimizer,
+                    plan_kwargs=plan_kwargs,
+                    finetuning=finetuning,
+                    **kwargs,
+                )
+        finally:
+            self._annotation = None
+        if not cross_validated:
+            self._calibrate(validation_rows, codes)
+
+    def _plan_class(self) -> type[XTrimoGenePlan]:
+        return XTrimoGenePlan if self._annotation is None else AnnotatorPlan
+
+    def _plan_arguments(self) -> dict[str, Any]:
+        if self._annotation is None:
+            return {}
+        codes = self._codes()
+        return {
+            "annotation": self._annotation,
+            "measured": self._measured_genes(self.adata),
+            "label_weights": label_weights(
+                codes[codes >= 0], len(self.labels), self._annotation.class_weight
+            ),
+        }
+
+    def _finish_training(self, rows: np.ndarray) -> None:
+        # The classifier was trained on the latent space as it is.
+        if self._annotation is None:
+            super()._finish_training(rows)
+
+    def _fit_linear(
+        self,
+        rows: np.ndarray,
+        codes: np.ndarray,
+        class_weight: ClassWeight,
+        recipe: Recipe,
+        cross_validated: bool,
+    ) -> None:
+        """Fit the linear models to labelled cells."""
+        rows = draw_labelled(rows[codes[rows] >= 0], codes, self.seed_)
+        counts = np.bincount(codes[rows], minlength=len(self.labels))
+        if few := [f"{self.labels[i]!r} ({counts[i]})" for i in np.flatnonzero(counts < 10)]:
+            logger.info(f"Labels with less than 10 cells to learn from: {', '.join(few)}.")
+        if (counts > 0).sum() < 2:
+            raise ValueError(
+                "The cells to learn from have less than two labels. Raise `train_size`."
+            )
+        models = LinearModels.copy_of(self.module.classifier, self.module.gene_classifier)
+        models.classifier.reset()
+        gene_weight = 0.0 if recipe == "published" else self.module.config.gene_weight
+        # Random numbers of data loaders come from the global state.
+        with torch.random.fork_rng(devices=[]):
+            features = self._features(rows)
+        data = LinearData(
+            features, self._logged(rows) if gene_weight else None, codes[rows], class_weight
+        )
+        with tqdm(
+            total=1 + N_FOLDS * cross_validated,
+            desc="Fitting linear models",
+            unit="fit",
+            delay=PROGRESS_SECONDS,
+        ) as bar:
+            models.fit(data, self.module.feature_blocks, self.seed_)
+            bar.update()
+            if cross_validated:
+                held_out = cross_validate(
+                    models, data, self.module.feature_blocks, gene_weight, self.seed_, bar.update
+                )
+        if recipe == "published":
+            models.classifier.start_at_random()
+        # Only now that all is well.
+        self.module.classifier.load_state_dict(models.classifier.state_dict())
+        self.module.gene_classifier.load_state_dict(models.gene_classifier.state_dict())
+        self.module.gene_weight.fill_(gene_weight)
+        if cross_validated:
+            self._set_temperature(held_out, rows, codes)
+
+    def _logged(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Return log-normalised expression, shape ``(n_rows, n_genes)``."""
+        return log_normalize(read_counts(self.adata_manager, rows, len(self.vocabulary)))
+
+    def _calibrate(self, rows: np.ndarray, codes: np.ndarray) -> None:
+        """Choose the temperature on the labelled validation cells."""
+        self.module.temperature.fill_(1.0)
+        rows = rows[codes[rows] >= 0]
+        if len(rows) == 0:
+            self._held_out = None
+            return
+        with torch.random.fork_rng(devices=[]):
+            probabilities = np.asarray(self.predict(indices=rows, soft=True))
+        self._set_temperature(np.log(np.maximum(probabilities, 1e-30)), rows, codes)
+
+    def _set_temperature(self, log_p_cl: np.ndarray, rows: np.ndarray, codes: np.ndarray) -> None:
+        """Calibrate on cells that were not learned from, and keep their probabilities."""
+        temperature = fit_temperature(log_p_cl, codes[rows])
+        self.module.temperature.fill_(temperature)
+        probabilities = softmax(log_p_cl / temperature, axis=1)
+        names = self.adata.obs_names[rows]
+        self._held_out = pd.DataFrame(probabilities, index=names, columns=self.labels)
+
+    @property
+    def held_out(self) -> pd.DataFrame:
+        """Probabilities of the labels for cells that these were not learned from.
+
+        After cross-validation all labelled cells, otherwise those of the validation split; shape
+        ``(n_cells, n_labels)``. The honest input of :func:`scxtrimo.tl.annotation_report` and
+        :func:`scxtrimo.tl.coverage_accuracy`. It is not saved with the model.
+
+        Raises
+        ------
+        ValueError
+            If the annotator was not trained since it was loaded, or no cell was held out.
+
+        Examples
+        --------
+        >>> held_out = annotator.held_out
+        >>> true = adata.obs.loc[held_out.index, "bulk_labels"]
+        >>> report = scxtrimo.tl.annotation_report(true, held_out.idxmax(axis=1))
+        """
+        if self._held_out is None:
+            raise ValueError(
+                "No cells were held out, or the annotator was not trained since it was loaded."
+            )
+        return self._held_out

@@ -1,0 +1,170 @@
+"""Pictures of how good an annotation is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from .. import tl
+from ..tl._annotation import UNKNOWN
+from ._axes import finish, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MAX_NAMED = 25
+DARK = 0.55
+
+
+def annotation_confusion(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    unknown: str = UNKNOWN,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw which labels are taken for which.
+
+    Every row shows where the cells of a label went, as parts of one; the number of its cells is
+    beside its name. Labels that are only predicted have no row.
+
+    Parameters
+    ----------
+    labels, predicted, unknown
+        See :func:`scxtrimo.tl.annotation_report`.
+    ax
+        Axes to draw on; by default new ones.
+    show
+        Whether to show the figure.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> ax = scxtrimo.pl.annotation_confusion(["B", "B", "T"], ["B", "T", "T"], show=False)
+    >>> ax.get_xlabel()
+    'predicted'
+    """
+    frame = pd.DataFrame({"label": np.asarray(labels), "predicted": np.asarray(predicted)})
+    frame = frame[frame["label"].notna()].astype(str)
+    if frame.empty:
+        raise ValueError("None of the cells has a label to compare with.")
+    counts = pd.crosstab(frame["label"], frame["predicted"])
+    rows = list(counts.index)
+    others = [name for name in counts.columns if name not in rows and name != unknown]
+    columns = rows + others + ([unknown] if unknown in counts.columns else [])
+    counts = counts.reindex(columns=columns, fill_value=0)
+    n_cells = counts.sum(axis=1)
+    parts = counts.div(n_cells, axis=0).to_numpy()
+    was_given = ax is not None
+    size = (2.2 + 0.42 * len(columns), 1.6 + 0.38 * len(rows))
+    ax = new_axes(ax, size)
+    image = ax.imshow(parts, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    ax.set_xticks(range(len(columns)), columns, rotation=90)
+    ax.set_yticks(
+        range(len(rows)), [f"{name} ({n:,})" for name, n in zip(rows, n_cells, strict=True)]
+    )
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("label (cells)")
+    if len(columns) <= MAX_NAMED:
+        for i, j in np.argwhere(parts >= 0.005):
+            color = "white" if parts[i, j] > DARK else "black"
+            text = f"{parts[i, j]:.2f}".lstrip("0")
+            ax.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
+    ax.figure.colorbar(image, ax=ax, label="part of the cells", shrink=0.8)
+    return finish(ax, was_given, show)
+
+
+def coverage_accuracy(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    confidence: ArrayLike,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw how many cells get a label, and how many of these are right, by threshold.
+
+    Parameters
+    ----------
+    labels, predicted, confidence
+        See :func:`scxtrimo.tl.coverage_accuracy`.
+    ax, show
+        See :func:`annotation_confusion`.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> ax = scxtrimo.pl.coverage_accuracy(["B", "T"], ["B", "B"], [0.9, 0.6], show=False)
+    >>> ax.get_ylabel()
+    'part of the cells'
+    """
+    curve = tl.coverage_accuracy(labels, predicted, confidence)
+    was_given = ax is not None
+    ax = new_axes(ax, (4.2, 3.2))
+    for column, text in (("coverage", "that get a label"), ("accuracy", "of these, right")):
+        ax.plot(curve["min_confidence"], curve[column], label=text)
+    ax.set_xlabel("min_confidence")
+    ax.set_ylabel("part of the cells")
+    ax.set_ylim(0, 1.02)
+    ax.grid(alpha=0.3)
+    ax.legend(loc="lower left")
+    return finish(ax, was_given, show)
+
+
+def calibration(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    confidence: ArrayLike,
+    n_bins: int = 10,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw how often predictions of some confidence are right.
+
+    Parameters
+    ----------
+    labels, predicted, confidence
+        See :func:`scxtrimo.tl.coverage_accuracy`.
+    n_bins
+        Number of bins, of equally many cells each.
+    ax, show
+        See :func:`annotation_confusion`.
+
+    Returns
+    -------
+    The axes. The title has the expected calibration error: the mean distance from the diagonal.
+
+    Examples
+    --------
+    >>> ax = scxtrimo.pl.calibration(["B", "T"], ["B", "B"], [0.9, 0.6], n_bins=2, show=False)
+    >>> ax.get_xlabel()
+    'confidence'
+    """
+    truth = pd.Series(np.asarray(labels))
+    known = truth.notna().to_numpy()
+    if not known.any():
+        raise ValueError("None of the cells has a label to compare with.")
+    right = (truth.astype(str) == pd.Series(np.asarray(predicted)).astype(str)).to_numpy()[known]
+    sure = np.asarray(confidence, dtype=float)[known]
+    parts = np.array_split(np.argsort(sure, kind="stable"), min(n_bins, len(sure)))
+    x = np.array([sure[part].mean() for part in parts])
+    y = np.array([right[part].mean() for part in parts])
+    error = np.average(np.abs(x - y), weights=[len(part) for part in parts])
+    was_given = ax is not None
+    ax = new_axes(ax, (3.6, 3.4))
+    low = min(x.min(), y.min(), 0.5)
+    ax.plot([low, 1], [low, 1], color="0.6", linewidth=1)
+    ax.plot(x, y, marker="o")
+    ax.set_xlabel("confidence")
+    ax.set_ylabel("accuracy")
+    ax.set_title(f"expected calibration error {error:.3f}", fontsize=10)
+    ax.grid(alpha=0.3)
+    return finish(ax, was_given, show)

@@ -1,0 +1,199 @@
+"""From probabilities of labels to labels, and how good they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from sklearn.metrics import precision_recall_fscore_support
+
+RARE = 40
+UNKNOWN = "unknown"
+
+
+def call_labels(
+    probabilities: pd.DataFrame,
+    min_confidence: float = 0.0,
+    unknown: str = UNKNOWN,
+    hierarchy: Mapping[str, str] | None = None,
+) -> pd.DataFrame:
+    """Choose a label for every cell, or none where none is probable enough.
+
+    Parameters
+    ----------
+    probabilities
+        Probabilities of the labels, shape ``(n_cells, n_labels)``, as
+        ``XTrimoGeneAnnotator.predict(soft=True)`` returns them.
+    min_confidence
+        Probability below which a label is not given; see :func:`coverage_accuracy`.
+    unknown
+        What these cells are called.
+    hierarchy
+        From a label to a more general one, for instance ``{"CD4 T": "T", "CD8 T": "T"}``, in any
+        number of steps. A cell whose label is not probable enough then gets the first more general
+        one that is: its probability is that of all labels below it.
+
+    Returns
+    -------
+    Data frame with the columns ``label`` and ``confidence``, the probability of the label; for
+    unknown cells that of the most probable one.
+
+    Raises
+    ------
+    ValueError
+        If ``min_confidence`` is no probability, or the hierarchy goes in a circle or needs one.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> p = pd.DataFrame({"B": [0.9, 0.2], "CD4 T": [0.1, 0.45], "CD8 T": [0.0, 0.35]})
+    >>> call_labels(p, 0.7, hierarchy={"CD4 T": "T", "CD8 T": "T"})["label"].tolist()
+    ['B', 'T']
+    """
+    if not 0 <= min_confidence <= 1:
+        raise ValueError(f"min_confidence={min_confidence} must be between 0 and 1.")
+    if hierarchy and not min_confidence:
+        raise ValueError("A hierarchy needs a min_confidence above 0: give for instance 0.8.")
+    values = probabilities.to_numpy()
+    names = probabilities.columns.to_numpy()
+    best = values.argmax(axis=1)
+    label = names[best].astype(object)
+    confidence = values[np.arange(len(values)), best]
+    is_open = confidence < min_confidence
+    paths = [_ancestors(name, hierarchy or {}) for name in names]
+    for parent in _in_order(paths):
+        below = np.array([parent in path for path in paths])
+        of_parent = values[:, below].sum(axis=1)
+        taken = is_open & below[best] & (of_parent >= min_confidence)
+        label[taken], confidence[taken] = parent, of_parent[taken]
+        is_open &= ~taken
+    label[is_open] = unknown
+    return pd.DataFrame({"label": label, "confidence": confidence}, index=probabilities.index)
+
+
+def _ancestors(name: str, hierarchy: Mapping[str, str]) -> list[str]:
+    """Return what is more general than a label, the next first."""
+    path: list[str] = []
+    while name in hierarchy:
+        name = hierarchy[name]
+        if name in path:
+            raise ValueError(f"The hierarchy goes in a circle at {name!r}.")
+        path.append(name)
+    return path
+
+
+def _in_order(paths: list[list[str]]) -> list[str]:
+    """Return all ancestors so that the less general come first."""
+    height: dict[str, int] = {}
+    for path in paths:
+        for i, parent in enumerate(path):
+            height[parent] = max(height.get(parent, 0), i)
+    return sorted(height, key=height.__getitem__)
+
+
+def annotation_report(
+    labels: ArrayLike, predicted: ArrayLike, unknown: str = UNKNOWN, rare: int = RARE
+) -> pd.DataFrame:
+    """Return precision, recall and F1 of every label by its name.
+
+    Parameters
+    ----------
+    labels
+        True labels, shape ``(n_cells,)``. Cells without one (NaN) are left out.
+    predicted
+        Predicted labels, shape ``(n_cells,)``.
+    unknown
+        What cells without a prediction are called. They count as missed, not as a label.
+    rare
+        Labels of fewer cells are marked as rare.
+
+    Returns
+    -------
+    Data frame with a row per label that occurs or is predicted, the most frequent first, and the
+    columns ``precision``, ``recall``, ``f1``, ``n_cells``, ``n_predicted``, ``n_unknown``,
+    ``is_rare`` and ``most_confused_with``. Precision is NaN where nothing is predicted, recall and
+    F1 where no cell has the label.
+
+    Examples
+    --------
+    >>> report = annotation_report(["B", "B", "T", "T"], ["B", "T", "T", "unknown"])
+    >>> report[["recall", "n_unknown", "most_confused_with"]]
+           recall  n_unknown most_confused_with
+    label
+    B         0.5          0                  T
+    T         0.5          1                NaN
+    """
+    frame = pd.DataFrame({"label": np.asarray(labels), "predicted": np.asarray(predicted)})
+    frame = frame[frame["label"].notna()].astype(str)
+    if frame.empty:
+        raise ValueError("None of the cells has a label to compare with.")
+    counts = frame["label"].value_counts()
+    only_predicted = sorted(set(frame["predicted"]) - set(counts.index) - {unknown})
+    names = [*counts.index, *only_predicted]
+    precision, recall, f1, n_cells = precision_recall_fscore_support(
+        frame["label"], frame["predicted"], labels=names, average=None, zero_division=np.nan
+    )
+    wrong = frame[frame["label"] != frame["predicted"]]
+    wrong = wrong[wrong["predicted"] != unknown]
+    confused = wrong.groupby("label")["predicted"].agg(lambda p: p.value_counts().index[0])
+    is_unknown = frame["predicted"] == unknown
+    report = pd.DataFrame(
+        {
+            "precision": precision,
+            "recall": recall,
+            "f1": np.where(n_cells > 0, np.nan_to_num(f1), np.nan),
+            "n_cells": n_cells,
+            "n_predicted": frame["predicted"].value_counts().reindex(names, fill_value=0),
+            "n_unknown": frame["label"][is_unknown].value_counts().reindex(names, fill_value=0),
+            "is_rare": n_cells < rare,
+            "most_confused_with": confused.reindex(names),
+        },
+        index=pd.Index(names, name="label"),
+    )
+    return report
+
+
+def coverage_accuracy(
+    labels: ArrayLike, predicted: ArrayLike, confidence: ArrayLike
+) -> pd.DataFrame:
+    """Return how many cells get a label, and how many of these are right, by threshold.
+
+    Parameters
+    ----------
+    labels
+        True labels, shape ``(n_cells,)``. Cells without one (NaN) are left out.
+    predicted
+        Predicted labels, shape ``(n_cells,)``.
+    confidence
+        Their probabilities, shape ``(n_cells,)``.
+
+    Returns
+    -------
+    Data frame with the columns ``min_confidence``, ``coverage`` and ``accuracy``, from all cells
+    to the surest alone.
+
+    Examples
+    --------
+    >>> coverage_accuracy(["B", "T", "T"], ["B", "T", "B"], [0.9, 0.8, 0.4])
+       min_confidence  coverage  accuracy
+    0             0.4  1.000000  0.666667
+    1             0.8  0.666667  1.000000
+    2             0.9  0.333333  1.000000
+    """
+    truth = pd.Series(np.asarray(labels))
+    known = truth.notna().to_numpy()
+    if not known.any():
+        raise ValueError("None of the cells has a label to compare with.")
+    right = (truth.astype(str) == pd.Series(np.asarray(predicted)).astype(str)).to_numpy()
+    frame = pd.DataFrame({"confidence": np.asarray(confidence), "right": right})[known]
+    by_threshold = frame.groupby("confidence")["right"].agg(["sum", "size"])
+    kept = by_threshold[::-1].cumsum()[::-1]  # what is at least as sure
+    return pd.DataFrame(
+        {
+            "min_confidence": kept.index,
+            "coverage": (kept["size"] / len(frame)).to_numpy(),
+            "accuracy": (kept["sum"] / kept["size"]).to_numpy(),
+        }
+    )

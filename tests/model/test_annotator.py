@@ -1,0 +1,386 @@
+"""Annotation: what is learned from labels, and what happens when there are few or none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import make_cells, train_tiny
+from lightning.pytorch.callbacks import Callback
+from published import GENES, N_GENES, write_checkpoint
+from scipy import sparse
+
+import scxtrimo
+from scxtrimo.model import XTrimoGene, XTrimoGeneAnnotator
+
+ARGS = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+def labelled_cells(n_cells: int = 200, **kwargs):
+    """Cells of which a half has lost its label."""
+    cells = make_cells(n_cells, **kwargs)
+    cells.obs["truth"] = cells.obs["cell_type"]
+    cells.obs.loc[cells.obs_names[::2], "cell_type"] = np.nan
+    return cells
+
+
+def make_annotator(cells, **kwargs) -> XTrimoGeneAnnotator:
+    setup = {k: kwargs.pop(k) for k in ("batch_key", "unlabeled_category") if k in kwargs}
+    XTrimoGeneAnnotator.setup_anndata(cells, labels_key="cell_type", **setup)
+    return XTrimoGeneAnnotator(cells, size="tiny", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def annotator() -> XTrimoGeneAnnotator:
+    """Trained on half of the labels; do not change it."""
+    model = make_annotator(labelled_cells())
+    model.train(pretrain_epochs=3, **ARGS)
+    return model
+
+
+@pytest.fixture
+def fresh(annotator, tmp_path) -> XTrimoGeneAnnotator:
+    """A copy that may be changed."""
+    annotator.save(tmp_path / "fresh")
+    return XTrimoGeneAnnotator.load(tmp_path / "fresh", adata=labelled_cells())
+
+
+def accuracy(model, cells) -> float:
+    return (model.predict(cells) == cells.obs["truth"]).mean()
+
+
+def test_cells_without_a_label_get_the_right_one(annotator):
+    cells = annotator.adata
+    unlabelled = cells.obs["cell_type"].isna().to_numpy()
+    predicted = annotator.predict(indices=unlabelled)
+    assert (predicted == cells.obs["truth"][unlabelled]).mean() > 0.9
+    assert annotator.labels.tolist() == ["type0", "type1", "type2"]
+
+
+def test_probabilities_add_up_and_agree_with_the_labels(annotator):
+    soft = annotator.predict(soft=True)
+    assert list(soft.columns) == annotator.labels.tolist()
+    np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-5)
+    assert (soft.idxmax(axis=1) == annotator.predict()).all()
+    one_by_one = annotator.predict(soft=True, batch_size=1)
+    pd.testing.assert_frame_equal(soft, one_by_one, rtol=1e-4, atol=1e-5)
+
+
+def test_new_data_with_other_genes_in_another_order(annotator):
+    query = make_cells(80, seed=1)
+    query.obs["truth"] = query.obs["cell_type"]
+    query.obs["cell_type"] = "a label nobody knows"
+    assert accuracy(annotator, query) > 0.9
+    some = query[:, np.random.default_rng(0).permutation(60)[:45]].copy()
+    assert accuracy(annotator, some) > 0.85
+    assert some.uns["scxtrimo_gene_coverage"]["overlap"] == 0.75
+
+
+def test_missing_genes_count_as_average(annotator):
+    """Leaving out a gene changes the scores less than pretending it is not expressed."""
+    module = annotator.module
+    measured = torch.ones(60, dtype=torch.bool)
+    assert not module.label_panel(measured).gene_offset_l.any()
+    measured[7] = False
+    expected = module.mean_expression[7] * module.gene_classifier.weight[7]
+    torch.testing.assert_close(module.label_panel(measured).gene_offset_l, expected)
+
+
+@pytest.mark.parametrize("recipe", ["linear", "finetune", "published"])
+def test_a_saved_annotator_predicts_the_same(recipe, tmp_path):
+    model = make_annotator(labelled_cells(80), gene_weight=0.3)
+    model.train(1 if recipe != "linear" else None, recipe, pretrain_epochs=1, **ARGS)
+    model.save(tmp_path / "model", save_anndata=True)
+    loaded = XTrimoGeneAnnotator.load(tmp_path / "model")
+    pd.testing.assert_frame_equal(loaded.predict(soft=True), model.predict(soft=True))
+    assert loaded.config == model.config
+    np.testing.assert_array_equal(
+        loaded.get_latent_representation(), model.get_latent_representation()
+    )
+    with pytest.raises(ValueError, match="class XTrimoGeneAnnotator, not XTrimoGene"):
+        XTrimoGene.load(tmp_path / "model")
+    with pytest.raises(ValueError, match="not trained since it was loaded"):
+        loaded.held_out  # noqa: B018
+
+
+def test_equal_seeds_give_equal_annotators():
+    soft = []
+    for _ in range(2):
+        model = make_annotator(labelled_cells(60), seed=3)
+        torch.rand(5)  # the global state does not matter
+        model.train(2, pretrain_epochs=1, **ARGS)
+        soft.append(model.predict(soft=True))
+    pd.testing.assert_frame_equal(*soft, check_exact=True)
+
+
+def test_made_of_a_trained_model_and_leaves_it_alone():
+    cells = labelled_cells()
+    model = train_tiny(cells.copy(), 2)
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    annotator = XTrimoGeneAnnotator.from_xtrimogene_model(
+        model, labels_key="cell_type", adata=cells
+    )
+    np.testing.assert_array_equal(
+        annotator.get_latent_representation(), model.get_latent_representation()
+    )
+    with pytest.raises(ValueError, match=r"Call `annotator.train\(\)`"):
+        annotator.predict()
+    annotator.train(**ARGS)
+    assert not annotator.history  # nothing was trained by gradients
+    assert accuracy(annotator, cells) > 0.9
+    annotator.train(2, **ARGS)
+    for name, tensor in model.module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_model_with_labels_needs_no_key_and_its_batches_stay(model):
+    annotator = XTrimoGeneAnnotator.from_xtrimogene_model(model)
+    annotator.train(**ARGS)
+    np.testing.assert_array_equal(
+        annotator.get_latent_representation(), model.get_latent_representation()
+    )
+    assert annotator.registry["setup_args"]["batch_key"] == "batch"
+    assert (annotator.predict() == model.adata.obs["cell_type"]).mean() > 0.9
+
+
+def test_made_of_a_published_checkpoint(tmp_path):
+    cells = make_cells(100, N_GENES + 5)
+    cells.obs["truth"] = cells.obs["cell_type"]
+    checkpoint = write_checkpoint(tmp_path / "models.ckpt")
+    published = XTrimoGene.from_scfoundation(checkpoint, GENES)
+    annotator = XTrimoGeneAnnotator.from_xtrimogene_model(
+        published, labels_key="cell_type", adata=cells
+    )
+    annotator.train(**ARGS)
+    assert accuracy(annotator, cells) > 0.9
+    assert annotator.provenance == published.provenance
+    annotator.train(1, "published", **ARGS)
+    annotator.save(tmp_path / "model")
+    loaded = XTrimoGeneAnnotator.load(tmp_path / "model", adata=cells)
+    pd.testing.assert_frame_equal(loaded.predict(soft=True), annotator.predict(soft=True))
+
+
+def test_the_published_recipe_trains_the_last_layer_and_the_perceptron_alone(fresh):
+    before = {n: p.clone() for n, p in fresh.module.named_parameters()}
+    fresh.train(1, "published", **ARGS)
+    changed = {n for n, p in fresh.module.named_parameters() if not torch.equal(p, before[n])}
+    assert {n.split(".")[0] for n in changed} <= {"net", "classifier"}
+    frozen = [n for n in before if n.startswith(("net.embedding", "net.cell_token"))]
+    assert not changed & set(frozen)
+    assert any(n.startswith("net.encoder.layers.0") for n in changed)  # it has one layer
+    assert float(fresh.module.gene_weight) == 0
+    assert fresh.history["cross_entropy_train"].index.tolist() == [3]  # after the pretraining
+    assert len(fresh.history["imputation_mse_train"]) == 3  # not part of this
+
+
+def test_labels_alone_decide_what_is_trained_without_the_masked_objective(fresh):
+    fresh.train(2, freeze="encoder", reconstruction_weight=0, **ARGS)
+    names = {"cross_entropy_train", "cross_entropy_validation", "macro_f1_validation"}
+    assert names <= fresh.history.keys()
+    np.testing.assert_allclose(
+        fresh.history["train_loss"].to_numpy()[-2:],
+        fresh.history["cross_entropy_train"].to_numpy(),
+    )
+
+
+def test_early_stopping_goes_back_to_the_best_epoch(fresh):
+    class Spoil(Callback):
+        """Ruin the classifier from the second epoch on."""
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch >= 1:
+                pl_module.module.classifier.linear.bias.data[0] += 1e3
+
+    fresh.train(6, early_stopping=True, early_stopping_patience=2, callbacks=[Spoil()], **ARGS)
+    f1 = fresh.history["macro_f1_validation"]["macro_f1_validation"]
+    assert f1.iloc[-1] < f1.max()
+    assert len(f1) < 6
+    assert fresh.module.classifier.linear.bias.abs().max() < 100
+
+
+def test_held_out_cells_were_not_learned_from(fresh):
+    """With labels that mean nothing, held-out cells are predicted at random."""
+    cells = labelled_cells()
+    known = cells.obs["cell_type"].notna()
+    rng = np.random.default_rng(0)
+    cells.obs.loc[known, "cell_type"] = rng.permutation(cells.obs.loc[known, "cell_type"])
+    model = make_annotator(cells)
+    model.train(pretrain_epochs=1, **ARGS)
+    for train_size in (None, 0.5):
+        model.train(train_size=train_size, **ARGS)
+        held_out = model.held_out
+        assert len(held_out) >= (known.sum() if train_size is None else known.sum() // 2 - 3)
+        right = held_out.idxmax(axis=1) == cells.obs.loc[held_out.index, "cell_type"]
+        assert right.mean() < 0.6
+        seen = model.predict(indices=np.flatnonzero(known)) == cells.obs.loc[known, "cell_type"]
+        assert seen.mean() > right.mean() + 0.15
+    assert model.module.temperature > 1.2  # nobody should be sure of these
+
+
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path):
+    class Interrupt(Callback):
+        def __init__(self, epoch):
+            self.epoch = epoch
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.current_epoch == self.epoch:
+                raise RuntimeError("interrupted")
+
+    def new():
+        return make_annotator(labelled_cells(100))
+
+    args = ARGS | {"pretrain_epochs": 3, "batch_size": 32}
+    whole = new()
+    whole.train(4, **args)
+    for phase, epoch in (("XTrimoGenePlan", 2), ("AnnotatorPlan", 3)):
+        killed = new()
+        path = tmp_path / phase
+        with pytest.raises(RuntimeError, match="interrupted"):
+            killed.train(4, checkpoint_dir=path, callbacks=[Interrupt(epoch)], **args)
+        checkpoint = path / "last.ckpt"
+        assert torch.load(checkpoint, weights_only=True)["scxtrimo_plan"] == phase
+        resumed = new()
+        resumed.train(4, ckpt_path=checkpoint, **args)
+        for name, tensor in resumed.module.state_dict().items():
+            if "latent_space" in name and phase == "AnnotatorPlan":
+                continue
+            torch.testing.assert_close(tensor, whole.module.state_dict()[name], msg=name)
+
+
+def test_labels_only_in_one_batch_reach_the_other():
+    """A batch that is deeper and shifted in many genes, and has no labels."""
+    cells = make_cells(300, 60)
+    rng = np.random.default_rng(0)
+    is_b = (cells.obs["batch"] == "b").to_numpy()
+    counts = cells.X.toarray()
+    counts[is_b] = rng.poisson(counts[is_b] * rng.lognormal(0, 0.5, 60)[None] * 2)
+    counts[:, 0] += 1
+    cells.X = sparse.csr_matrix(counts.astype(np.float32))
+    cells.obs["truth"] = cells.obs["cell_type"]
+    cells.obs.loc[is_b, "cell_type"] = "?"
+    model = make_annotator(cells, batch_key="batch", unlabeled_category="?")
+    model.train(pretrain_epochs=3, **ARGS)
+    assert (model.predict(indices=is_b) == cells.obs["truth"][is_b]).mean() > 0.9
+
+
+def test_annotate_writes_where_scanpy_looks(annotator):
+    query = make_cells(50, seed=2)
+    annotator.annotate(query, key_added="type", min_confidence=0.9)
+    assert isinstance(query.obs["type"].dtype, pd.CategoricalDtype)
+    soft = annotator.predict(query, soft=True)
+    sure = (soft.max(axis=1) >= 0.9).to_numpy()
+    assert (query.obs["type"][~sure] == "unknown").all()
+    assert (query.obs["type"][sure] == soft.idxmax(axis=1)[sure]).all()
+    np.testing.assert_allclose(query.obs["type_confidence"], soft.max(axis=1), rtol=1e-6)
+
+
+def test_the_markers_of_a_type_drive_its_label(annotator):
+    pytest.importorskip("captum")
+    import scanpy as sc
+
+    cells = annotator.adata.copy()
+    genes = annotator.rank_label_genes(cells, max_cells=20)
+    for i in range(3):
+        top = genes[genes["group"] == f"type{i}"].head(5)
+        markers = [f"GENE{g}" for g in range(60) if g % 6 == i]
+        assert top["names"].isin(markers).sum() >= 4
+        assert (top["scores"] > 0).all()
+        assert (top["logfoldchanges"] > 0).all()
+    assert cells.uns["xtrimo_label_genes"]["params"]["max_error"] < 0.05
+    table = sc.get.rank_genes_groups_df(cells, "type1", key="xtrimo_label_genes")
+    assert table["names"].tolist() == genes["names"][genes["group"] == "type1"].tolist()
+
+
+def test_a_class_with_one_cell(caplog):
+    cells = make_cells(90)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
+    cells.obs.iloc[4, cells.obs.columns.get_loc("cell_type")] = "lonely"
+    model = make_annotator(cells)
+    with caplog.at_level("INFO", logger="scxtrimo"):
+        model.train(2, pretrain_epochs=1, **ARGS)
+    assert "'lonely' (1)" in caplog.text
+    assert "lonely" in model.labels
+    assert 4 in model.train_indices
+    assert np.isfinite(model.predict(soft=True).to_numpy()).all()
+    model.train(**ARGS)
+    assert np.isfinite(model.held_out.to_numpy()).all()
+
+
+def test_two_labels():
+    cells = labelled_cells(100, n_types=2)
+    model = make_annotator(cells)
+    model.train(pretrain_epochs=2, class_weight="balanced", **ARGS)
+    assert accuracy(model, cells) > 0.9
+    model.train(1, **ARGS)
+    assert accuracy(model, cells) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.nan, "no labels; at least two"),
+        ("?", "no labels beside unlabeled_category='\\?'"),
+        (["only", "?"], "the single label 'only' beside unlabeled_category"),
+    ],
+)
+def test_labels_that_cannot_be_learned_are_refused(labels, message):
+    cells = make_cells(40)
+    cells.obs["cell_type"] = np.resize(np.atleast_1d(np.array(labels, dtype=object)), 40)
+    unlabelled = None if message.startswith("no labels;") else "?"
+    with pytest.raises(ValueError, match=message):
+        XTrimoGeneAnnotator.setup_anndata(cells, "cell_type", unlabeled_category=unlabelled)
+
+
+def test_wrong_arguments_are_named(annotator, fresh, model):
+    cells = make_cells(30)
+    with pytest.raises(ValueError, match="'nothing' is not a column"):
+        XTrimoGeneAnnotator.setup_anndata(cells, "nothing")
+    with pytest.raises(ValueError, match="gene_weight=2 must be at most 1"):
+        make_annotator(cells, gene_weight=2)
+    with pytest.raises(TypeError, match="n_layers"):
+        XTrimoGeneAnnotator.from_xtrimogene_model(model, n_layers=3)
+    with pytest.raises(ValueError, match=r"labels_key=\"cell_type\""):
+        XTrimoGeneAnnotator.from_xtrimogene_model(train_tiny(cells, 1))
+    for arguments, message in [
+        ({"recipe": "other"}, "recipe='other'"),
+        ({"recipe": "linear", "max_epochs": 3}, "leave out .*max_epochs"),
+        ({"recipe": "published", "freeze": "encoder"}, "recipe='published' says itself"),
+        ({"freeze": "decoder"}, "freeze='decoder'"),
+        ({"freeze": "all_but_last_2"}, "the encoder has 1 layers only"),
+        ({"lora_rank": 4, "freeze": "encoder"}, "leave freeze='encoder' out"),
+        ({"layer_decay": 0.0}, "layer_decay=0.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
+        ({"class_weight": "heavy"}, "class_weight='heavy'"),
+        ({"train_size": 0.0}, "train_size=0.0"),
+        ({"early_stopping": True, "train_size": 1.0}, "needs labelled validation cells"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            fresh.train(**(ARGS | arguments))
+    assert accuracy(fresh, fresh.adata) == accuracy(annotator, annotator.adata)  # unharmed
+    with pytest.raises(FileNotFoundError, match=r"none.ckpt"):
+        fresh.train(2, ckpt_path="none.ckpt", **ARGS)
+    with pytest.raises(ValueError, match="min_confidence=3"):
+        annotator.predict(min_confidence=3)
+    with pytest.raises(ValueError, match="None of the labels"):
+        annotator.rank_label_genes(annotator.adata.copy(), groupby="batch")
+
+
+def test_hyperparameters_of_the_head_are_kept(tmp_path):
+    model = make_annotator(make_cells(40), n_classifier_hidden=7, gene_weight=0.0)
+    assert model.config.n_classifier_hidden == 7
+    model.train(pretrain_epochs=1, **ARGS)
+    assert not model.module.gene_classifier.weight.any()
+    assert "XTrimoGeneAnnotator 'tiny'" in repr(model)
+
+
+def test_real_cells_with_a_tenth_of_the_labels(shared_cells):
+    """What was measured in benchmarks/annotation.py, on less."""
+    cells = shared_cells("pbmc3k")
+    cells = cells[cells.obs["cell_type"].notna()][:1200].copy()
+    truth = cells.obs["cell_type"].astype(str)
+    cells.obs["cell_type"] = truth.where(np.random.default_rng(0).random(1200) < 0.1)
+    model = make_annotator(cells)
+    model.train(pretrain_epochs=5, **ARGS)
+    hidden = cells.obs["cell_type"].isna().to_numpy()
+    assert (model.predict(indices=hidden) == truth[hidden]).mean() > 0.88
+    report = scxtrimo.tl.annotation_report(truth[hidden], model.predict(indices=hidden))
+    assert report.loc["B cells", "f1"] > 0.9 if "B cells" in report.index else True

@@ -1,0 +1,106 @@
+"""From probabilities to labels, and what is said of them."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from scxtrimo import pl, tl
+
+mpl.use("agg")
+
+P = pd.DataFrame(
+    {
+        "B": [0.9, 0.1, 0.34, 0.0],
+        "CD4 T": [0.1, 0.5, 0.33, 0.2],
+        "CD8 T": [0.0, 0.4, 0.0, 0.2],
+        "NK": [0.0, 0.0, 0.33, 0.6],
+    },
+    index=list("abcd"),
+)
+HIERARCHY = {"CD4 T": "T", "CD8 T": "T", "T": "lymphocyte", "NK": "lymphocyte", "B": "lymphocyte"}
+
+
+def test_what_is_not_probable_is_not_called():
+    assert tl.call_labels(P)["label"].tolist() == ["B", "CD4 T", "B", "NK"]
+    called = tl.call_labels(P, 0.6, unknown="?")
+    assert called["label"].tolist() == ["B", "?", "?", "NK"]
+    assert called["confidence"].tolist() == [0.9, 0.5, 0.34, 0.6]
+    assert called.index.tolist() == list("abcd")
+
+
+def test_a_more_general_label_where_the_exact_one_is_not_sure():
+    called = tl.call_labels(P, 0.8, hierarchy=HIERARCHY)
+    assert called["label"].tolist() == ["B", "T", "lymphocyte", "lymphocyte"]
+    np.testing.assert_allclose(called["confidence"], [0.9, 0.9, 1.0, 1.0])
+
+
+def test_impossible_hierarchies_and_thresholds_are_refused():
+    with pytest.raises(ValueError, match="in a circle at"):
+        tl.call_labels(P, 0.8, hierarchy={"B": "X", "X": "B"})
+    with pytest.raises(ValueError, match="needs a min_confidence"):
+        tl.call_labels(P, hierarchy=HIERARCHY)
+    with pytest.raises(ValueError, match="min_confidence=-1"):
+        tl.call_labels(P, -1)
+
+
+def test_rare_labels_are_reported_by_name():
+    labels = ["common"] * 100 + ["rare"] * 5 + [None]
+    predicted = ["common"] * 98 + ["new"] * 2 + ["common"] * 3 + ["rare", "unknown", "rare"]
+    report = tl.annotation_report(labels, predicted)
+    assert report.index.tolist() == ["common", "rare", "new"]
+    assert report["is_rare"].tolist() == [False, True, True]
+    assert report.loc["rare", "recall"] == pytest.approx(0.2)
+    assert report.loc["rare", "precision"] == 1
+    assert report.loc["rare", "f1"] == pytest.approx(1 / 3)
+    assert report.loc["rare", "most_confused_with"] == "common"
+    assert report["n_unknown"].tolist() == [0, 1, 0]
+    assert report.loc["new", "n_cells"] == 0
+    assert np.isnan(report.loc["new", "f1"])
+
+
+def test_a_label_that_is_never_predicted_has_f1_zero():
+    report = tl.annotation_report(["a", "b"], ["b", "b"])
+    assert report.loc["a", "f1"] == 0
+    assert np.isnan(report.loc["a", "precision"])
+
+
+def test_accuracy_rises_as_unsure_cells_are_left_out():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.3, 1, 2000)
+    right = rng.random(2000) < confidence
+    labels = np.where(right, "x", "y")
+    curve = tl.coverage_accuracy(labels, np.full(2000, "x"), confidence)
+    assert curve["coverage"].iloc[0] == 1
+    assert (curve["coverage"].diff().dropna() < 0).all()
+    assert curve["accuracy"].iloc[0] == right.mean()
+    at_80 = curve[curve["min_confidence"] >= 0.8].iloc[0]
+    assert at_80["accuracy"] == right[confidence >= 0.8].mean()
+    ax = pl.calibration(labels, np.full(2000, "x"), confidence, show=False)
+    assert float(ax.get_title().split()[-1]) < 0.04  # these are calibrated
+
+
+def test_without_labels_there_is_nothing_to_compare():
+    for function in (tl.annotation_report, pl.annotation_confusion):
+        with pytest.raises(ValueError, match="None of the cells has a label"):
+            function([None, np.nan], ["a", "b"])
+    for function in (tl.coverage_accuracy, pl.coverage_accuracy, pl.calibration):
+        with pytest.raises(ValueError, match="None of the cells has a label"):
+            function([None, np.nan], ["a", "b"], [0.5, 0.5])
+
+
+def test_the_confusion_matrix_shows_parts_of_each_label():
+    import matplotlib.pyplot as plt
+
+    labels = ["a"] * 4 + ["b"] * 2
+    predicted = ["a", "a", "a", "b", "unknown", "c"]
+    own = plt.subplots()[1]
+    ax = pl.annotation_confusion(labels, predicted, ax=own, show=False)
+    assert ax is own
+    image = ax.images[0].get_array()
+    np.testing.assert_allclose(image, [[0.75, 0.25, 0, 0], [0, 0, 0.5, 0.5]])
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c", "unknown"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a (4)", "b (2)"]
+    ax = pl.coverage_accuracy(labels, predicted, np.linspace(0.5, 1, 6), show=False)
+    assert len(ax.lines) == 2
+    plt.close("all")
