@@ -21,13 +21,14 @@ def annotation() -> None:
     scxtrimo.model.XTrimoGeneAnnotator.setup_anndata(adata, labels_key="bulk_labels")
     annotator = scxtrimo.model.XTrimoGeneAnnotator(adata, seed=0)
     annotator.train()
-    held_out = annotator.held_out
-    labels = adata.obs.loc[held_out.index, "bulk_labels"]
+    held_out, labels = annotator.held_out, annotator.held_out_labels
     predicted, confidence = held_out.idxmax(axis=1), held_out.max(axis=1)
-    figure, axes = plt.subplot_mosaic("aab;aac", figsize=(11, 6), layout="constrained")
-    scxtrimo.pl.annotation_confusion(labels, predicted, ax=axes["a"])
-    scxtrimo.pl.coverage_accuracy(labels, predicted, confidence, ax=axes["b"])
-    scxtrimo.pl.calibration(labels, predicted, confidence, ax=axes["c"])
+    figure = plt.figure(figsize=(11, 6), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(2, 1))
+    scxtrimo.pl.annotation_confusion(labels, predicted, ax=left.subplots())
+    above, below = right.subplots(2)
+    scxtrimo.pl.coverage_accuracy(labels, predicted, confidence, ax=above)
+    scxtrimo.pl.calibration(labels, predicted, confidence, ax=below)
     figure.savefig(STATIC / "annotation.png", dpi=110)
     print(scxtrimo.tl.annotation_report(labels, predicted).round(2).to_string())
     genes = annotator.rank_label_genes()

@@ -126,7 +126,13 @@ def test_cells_are_annotated_from_a_reference_and_with_a_saved_annotator(
     assert (a.obs["xtrimo_label"].astype(str) == b.obs["xtrimo_label"].astype(str)).all()
     sure = a.obs["xtrimo_label"] != "unknown"
     assert (a.obs["xtrimo_label"][sure] == a.obs["cell_type"][sure]).mean() > 0.9
+    assert run("annotate", "query.h5ad", *learn, "--together", "--out", "t.h5ad") == 0
+    t = anndata.read_h5ad("t.h5ad")
+    assert t.obs_names.tolist() == query.obs_names.tolist()
+    assert (t.obs["xtrimo_label"].astype(str) == query.obs["cell_type"]).mean() > 0.9
     for wrong, message in [
+        ([*again, "--together", "--out", "c.h5ad"], "needs a --reference"),
+        ([*learn, "--out", "nowhere/c.h5ad"], "The directory of --out"),
         (["--out", "c.h5ad"], "either --reference"),
         (["--reference", "reference.h5ad", "--out", "c.h5ad"], "needs --labels-key"),
         ([*learn, "--out", "c.zarr"], "must end in .h5ad"),

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+BATCH = "scxtrimo_batch"  # of cells that are trained on together
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
@@ -78,6 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     annotate.add_argument("--unlabeled", metavar="NAME", help="what this column calls no label")
     annotate.add_argument("--batch-key", help="column of obs of the reference with the batch")
     annotate.add_argument("--reference-layer", help="layer of the reference with the raw counts")
+    annotate.add_argument(
+        "--together",
+        action="store_true",
+        help="train on the reference and the cells to annotate together, as batches to be "
+        "integrated: for cells that differ from the reference as a whole",
+    )
     annotate.add_argument("--model", metavar="DIR", help="a saved annotator, not a reference")
     annotate.add_argument("--save-model", metavar="DIR", help="where to save the annotator")
     _add_query(annotate)
@@ -205,6 +213,8 @@ def _annotate(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if (args.model is None) == (args.reference is None):
         raise ValueError("Give either --reference with --labels-key, or --model.")
+    if args.together and (args.model is not None or args.batch_key is not None):
+        raise ValueError("--together makes the batches itself, and needs a --reference.")
     if args.reference is not None and args.labels_key is None:
         raise ValueError("--reference needs --labels-key, the column of obs with the labels.")
     if not 0 <= args.min_confidence <= 1:
@@ -216,20 +226,28 @@ def _annotate(args: argparse.Namespace) -> int:
     for path in (args.data, args.reference):
         if path is not None and not Path(path).is_file():
             raise FileNotFoundError(f"{path} does not exist.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"The directory of --out {out} does not exist.")
     if args.save_model is not None and Path(args.save_model).exists():
         raise FileExistsError(f"{args.save_model} exists. Choose another path for --save-model.")
     adata = anndata.read_h5ad(args.data)
     annotator = _annotator(args, adata)
+    annotated = adata
+    if args.together:  # the registered cells, which belong to a batch; the reference comes first
+        annotated = annotator.adata
     annotator.annotate(
-        adata,
+        annotated,
         key_added=args.key_added,
         min_confidence=args.min_confidence,
         batch_size=args.batch_size,
     )
+    for key in (args.key_added, f"{args.key_added}_confidence"):
+        adata.obs[key] = annotated.obs[key].iloc[-adata.n_obs :].to_numpy()
+    adata.obs[args.key_added] = adata.obs[args.key_added].astype("category")
     adata.write_h5ad(out)
-    counts = adata.obs[args.key_added].value_counts()
-    confidence = adata.obs.groupby(args.key_added, observed=True)[f"{args.key_added}_confidence"]
-    table = counts.to_frame("cells").assign(confidence=confidence.mean().round(3))
+    label, confidence = (adata.obs[args.key_added + suffix] for suffix in ("", "_confidence"))
+    mean = confidence.groupby(label, observed=True).mean().round(3)
+    table = label.value_counts().to_frame("cells").assign(confidence=mean)
     table.index.name = None
     print(f"\n{table.to_string()}\n\n{len(adata):,} cells in obs[{args.key_added!r}] of {out}")
     return 0
@@ -247,24 +265,57 @@ def _annotator(args: argparse.Namespace, adata: Any) -> Any:
         _prepare_query(annotator, adata, args)
         return annotator
     reference = anndata.read_h5ad(args.reference)
+    setup = {"layer": args.reference_layer, "batch_key": args.batch_key}
+    if args.together:
+        reference = _together(reference, adata, args)
+        setup = {"layer": None, "batch_key": BATCH}
     XTrimoGeneAnnotator.setup_anndata(
-        reference,
-        labels_key=args.labels_key,
-        unlabeled_category=args.unlabeled,
-        layer=args.reference_layer,
-        batch_key=args.batch_key,
+        reference, labels_key=args.labels_key, unlabeled_category=args.unlabeled, **setup
     )
     annotator = XTrimoGeneAnnotator(reference, seed=args.seed)
-    _prepare_query(annotator, adata, args)  # before any work: its genes may not do
+    if not args.together:
+        _prepare_query(annotator, adata, args)  # before any work: its genes may not do
     annotator.train()
     if args.save_model is not None:
         annotator.save(args.save_model)
-    held_out = annotator.held_out
-    truth = reference.obs.loc[held_out.index, args.labels_key]
-    report = annotation_report(truth, held_out.idxmax(axis=1))
+    try:
+        predicted = annotator.held_out.idxmax(axis=1)
+    except ValueError:
+        print("\nThe reference has too few labelled cells for a cross-validation.")
+        return annotator
+    report = annotation_report(annotator.held_out_labels, predicted)
     print("\nCross-validated on the reference:")
     print(report[["precision", "recall", "f1", "n_cells"]].round(3).to_string())
     return annotator
+
+
+def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
+    """Return reference and query on the genes they share, the query as a batch without labels."""
+    import anndata
+
+    if args.gene_aliases or args.min_gene_overlap:
+        raise ValueError(
+            "--together matches genes by name: leave the other options for genes out."
+        )
+    parts = []
+    for data, layer in ((reference, args.reference_layer), (adata, args.layer)):
+        use_x = layer is None or (layer == "X" and "X" not in data.layers)
+        part = anndata.AnnData(data.X if use_x else data.layers[layer])
+        key = args.gene_id_key if args.gene_id_key in data.var else None
+        part.obs_names = data.obs_names
+        part.var_names = data.var_names if key is None else data.var[key].astype(str)
+        if len(set(part.var_names)) < part.n_vars:
+            raise ValueError("Gene names are not unique. Name a --gene-id-key.")
+        parts.append(part)
+    parts[0].obs[args.labels_key] = reference.obs[args.labels_key].to_numpy()
+    both = anndata.concat(
+        {"reference": parts[0], "query": parts[1]}, label=BATCH, index_unique="-", join="inner"
+    )
+    if both.n_vars == 0:
+        raise ValueError(f"{args.data} and {args.reference} have no gene in common.")
+    labels = list(parts[0].obs[args.labels_key]) + [None] * adata.n_obs
+    both.obs[args.labels_key] = labels
+    return both
 
 
 def _check_map_query(args: argparse.Namespace, streamed: bool) -> None:

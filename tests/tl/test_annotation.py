@@ -35,6 +35,12 @@ def test_a_more_general_label_where_the_exact_one_is_not_sure():
     np.testing.assert_allclose(called["confidence"], [0.9, 0.9, 1.0, 1.0])
 
 
+def test_a_label_may_be_more_general_than_others_itself():
+    p = pd.DataFrame({"T": [0.45, 0.5], "CD4 T": [0.45, 0.4], "B": [0.1, 0.1]})
+    p.iloc[0, 1] += 0.001
+    assert tl.call_labels(p, 0.8, hierarchy={"CD4 T": "T"})["label"].tolist() == ["T", "T"]
+
+
 def test_impossible_hierarchies_and_thresholds_are_refused():
     with pytest.raises(ValueError, match="in a circle at"):
         tl.call_labels(P, 0.8, hierarchy={"B": "X", "X": "B"})

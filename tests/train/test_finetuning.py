@@ -76,11 +76,9 @@ def test_learning_rates_fall_with_the_depth():
     assert set(rates) == set(names.values())
     assert rates["net.pooling.mlp.0.weight"] == 1
     assert rates["net.encoder.norm.weight"] == 0.5
-    assert [rates[f"net.encoder.layers.{i}.attention.qkv.weight"] for i in (2, 1, 0)] == [
-        0.5**i for i in (2, 3, 4)
-    ] or [rates[f"net.encoder.layers.{i}.attention.qkv.weight"] for i in (2, 1, 0)] == [
-        0.5**i for i in (1, 2, 3)
-    ]
+    layers = [rates[f"net.encoder.layers.{i}.attention.qkv.weight"] for i in (2, 1, 0)]
+    assert layers == [0.5, 0.25, 0.125]
+    assert rates["net.cell_token"] == 0.5**4
     assert rates["net.embedding.gene.weight"] == 0.5**4
 
 
@@ -114,3 +112,16 @@ def test_a_frozen_encoder_keeps_nothing_for_the_backward_pass():
     assert free.requires_grad
     assert not frozen.requires_grad
     torch.testing.assert_close(frozen, free)
+
+
+def test_what_was_not_trained_is_not_frozen():
+    cells = make_cells()
+    XTrimoGene.setup_anndata(cells)
+    with pytest.raises(ValueError, match="trained before"):
+        XTrimoGene(cells, size="tiny").train(1, finetuning=FinetuningConfig("encoder"), **ARGS)
+
+
+def test_a_missing_peft_is_said_before_any_work(monkeypatch):
+    monkeypatch.setattr("scxtrimo.train.finetuning.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'scxtrimo\[lora\]'"):
+        train_tiny(make_cells(), 1).train(finetuning=FinetuningConfig(lora_rank=2), **ARGS)

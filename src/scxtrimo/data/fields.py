@@ -294,6 +294,22 @@ class LabelsField(CategoryField):
                 "tell apart."
             )
 
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Encode other data; labels that the model does not know count as none."""
+        state = super().transfer_field(state_registry, adata_target, **kwargs)
+        if self.obs_key in adata_target.obs:
+            column = adata_target.obs[self.obs_key]
+            is_other = column.notna().to_numpy() & (state[self.CODES_KEY] < 0)
+            is_other &= (column != self.unlabeled_category).to_numpy()
+            if n_other := int(is_other.sum()):
+                logger.info(
+                    f"{n_other:,} cells have labels in adata.obs[{self.obs_key!r}] that the model "
+                    f"does not know, such as {column[is_other].iloc[0]!r}: to it they have none."
+                )
+        return state
+
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Learn the labels from the data."""
         self.validate_field(adata)

@@ -14,9 +14,9 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from ..data import CategoryField
-from ..module import XTrimoGeneAnnotatorModule
+from ..module import LabelPanel, XTrimoGeneAnnotatorModule
 from ..tl import call_labels
-from ..tl._annotation import UNKNOWN
+from ..tl._annotation import UNKNOWN, check_call
 from ._latent import LatentMixin
 
 
@@ -78,8 +78,9 @@ class AnnotationMixin(LatentMixin):
         (700, 10)
         """
         self._check_fitted()
+        check_call(self.labels, min_confidence, hierarchy)
         registered, rows = self._rows(adata, indices)
-        panel = self.module.label_panel(self._measured_genes(registered))
+        panel = self._label_panel(registered)
         probabilities = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for place, batch in self._batches(registered, rows, batch_size, "Annotating"):
             cells = self._encode(batch, self._default_precision())
@@ -119,12 +120,22 @@ class AnnotationMixin(LatentMixin):
         >>> adata.obs[["xtrimo_label", "xtrimo_label_confidence"]].shape
         (700, 2)
         """
+        check_call(self.labels, min_confidence, hierarchy)
         data = self._validate_anndata(adata)
         probabilities = self.predict(data, soft=True, batch_size=batch_size)
         assert isinstance(probabilities, pd.DataFrame)
         called = call_labels(probabilities, min_confidence, unknown, hierarchy)
-        data.obs[key_added] = called["label"].astype("category")
-        data.obs[f"{key_added}_confidence"] = called["confidence"]
+        labels = called["label"]
+        if len(labels.map(type).unique()) > 1:  # numbers beside "unknown" cannot be written
+            labels = labels.astype(str)
+        data.obs[key_added] = pd.Categorical(labels)
+        data.obs[f"{key_added}_confidence"] = called["confidence"].to_numpy()
+
+    def _label_panel(self, adata: AnnData) -> LabelPanel:
+        """Return what the genes of the data mean for their annotation."""
+        if self.module.latent_space is not None:
+            self._panel(adata)  # raises if the latent space was not fitted
+        return self.module.label_panel(self._measured_genes(adata))
 
     def _check_fitted(self) -> None:
         if not self.module.classifier.is_fitted:
@@ -135,7 +146,7 @@ class AnnotationMixin(LatentMixin):
     @torch.no_grad()
     def _features(self, rows: np.ndarray) -> np.ndarray:
         """Return what the classifier sees of the model's own cells."""
-        panel = self.module.label_panel(self._measured_genes(self.adata))
+        panel = self._label_panel(self.adata)
         parts: list[Tensor] = []
         for _, batch in self._batches(None, rows, None, "Reading features"):
             cells = self._encode(batch, self._default_precision())

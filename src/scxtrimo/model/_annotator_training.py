@@ -50,6 +50,7 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
     module: XTrimoGeneAnnotatorModule
     _annotation: AnnotationConfig | None = None  # none while the network is trained by itself
     _held_out: pd.DataFrame | None = None
+    _held_out_labels: pd.Series
 
     def train(  # type: ignore[override]
         self,
@@ -74,6 +75,9 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
     ) -> None:
         """Train the network on all cells if it was not trained yet, then learn the labels.
 
+        A fine-tuning moves the cell vectors but not the latent space, which the classifier
+        relies on: for embeddings, prefer the model before it.
+
         Parameters
         ----------
         max_epochs
@@ -81,10 +85,11 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
         recipe
             ``"linear"``: the two linear models and their calibration alone, the network stays as
             it is. ``"finetune"``: from there, the network and a two-layer perceptron are trained
-            on the labels. ``"published"``: the last layer of the encoder and a two-layer
-            perceptron are trained with a weighted cross-entropy, and nothing else
-            :cite:p:`Gong2023`. By default ``"finetune"`` if anything is asked for that only
-            applies to it, else ``"linear"``: on a few thousand cells fine-tuning was not better.
+            on the labels. ``"published"``: the last layer of the encoder, what pools it and a
+            two-layer perceptron with random weights are trained with a weighted cross-entropy,
+            without the masked objective :cite:p:`Gong2023`. By default ``"finetune"`` if anything
+            is asked for that only applies to it, else ``"linear"``: on a few thousand cells
+            fine-tuning was not better.
         freeze, layer_decay, lora_rank
             What is fine-tuned, see :class:`~scxtrimo.train.FinetuningConfig`.
         class_weight, label_smoothing, reconstruction_weight
@@ -151,23 +156,48 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
         if recipe == "linear" and asked:
             raise ValueError(f"recipe='linear' does not fine-tune: leave out {asked}.")
         if recipe == "published":
-            if finetuning != FinetuningConfig() or class_weight or label_smoothing:
+            given_weight = reconstruction_weight != 1
+            if finetuning != FinetuningConfig() or class_weight or label_smoothing or given_weight:
                 raise ValueError("recipe='published' says itself what is trained, and how.")
             finetuning = FinetuningConfig(freeze="all_but_last_1")
             annotation = AnnotationConfig(class_weight="balanced", reconstruction_weight=0.0)
-        finetuning.n_trained_layers(self.config_.n_layers)  # raises if there are less
+        finetuning.check(self.config_.n_layers)
         codes = self._codes()
-        cross_validated = recipe == "linear" and train_size is None
-        splits = split_labelled(codes, 0.9 if train_size is None else train_size, self.seed_)
-        splitting = {"external_indexing": splits} | (datasplitter_kwargs or {})
-        train_rows, validation_rows = splitting["external_indexing"][:2]
+        if len(np.unique(codes[codes >= 0])) < 2:
+            raise ValueError(
+                f"adata.obs[{self.registry_['setup_args']['labels_key']!r}] has less than two of "
+                f"the model's labels, {self.labels.tolist()}."
+            )
+        splitting = dict(datasplitter_kwargs or {})
+        given = splitting.pop("external_indexing", None)
+        cross_validated = recipe == "linear" and train_size is None and given is None
+        if given is None:
+            splits = split_labelled(codes, 0.9 if train_size is None else train_size, self.seed_)
+        else:
+            parts = [*given, None, None][:3]
+            splits = [np.asarray([] if part is None else part, dtype=int) for part in parts]
+        splitting["external_indexing"] = splits
+        train_rows, validation_rows, _ = splits
         if early_stopping and not (codes[validation_rows] >= 0).any():
             raise ValueError(
                 "early_stopping=True needs labelled validation cells, but every label has so few "
                 "cells that all are trained on. Lower `train_size`."
             )
         kwargs["datasplitter_kwargs"] = splitting
+        # From random weights as fast as ever; what is good already moves slowly.
+        lr = default_lr(self.config_.n_hidden) * (1.0 if recipe == "published" else 0.1)
+        if plan_kwargs:
+            plan_kwargs = {"lr": lr} | plan_kwargs
+        elif optimizer is None:
+            optimizer = OptimizerConfig(lr=lr)
+        if recipe != "linear":
+            self._make_plan(optimizer, kwargs.get("masking"), finetuning, plan_kwargs or {})
         resumed = None if ckpt_path is None else objective_of(ckpt_path)
+        if resumed == AnnotatorPlan.__name__ and recipe == "linear":
+            raise ValueError(
+                f"ckpt_path={str(ckpt_path)!r} is of a fine-tuning: repeat its arguments, such as "
+                "`max_epochs`."
+            )
         try:
             if resumed == XTrimoGenePlan.__name__ or not (self.is_trained_ or resumed):
                 self._annotation = None
@@ -182,11 +212,6 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
                 if max_epochs is None:
                     n_steps = max(1, len(train_rows) // (kwargs.get("batch_size") or 64))
                     max_epochs = int(np.clip(round(FINETUNING_STEPS / n_steps), 3, 100))
-                if not (optimizer or "lr" in (plan_kwargs or {})):
-                    # From random weights as fast as ever; what is good already moves slowly.
-                    slower = 1.0 if recipe == "published" else 0.1
-                    lr = slower * default_lr(self.config_.n_hidden)
-                    plan_kwargs = {"lr": lr} | (plan_kwargs or {})
                 if early_stopping:
                     kwargs["callbacks"] = [*kwargs.get("callbacks", []), KeepBest(MACRO_F1)]
                     kwargs |= {
@@ -266,13 +291,20 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
                     models, data, self.module.feature_blocks, gene_weight, self.seed_, bar.update
                 )
         if recipe == "published":
-            models.classifier.start_at_random()
+            models.classifier.start_at_random(self.seed_)
+        if not self.module.mean_expression.any() and data.logged is not None:  # as published
+            mean = np.asarray(data.logged.mean(axis=0)).ravel().astype(np.float32)
+            self.module.mean_expression.copy_(torch.from_numpy(mean))
         # Only now that all is well.
         self.module.classifier.load_state_dict(models.classifier.state_dict())
         self.module.gene_classifier.load_state_dict(models.gene_classifier.state_dict())
         self.module.gene_weight.fill_(gene_weight)
-        if cross_validated:
+        if cross_validated and held_out is not None:
             self._set_temperature(held_out, rows, codes)
+        elif cross_validated:
+            logger.info("Too few labelled cells to calibrate the probabilities on.")
+            self.module.temperature.fill_(1.0)
+            self._held_out = None
 
     def _logged(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Return log-normalised expression, shape ``(n_rows, n_genes)``."""
@@ -296,6 +328,7 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
         probabilities = softmax(log_p_cl / temperature, axis=1)
         names = self.adata.obs_names[rows]
         self._held_out = pd.DataFrame(probabilities, index=names, columns=self.labels)
+        self._held_out_labels = pd.Series(self.labels[codes[rows]], index=names, name="label")
 
     @property
     def held_out(self) -> pd.DataFrame:
@@ -312,12 +345,23 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
 
         Examples
         --------
-        >>> held_out = annotator.held_out
-        >>> true = adata.obs.loc[held_out.index, "bulk_labels"]
-        >>> report = scxtrimo.tl.annotation_report(true, held_out.idxmax(axis=1))
+        >>> predicted = annotator.held_out.idxmax(axis=1)
+        >>> report = scxtrimo.tl.annotation_report(annotator.held_out_labels, predicted)
         """
         if self._held_out is None:
             raise ValueError(
                 "No cells were held out, or the annotator was not trained since it was loaded."
             )
         return self._held_out
+
+    @property
+    def held_out_labels(self) -> pd.Series:
+        """The labels that the cells of :attr:`held_out` have in the data, in the same order.
+
+        Examples
+        --------
+        >>> annotator.held_out_labels.shape == annotator.held_out.shape[:1]
+        True
+        """
+        assert self.held_out is not None  # raises if there are none
+        return self._held_out_labels

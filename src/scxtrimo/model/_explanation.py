@@ -84,7 +84,7 @@ class ExplanationMixin(AnnotationMixin):
         attribution = _integrated_gradients()
         data = self._validate_anndata(adata)
         rows, codes = self._to_explain(data, groupby, max_cells)
-        panel = self.module.label_panel(self._measured_genes(data))
+        panel = self._label_panel(data)
         n_genes, n_labels = len(self.vocabulary), len(self.labels)
         scores, expressed, expression = torch.zeros(3, n_labels * n_genes, dtype=torch.float64)
         max_error = 0.0

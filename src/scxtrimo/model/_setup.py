@@ -149,11 +149,6 @@ class SetupMixin(BaseModelClass):
         >>> adata = scxtrimo.pp.pbmc68k_counts()
         >>> scxtrimo.model.XTrimoGene.setup_anndata(adata, labels_key="bulk_labels")
         """
-        if isinstance(categorical_covariate_keys, str):
-            raise TypeError(
-                f"categorical_covariate_keys={categorical_covariate_keys!r} must be a list of "
-                f"keys: [{categorical_covariate_keys!r}]."
-            )
         setup_args = {name: value for name, value in locals().items() if name != "kwargs"}
         cls._register(adata, cls._get_setup_method_args(**setup_args), **kwargs)
 
@@ -163,6 +158,11 @@ class SetupMixin(BaseModelClass):
     ) -> None:
         """Register data as the arguments of the set-up say."""
         args = setup_method_args[_constants._SETUP_ARGS_KEY]
+        keys = args["categorical_covariate_keys"]
+        if isinstance(keys, str):
+            raise TypeError(
+                f"categorical_covariate_keys={keys!r} must be a list of keys: [{keys!r}]."
+            )
         adata = cls._select_modality(mdata, args)
         own_view(adata)
         # A copy carries the identifier of its original, whose set-up must not be replaced.

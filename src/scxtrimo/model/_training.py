@@ -213,6 +213,10 @@ class TrainingMixin(BaseModelClass):
                 f"early_stopping=True needs validation cells, but none of the {n_cells:,} cells "
                 "is left for them. Lower `train_size` or name some in `external_indexing`."
             )
+        if finetuning is not None:
+            finetuning.check(self.config_.n_layers)
+            if not self.is_trained_ and ckpt_path is None:
+                raise ValueError("finetuning= is for a model that was trained before.")
         if ckpt_path is None:
             self._prepare_training(splitter.train_idx)
         self.module.train()  # Lightning keeps the mode it finds, that of a trained model is eval

@@ -1,7 +1,13 @@
 """What is trained: loss assembly over :mod:`scxtrimo.nn`, and its configuration."""
 
-from .annotator import LabelPanel, XTrimoGeneAnnotatorConfig, XTrimoGeneAnnotatorModule
-from .config import SIZES, XTrimoGeneConfig, as_published, choose_size
+from .annotator import LabelPanel, XTrimoGeneAnnotatorModule
+from .config import (
+    SIZES,
+    XTrimoGeneAnnotatorConfig,
+    XTrimoGeneConfig,
+    as_published,
+    choose_size,
+)
 from .depth import TargetDepth
 from .latent_space import LatentSpace, Panel
 from .xtrimogene import XTrimoGeneModule, target_values

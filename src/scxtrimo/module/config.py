@@ -172,6 +172,44 @@ class XTrimoGeneConfig:
         return cls(**(asdict(SIZES[size]) | overrides))
 
 
+@dataclass(frozen=True)
+class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
+    """Hyper-parameters of an :class:`~scxtrimo.model.XTrimoGeneAnnotator`.
+
+    Parameters
+    ----------
+    n_classifier_hidden, classifier_dropout
+        Inner width and dropout of the perceptron, see :class:`~scxtrimo.nn.CellClassifier`.
+    gene_weight
+        Share of the linear model on genes in the probabilities, from 0 to 1; 0 leaves it out.
+
+    Notes
+    -----
+    Besides there are the fields of :class:`~scxtrimo.module.XTrimoGeneConfig`.
+
+    Examples
+    --------
+    >>> XTrimoGeneAnnotatorConfig.from_size("1m", gene_weight=0.3).n_hidden
+    64
+    """
+
+    n_classifier_hidden: int = 128
+    classifier_dropout: float = 0.1
+    gene_weight: float = 0.5
+
+    _may_be_zero: ClassVar[frozenset[str]] = XTrimoGeneConfig._may_be_zero | {
+        "classifier_dropout",
+        "gene_weight",
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classifier_dropout >= 1:
+            raise ValueError(f"classifier_dropout={self.classifier_dropout} must be below 1.")
+        if self.gene_weight > 1:
+            raise ValueError(f"gene_weight={self.gene_weight} must be at most 1.")
+
+
 def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -> XTrimoGeneConfig:
     decoder_hidden, decoder_layers, decoder_heads = decoder
     return XTrimoGeneConfig(

@@ -54,12 +54,20 @@ class CellClassifier(nn.Module):
             nn.init.zeros_(part.weight)
             nn.init.zeros_(part.bias)
 
-    def start_at_random(self) -> None:
-        """Leave everything to the perceptron, with random weights."""
+    def start_at_random(self, seed: int) -> None:
+        """Leave everything to the perceptron, with random weights.
+
+        Parameters
+        ----------
+        seed
+            Their seed.
+        """
         self.reset()
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        last.reset_parameters()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part in (self.mlp[0], self.mlp[-1]):
+                assert isinstance(part, nn.Linear)
+                part.reset_parameters()
 
     def normalize(self, features_cf: Tensor) -> Tensor:
         """Return features of mean zero and common scale."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -52,10 +52,7 @@ def call_labels(
     >>> call_labels(p, 0.7, hierarchy={"CD4 T": "T", "CD8 T": "T"})["label"].tolist()
     ['B', 'T']
     """
-    if not 0 <= min_confidence <= 1:
-        raise ValueError(f"min_confidence={min_confidence} must be between 0 and 1.")
-    if hierarchy and not min_confidence:
-        raise ValueError("A hierarchy needs a min_confidence above 0: give for instance 0.8.")
+    check_call(probabilities.columns, min_confidence, hierarchy)
     values = probabilities.to_numpy()
     names = probabilities.columns.to_numpy()
     best = values.argmax(axis=1)
@@ -64,13 +61,28 @@ def call_labels(
     is_open = confidence < min_confidence
     paths = [_ancestors(name, hierarchy or {}) for name in names]
     for parent in _in_order(paths):
-        below = np.array([parent in path for path in paths])
+        # A label may be more general than others itself.
+        below = np.array(
+            [parent in [name, *path] for name, path in zip(names, paths, strict=True)]
+        )
         of_parent = values[:, below].sum(axis=1)
         taken = is_open & below[best] & (of_parent >= min_confidence)
         label[taken], confidence[taken] = parent, of_parent[taken]
         is_open &= ~taken
     label[is_open] = unknown
     return pd.DataFrame({"label": label, "confidence": confidence}, index=probabilities.index)
+
+
+def check_call(
+    names: Iterable[str], min_confidence: float, hierarchy: Mapping[str, str] | None
+) -> None:
+    """Raise if labels cannot be called in this way; see :func:`call_labels`."""
+    if not 0 <= min_confidence <= 1:
+        raise ValueError(f"min_confidence={min_confidence} must be between 0 and 1.")
+    if hierarchy and not min_confidence:
+        raise ValueError("A hierarchy needs a min_confidence above 0: give for instance 0.8.")
+    for name in names:
+        _ancestors(name, hierarchy or {})
 
 
 def _ancestors(name: str, hierarchy: Mapping[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..module import LabelPanel, XTrimoGeneAnnotatorModule
+from ..module import LabelPanel, TargetDepth, XTrimoGeneAnnotatorModule
 from .plan import VALIDATION_EPOCH, XTrimoGenePlan
 
 ClassWeight = Literal["balanced"] | None
@@ -95,11 +95,18 @@ class AnnotatorPlan(XTrimoGenePlan):
     def _loss(self, batch: dict[str, Tensor], epoch: int) -> LossOutput:
         """Cross-entropy of labelled cells, seen whole, plus the masked objective of all."""
         labels_c = batch["labels"]
-        inputs = self.module._get_inference_input(batch)
-        cells = self.module.inference(**inputs)["cells"]
-        if self.panel is None:  # only now: a checkpoint to go on from is loaded
-            self.panel = self.module.label_panel(self.measured.to(labels_c.device))
-        logits_cl = self.module.classifier(self.module.features(batch, cells, self.panel))
+        whole = batch
+        if self.module.config.read_depth_aware:  # as predictions are made
+            target = TargetDepth("t", float(self.module.typical_depth))
+            whole = batch | {"depths": target.tokens(batch["library_size"])}
+        cells = self.module.inference(**self.module._get_inference_input(whole))["cells"]
+        # In bfloat16 features would not be those of predictions.
+        with torch.autocast(labels_c.device.type, enabled=False):
+            if self.panel is None:  # only now: a checkpoint to go on from is loaded
+                with torch.inference_mode(False), torch.no_grad():
+                    self.panel = self.module.label_panel(self.measured.to(labels_c.device))
+            features_cf = self.module.features(batch, cells, self.panel)
+            logits_cl = self.module.classifier(features_cf)
         is_labelled = labels_c >= 0
         if epoch == VALIDATION_EPOCH:
             self._validated.append((logits_cl[is_labelled].argmax(1), labels_c[is_labelled]))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -67,6 +68,28 @@ class FinetuningConfig:
                 f"freeze={self.freeze!r} out."
             )
 
+    def check(self, n_layers: int) -> None:
+        """Make sure that a network of so many layers can be trained in this way.
+
+        Parameters
+        ----------
+        n_layers
+            Layers of the encoder.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer layers than are to be trained.
+        ImportError
+            If adapters are asked for and peft is not installed.
+        """
+        self.n_trained_layers(n_layers)
+        if self.lora_rank and find_spec("peft") is None:
+            raise ImportError(
+                f"lora_rank={self.lora_rank} needs the package peft: "
+                "`pip install 'scxtrimo[lora]'`."
+            )
+
     def n_trained_layers(self, n_layers: int) -> int:
         """Return how many layers of the encoder are trained, from the last."""
         if self.freeze is None:
@@ -122,12 +145,8 @@ def finetuned(net: XTrimoGeneNet, config: FinetuningConfig, seed: int = 0) -> It
 
 def _adapters(encoder: nn.Module, config: FinetuningConfig) -> Any:
     """Put low-rank adapters into the encoder."""
-    try:
-        from peft import LoraConfig, LoraModel
-    except ImportError as error:
-        raise ImportError(
-            f"lora_rank={config.lora_rank} needs the package peft: `pip install 'scxtrimo[lora]'`."
-        ) from error
+    from peft import LoraConfig, LoraModel  # checked by `FinetuningConfig.check`
+
     alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
     lora = LoraConfig(
         r=config.lora_rank,

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import sklearn
 import torch
-from joblib import Parallel, delayed
 from packaging.version import Version
 from scipy import sparse
 from scipy.optimize import minimize_scalar
@@ -116,8 +115,10 @@ def cross_validate(
     gene_weight: float,
     seed: int,
     progress: Callable[[], Any],
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Return log-probabilities of cells from models that were not fitted to them.
+
+    ``None`` if the labels have too few cells for that.
 
     Parameters
     ----------
@@ -135,10 +136,15 @@ def cross_validate(
         Called after every fold.
     """
     log_p_cl = np.empty((len(data.codes), len(models.gene_classifier.bias)), dtype=np.float32)
-    folds = StratifiedKFold(min(N_FOLDS, len(data.codes)), shuffle=True, random_state=seed)
+    n_folds = min(N_FOLDS, max(np.bincount(data.codes).tolist()))
+    if n_folds < 2:
+        return None
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a label of a few cells is not in all folds: so be it
         warnings.filterwarnings("ignore", message="The least populated class")
         pairs = list(folds.split(data.codes, data.codes))
+    if any(len(np.unique(data.codes[fitted])) < 2 for fitted, _ in pairs):
+        return None
     for fitted, held_out in pairs:
         of_fold = LinearModels.copy_of(*models)
         of_fold.fit(data.rows(fitted), blocks, seed)
@@ -272,19 +278,13 @@ def fit_gene_classifier(
     seed
         Seed of the solver.
     """
-
-    def fit(label: int) -> LogisticRegression:
-        model = LogisticRegression(
-            solver="liblinear", class_weight=class_weight, random_state=seed, **IS_L1
-        )
-        return model.fit(logged, codes == label)
-
-    present = np.unique(codes)
-    # The solver lets other threads work; processes would copy the matrix.
-    models = Parallel(n_jobs=-1, prefer="threads")(delayed(fit)(label) for label in present)
     weight = torch.zeros_like(classifier.weight)
     bias = torch.full_like(classifier.bias, -1e4)
-    for label, model in zip(present, models, strict=True):
+    # One after the other: the solver has one random state for all threads, and copies the data.
+    for label in np.unique(codes):
+        model = LogisticRegression(
+            solver="liblinear", class_weight=class_weight, random_state=seed, **IS_L1
+        ).fit(logged, codes == label)
         weight[:, label] = torch.from_numpy(model.coef_[0]).float()
         bias[label] = float(model.intercept_[0])
     classifier.weight.copy_(weight)

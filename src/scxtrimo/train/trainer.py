@@ -104,9 +104,11 @@ class XTrimoGeneRunner(TrainRunner):
 
     def _update_history(self) -> None:
         # Weights that come from elsewhere have no history; scvi-tools would not start one.
-        self.model.is_trained_ = self.model.is_trained_ and bool(self.model.history_)
+        was_trained = self.model.is_trained_
+        self.model.is_trained_ = was_trained and bool(self.model.history_)
         n_before = max((len(f) for f in (self.model.history_ or {}).values()), default=0)
         super()._update_history()
+        self.model.is_trained_ = was_trained  # also if this training fails
         for name, frame in self.trainer.logger.history.items():
             if name not in self.model.history_:  # scvi-tools drops what is new
                 self.model.history_[name] = frame.set_axis(frame.index + n_before)
