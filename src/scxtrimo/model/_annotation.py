@@ -128,7 +128,7 @@ class AnnotationMixin(LatentMixin):
         labels = called["label"]
         if len(labels.map(type).unique()) > 1:  # numbers beside "unknown" cannot be written
             labels = labels.astype(str)
-        data.obs[key_added] = pd.Categorical(labels)
+        data.obs[key_added] = pd.Categorical(labels.infer_objects())
         data.obs[f"{key_added}_confidence"] = called["confidence"].to_numpy()
 
     def _label_panel(self, adata: AnnData) -> LabelPanel:
