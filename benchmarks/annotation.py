@@ -39,10 +39,10 @@ from sklearn.svm import LinearSVC
 
 import scxtrimo
 from scxtrimo.tl._annotation import RARE
+from scxtrimo.train.linear import IS_L1
 
 N_FOLDS = 5
 LABELLED = 0.1
-L1 = {"l1_ratio": 1.0} if Version(sklearn.__version__) >= Version("1.8") else {"penalty": "l1"}
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
@@ -157,7 +157,7 @@ def xtrimogene(task: Task) -> np.ndarray:
 
 
 METHODS: dict[str, Callable[[Task], np.ndarray]] = {
-    "LR L1": linear(lambda: OneVsRestClassifier(LogisticRegression(solver="liblinear", **L1))),
+    "LR L1": linear(lambda: OneVsRestClassifier(LogisticRegression(solver="liblinear", **IS_L1))),
     "LR L2": linear(lambda: LogisticRegression(max_iter=1000)),
     "linear SVM": linear(lambda: LinearSVC()),
     "CellTypist": celltypist,

@@ -197,7 +197,7 @@ def _embed(args: argparse.Namespace) -> int:
 def _prepare_query(model: Any, adata: Any, args: argparse.Namespace) -> None:
     setup = {"layer": args.layer, "gene_id_key": args.gene_id_key}
     setup = {key: value for key, value in setup.items() if value is not None}
-    if args.layer == "X" and "X" not in adata.layers:
+    if _is_x(args.layer, adata):
         setup["layer"] = None
     model.prepare_query_anndata(
         adata,
@@ -293,13 +293,16 @@ def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
     """Return reference and query on the genes they share, the query as a batch without labels."""
     import anndata
 
+    from .data.fields import get_column
+
     if args.gene_aliases or args.min_gene_overlap:
         raise ValueError(
             "--together matches genes by name: leave the other options for genes out."
         )
+    labels = get_column(reference.obs, "obs", args.labels_key)
     parts = []
     for data, layer in ((reference, args.reference_layer), (adata, args.layer)):
-        use_x = layer is None or (layer == "X" and "X" not in data.layers)
+        use_x = layer is None or _is_x(layer, data)
         part = anndata.AnnData(data.X if use_x else data.layers[layer])
         key = args.gene_id_key if args.gene_id_key in data.var else None
         part.obs_names = data.obs_names
@@ -307,15 +310,18 @@ def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
         if len(set(part.var_names)) < part.n_vars:
             raise ValueError("Gene names are not unique. Name a --gene-id-key.")
         parts.append(part)
-    parts[0].obs[args.labels_key] = reference.obs[args.labels_key].to_numpy()
     both = anndata.concat(
         {"reference": parts[0], "query": parts[1]}, label=BATCH, index_unique="-", join="inner"
     )
     if both.n_vars == 0:
         raise ValueError(f"{args.data} and {args.reference} have no gene in common.")
-    labels = list(parts[0].obs[args.labels_key]) + [None] * adata.n_obs
-    both.obs[args.labels_key] = labels
+    both.obs[args.labels_key] = [*labels, *[None] * adata.n_obs]
     return both
+
+
+def _is_x(layer: str | None, data: Any) -> bool:
+    """Return whether a layer by this name means ``data.X``."""
+    return layer == "X" and "X" not in data.layers
 
 
 def _check_map_query(args: argparse.Namespace, streamed: bool) -> None:

@@ -133,8 +133,7 @@ class AnnotationMixin(LatentMixin):
 
     def _label_panel(self, adata: AnnData) -> LabelPanel:
         """Return what the genes of the data mean for their annotation."""
-        if self.module.latent_space is not None:
-            self._panel(adata)  # raises if the latent space was not fitted
+        self._check_latent_space()
         return self.module.label_panel(self._measured_genes(adata))
 
     def _check_fitted(self) -> None:

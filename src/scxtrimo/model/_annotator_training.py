@@ -37,7 +37,7 @@ from ..train.linear import N_FOLDS
 from ._annotation import AnnotationMixin
 from ._base import XTrimoGeneBase
 from ._batches import PROGRESS_SECONDS
-from ._training import default_lr
+from ._training import default_batch_size, default_lr
 
 Recipe = Literal["linear", "finetune", "published"]
 FINETUNING_STEPS = 200
@@ -210,7 +210,8 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
             if recipe != "linear":
                 self._annotation = annotation
                 if max_epochs is None:
-                    n_steps = max(1, len(train_rows) // (kwargs.get("batch_size") or 64))
+                    n_cells = kwargs.get("batch_size") or default_batch_size(self.adata.n_obs)
+                    n_steps = max(1, len(train_rows) // n_cells)
                     max_epochs = int(np.clip(round(FINETUNING_STEPS / n_steps), 3, 100))
                 if early_stopping:
                     kwargs["callbacks"] = [*kwargs.get("callbacks", []), KeepBest(MACRO_F1)]

@@ -230,14 +230,17 @@ class LatentMixin(BatchesMixin):
 
     def _panel(self, adata: AnnData) -> Panel:
         """Return what the genes of the data mean for the components."""
+        self._check_latent_space()
+        assert self.module.latent_space is not None
+        return self.module.latent_space.panel(self._measured_genes(adata))
+
+    def _check_latent_space(self) -> None:
         space = self.module.latent_space
-        assert space is not None
-        if self.is_trained_ and not space.is_fitted:
+        if space is not None and self.is_trained_ and not space.is_fitted:
             raise ValueError(
                 "The latent space was not fitted, as training was interrupted. Call "
                 "`model.train()` again, or with `ckpt_path=` to go on."
             )
-        return space.panel(self._measured_genes(adata))
 
     def _measured_genes(self, adata: AnnData) -> Tensor:
         """Return which genes of the vocabulary the data have, bool, shape ``(n_genes,)``."""

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..nn import CellClassifier, EncodedCells, GeneClassifier, normalize_counts
+from ..nn import (
+    CellClassifier,
+    EncodedCells,
+    GeneClassifier,
+    average_log_probabilities,
+    normalize_counts,
+)
 from ..nn.ragged import to_tokens
 from .config import XTrimoGeneAnnotatorConfig
 from .latent_space import Panel
@@ -127,9 +133,7 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         log_p_cl = self.classifier(self.features(batch, cells, panel)).log_softmax(dim=1)
         if self.gene_weight > 0:
             by_genes_cl = self.genes_log_probabilities(batch, panel)
-            # The logarithm of weights of 0 and 1 is fine here: exp(-inf) = 0.
-            shares = torch.stack([1 - self.gene_weight, self.gene_weight]).log()
-            log_p_cl = torch.logaddexp(shares[0] + log_p_cl, shares[1] + by_genes_cl)
+            log_p_cl = average_log_probabilities(log_p_cl, by_genes_cl, self.gene_weight)
         return (log_p_cl / self.temperature).log_softmax(dim=1)
 
     def genes_log_probabilities(self, batch: dict[str, Any], panel: LabelPanel) -> Tensor:

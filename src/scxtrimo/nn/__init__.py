@@ -1,7 +1,7 @@
 """xTrimoGene as plain PyTorch blocks on ragged batches."""
 
 from .attention import CrossAttention, SelfAttention, ragged_attention
-from .classifier import CellClassifier, GeneClassifier
+from .classifier import CellClassifier, GeneClassifier, average_log_probabilities
 from .decoder import (
     BottleneckDecoder,
     CrossAttentionDecoder,
@@ -39,6 +39,7 @@ __all__ = [
     "SelfAttention",
     "TokenEmbedding",
     "XTrimoGeneNet",
+    "average_log_probabilities",
     "normalize_counts",
     "pool_tokens",
     "ragged_attention",

@@ -79,6 +79,23 @@ class CellClassifier(nn.Module):
         return self.linear(normalized_cf) + self.mlp(normalized_cf)
 
 
+def average_log_probabilities(
+    by_cell_cl: Tensor, by_genes_cl: Tensor, gene_weight: Tensor
+) -> Tensor:
+    """Return the logarithm of averaged probabilities, shape ``(n_cells, n_labels)``.
+
+    Parameters
+    ----------
+    by_cell_cl, by_genes_cl
+        Log-probabilities by :class:`CellClassifier` and :class:`GeneClassifier`.
+    gene_weight
+        Share of the latter, a scalar from 0 to 1.
+    """
+    # The logarithm of a share of 0 is fine here: exp(-inf) = 0.
+    shares = torch.stack([1 - gene_weight, gene_weight]).log()
+    return torch.logaddexp(shares[0] + by_cell_cl, shares[1] + by_genes_cl)
+
+
 class GeneClassifier(nn.Module):
     """Logistic regressions on log-normalised expression, each label against the others.
 

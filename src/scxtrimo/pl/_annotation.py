@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import tl
-from ..tl._annotation import UNKNOWN
+from ..tl._annotation import UNKNOWN, labelled_cells
 from ._axes import finish, new_axes
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ def annotation_confusion(
     >>> ax.get_xlabel()
     'predicted'
     """
-    frame = pd.DataFrame({"label": np.asarray(labels), "predicted": np.asarray(predicted)})
-    frame = frame[frame["label"].notna()].astype(str)
-    if frame.empty:
-        raise ValueError("None of the cells has a label to compare with.")
+    frame = labelled_cells(labels, predicted)
     counts = pd.crosstab(frame["label"], frame["predicted"])
     rows = list(counts.index)
     others = [name for name in counts.columns if name not in rows and name != unknown]
@@ -148,12 +145,8 @@ def calibration(
     >>> ax.get_xlabel()
     'confidence'
     """
-    truth = pd.Series(np.asarray(labels))
-    known = truth.notna().to_numpy()
-    if not known.any():
-        raise ValueError("None of the cells has a label to compare with.")
-    right = (truth.astype(str) == pd.Series(np.asarray(predicted)).astype(str)).to_numpy()[known]
-    sure = np.asarray(confidence, dtype=float)[known]
+    frame = labelled_cells(labels, predicted, confidence)
+    right, sure = frame["right"].to_numpy(), frame["confidence"].to_numpy()
     parts = np.array_split(np.argsort(sure, kind="stable"), min(n_bins, len(sure)))
     x = np.array([sure[part].mean() for part in parts])
     y = np.array([right[part].mean() for part in parts])

@@ -105,6 +105,31 @@ def _in_order(paths: list[list[str]]) -> list[str]:
     return sorted(height, key=height.__getitem__)
 
 
+def labelled_cells(
+    labels: ArrayLike, predicted: ArrayLike, confidence: ArrayLike | None = None
+) -> pd.DataFrame:
+    """Return the cells that have a label to compare with, labels as text.
+
+    Parameters
+    ----------
+    labels, predicted, confidence
+        See :func:`coverage_accuracy`.
+
+    Returns
+    -------
+    Data frame with the columns ``label``, ``predicted``, ``right`` and, if given, ``confidence``.
+    """
+    frame = pd.DataFrame({"label": np.asarray(labels), "predicted": np.asarray(predicted)})
+    is_labelled = frame["label"].notna()
+    if not is_labelled.any():
+        raise ValueError("None of the cells has a label to compare with.")
+    frame = frame.astype(str)
+    frame["right"] = frame["label"] == frame["predicted"]
+    if confidence is not None:
+        frame["confidence"] = np.asarray(confidence, dtype=float)
+    return frame[is_labelled]
+
+
 def annotation_report(
     labels: ArrayLike, predicted: ArrayLike, unknown: str = UNKNOWN, rare: int = RARE
 ) -> pd.DataFrame:
@@ -137,18 +162,14 @@ def annotation_report(
     B         0.5          0                  T
     T         0.5          1                NaN
     """
-    frame = pd.DataFrame({"label": np.asarray(labels), "predicted": np.asarray(predicted)})
-    frame = frame[frame["label"].notna()].astype(str)
-    if frame.empty:
-        raise ValueError("None of the cells has a label to compare with.")
+    frame = labelled_cells(labels, predicted)
     counts = frame["label"].value_counts()
     only_predicted = sorted(set(frame["predicted"]) - set(counts.index) - {unknown})
     names = [*counts.index, *only_predicted]
     precision, recall, f1, n_cells = precision_recall_fscore_support(
         frame["label"], frame["predicted"], labels=names, average=None, zero_division=np.nan
     )
-    wrong = frame[frame["label"] != frame["predicted"]]
-    wrong = wrong[wrong["predicted"] != unknown]
+    wrong = frame[~frame["right"] & (frame["predicted"] != unknown)]
     confused = wrong.groupby("label")["predicted"].agg(lambda p: p.value_counts().index[0])
     is_unknown = frame["predicted"] == unknown
     report = pd.DataFrame(
@@ -194,12 +215,7 @@ def coverage_accuracy(
     1             0.8  0.666667  1.000000
     2             0.9  0.333333  1.000000
     """
-    truth = pd.Series(np.asarray(labels))
-    known = truth.notna().to_numpy()
-    if not known.any():
-        raise ValueError("None of the cells has a label to compare with.")
-    right = (truth.astype(str) == pd.Series(np.asarray(predicted)).astype(str)).to_numpy()
-    frame = pd.DataFrame({"confidence": np.asarray(confidence), "right": right})[known]
+    frame = labelled_cells(labels, predicted, confidence)
     by_threshold = frame.groupby("confidence")["right"].agg(["sum", "size"])
     kept = by_threshold[::-1].cumsum()[::-1]  # what is at least as sure
     return pd.DataFrame(

@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 
-from ..nn import CellClassifier, GeneClassifier
+from ..nn import CellClassifier, GeneClassifier, average_log_probabilities
 from .annotation import ClassWeight
 from .initialization import MAX_CELLS
 
@@ -96,16 +96,16 @@ class LinearModels(NamedTuple):
     @torch.no_grad()
     def log_probabilities(self, data: LinearData, gene_weight: float) -> np.ndarray:
         """Return the log of the averaged probabilities, shape ``(n_cells, n_labels)``."""
-        by_cell_cl = self.classifier(torch.from_numpy(data.features_cf)).softmax(dim=1)
+        by_cell_cl = self.classifier(torch.from_numpy(data.features_cf)).log_softmax(dim=1)
         if data.logged is None:
-            return by_cell_cl.clamp(min=1e-30).log().numpy()
-        by_gene_cl = self.gene_classifier(
+            return by_cell_cl.numpy()
+        by_genes_cl = self.gene_classifier(
             torch.from_numpy(data.logged.data),
             torch.from_numpy(data.logged.indices).long(),
             torch.from_numpy(data.logged.indptr).long(),
-        ).exp()
-        mixed_cl = (1 - gene_weight) * by_cell_cl + gene_weight * by_gene_cl
-        return mixed_cl.clamp(min=1e-30).log().numpy()
+        )
+        share = torch.tensor(gene_weight)
+        return average_log_probabilities(by_cell_cl, by_genes_cl, share).numpy()
 
 
 def cross_validate(
