@@ -4,6 +4,23 @@ from importlib.metadata import version
 
 __version__ = version("scxtrimo")
 
-from . import data, model, module, nn, pl, pp, tl, train
+from . import data, model, module, nn, pl, pp, pretraining, tl, train
+from .pretraining import DataConfig, EngineConfig, PretrainConfig, RecordConfig, pretrain
 
-__all__ = ["__version__", "data", "model", "module", "nn", "pl", "pp", "tl", "train"]
+__all__ = [
+    "DataConfig",
+    "EngineConfig",
+    "PretrainConfig",
+    "RecordConfig",
+    "__version__",
+    "data",
+    "model",
+    "module",
+    "nn",
+    "pl",
+    "pp",
+    "pretrain",
+    "pretraining",
+    "tl",
+    "train",
+]

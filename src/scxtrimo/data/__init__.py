@@ -1,17 +1,23 @@
 """Gene vocabulary and the way from AnnData to ragged batches."""
 
+from .cell_file import CellFile
 from .counts import RowReader, check_counts
-from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, to_ragged
+from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, gather_rows, to_ragged
 from .fields import CategoryField, CountsField, LabelsField
-from .gene_index import read_gene_index
+from .gene_index import read_gene_index, read_genes
 from .gene_table import GeneTable
 from .prefetching import PrefetchLoader, prefetch
+from .store import CellStore, DamagedStoreError, require_annbatch
+from .store_writer import write_store
 from .vocabulary import COVERAGE_KEY, GeneAlignment, GeneVocabulary, align_genes
 
 __all__ = [
     "COVERAGE_KEY",
     "CategoryField",
+    "CellFile",
+    "CellStore",
     "CountsField",
+    "DamagedStoreError",
     "GeneAlignment",
     "GeneTable",
     "GeneVocabulary",
@@ -23,7 +29,11 @@ __all__ = [
     "align_genes",
     "check_counts",
     "covariate_keys",
+    "gather_rows",
     "prefetch",
     "read_gene_index",
+    "read_genes",
+    "require_annbatch",
     "to_ragged",
+    "write_store",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import zarr
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
@@ -25,8 +26,8 @@ class RowReader:
     Parameters
     ----------
     matrix
-        scipy sparse matrix or array, NumPy array, backed anndata matrix or HDF5 data set, of
-        shape ``(n_cells, n_columns)``.
+        scipy sparse matrix or array, NumPy array, backed anndata matrix, HDF5 data set or
+        zarr array, of shape ``(n_cells, n_columns)``.
     """
 
     def __init__(self, matrix: Any) -> None:
@@ -35,7 +36,7 @@ class RowReader:
         if sparse.issparse(matrix) and matrix.format != "csr":
             matrix = matrix.tocsr()
         is_known = sparse.issparse(matrix) or isinstance(
-            matrix, np.ndarray | h5py.Dataset | CSRDataset
+            matrix, np.ndarray | h5py.Dataset | zarr.Array | CSRDataset
         )
         if not is_known:
             raise TypeError(
@@ -44,7 +45,8 @@ class RowReader:
                 "`adata.X = adata.X.compute()` for dask)."
             )
         self.matrix = matrix
-        self.on_disk = isinstance(matrix, h5py.Dataset | CSRDataset)
+        self.is_dense = isinstance(matrix, h5py.Dataset | zarr.Array)
+        self.on_disk = self.is_dense or isinstance(matrix, CSRDataset)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -71,7 +73,7 @@ class RowReader:
         """
         if sparse.issparse(self.matrix):
             return np.diff(self.matrix.indptr).astype(np.int64)
-        if self.on_disk and not isinstance(self.matrix, h5py.Dataset):
+        if self.on_disk and not self.is_dense:
             return np.diff(self.matrix.group["indptr"][:]).astype(np.int64)
         return np.concatenate([np.diff(chunk.indptr) for chunk in self.chunks()]).astype(np.int64)
 
@@ -153,7 +155,7 @@ def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = No
     totals = np.zeros(adata.n_vars)
     empty_cells: list[np.ndarray] = []
     for i, chunk in enumerate(reader.chunks()):
-        if (problem := _problem_with(chunk.data)) is not None:
+        if (problem := problem_with(chunk.data)) is not None:
             raise ValueError(f"{field} {problem}{_where_raw_counts_may_be(adata, layer)}")
         expressed = sparse.csr_matrix(
             (chunk.data > 0, chunk.indices, chunk.indptr), shape=chunk.shape
@@ -177,10 +179,11 @@ def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = No
 
 def looks_raw(values: np.ndarray) -> bool:
     """Return whether values could be raw counts: finite, non-negative integers."""
-    return _problem_with(values) is None
+    return problem_with(values) is None
 
 
-def _problem_with(values: np.ndarray) -> str | None:
+def problem_with(values: np.ndarray) -> str | None:
+    """Say what keeps values from being raw counts, and the first of them that does; or None."""
     if values.dtype.kind in "ub":
         return None
     if values.dtype.kind == "f" and not np.isfinite(values).all():

@@ -90,18 +90,8 @@ class RaggedDataset(Dataset):
         )
 
     def _gather(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return preloaded rows; plain slices are three times as fast as indexing in scipy."""
         assert self.preloaded is not None
-        counts, genes, ends = self.preloaded.data, self.preloaded.indices, self.preloaded.indptr
-        parts = [slice(ends[row], ends[row + 1]) for row in rows.tolist()]
-        cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
-        np.cumsum(ends[rows + 1] - ends[rows], out=cu_seqlens[1:])
-        return {
-            "counts": np.concatenate([counts[part] for part in parts]),
-            "gene_ids": np.concatenate([genes[part] for part in parts], dtype=np.int64),
-            "cu_seqlens": cu_seqlens,
-            "library_size": self.library_size[rows],
-        }
+        return gather_rows(self.preloaded, rows) | {"library_size": self.library_size[rows]}
 
     def _ragged(self, counts: sparse.csr_matrix) -> dict[str, np.ndarray]:
         batch = to_ragged(counts, self.column_to_gene)
@@ -143,6 +133,31 @@ class RaggedDataset(Dataset):
         return np.concatenate(
             [to_ragged(c, self.column_to_gene)["library_size"] for c in self.reader.chunks()]
         )
+
+
+def gather_rows(matrix: sparse.csr_matrix, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return rows of CSR counts as tokens; three times as fast as indexing in scipy.
+
+    Parameters
+    ----------
+    matrix
+        Counts without zeros, with the columns of the vocabulary.
+    rows
+        Which rows, in which order.
+
+    Returns
+    -------
+    ``counts``, ``gene_ids`` and ``cu_seqlens`` of a ragged batch; see :class:`RaggedDataset`.
+    """
+    ends = matrix.indptr
+    parts = [slice(ends[row], ends[row + 1]) for row in rows.tolist()]
+    cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum(ends[rows + 1] - ends[rows], out=cu_seqlens[1:])
+    return {
+        "counts": np.concatenate([matrix.data[part] for part in parts], dtype=np.float32),
+        "gene_ids": np.concatenate([matrix.indices[part] for part in parts], dtype=np.int64),
+        "cu_seqlens": cu_seqlens,
+    }
 
 
 def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str, np.ndarray]:

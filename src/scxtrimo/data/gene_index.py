@@ -54,7 +54,7 @@ def read_gene_index(source: str | os.PathLike | Sequence[str], n_genes: int) -> 
     name = "gene_index"
     if isinstance(source, str | os.PathLike):
         name = str(source)
-        genes = _read_file(Path(source))
+        genes = read_genes(source)
     else:
         genes = [str(gene) for gene in source]
     if len(genes) != n_genes:
@@ -79,7 +79,15 @@ def read_gene_index(source: str | os.PathLike | Sequence[str], n_genes: int) -> 
     return tuple(genes)
 
 
-def _read_file(path: Path) -> list[str]:
+def read_genes(path: str | os.PathLike) -> list[str]:
+    """Read genes from a text file with one per line, or from a gene index.
+
+    Parameters
+    ----------
+    path
+        See :func:`read_gene_index`.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     try:

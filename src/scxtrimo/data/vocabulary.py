@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -136,8 +136,8 @@ class GeneAlignment:
             f"({self.overlap:.1%} of the model's genes, identifiers from {self.source!r})"
         )
 
-    def to_uns(self) -> dict[str, Any]:
-        """Return the coverage report as it is stored in ``adata.uns``."""
+    def counts(self) -> dict[str, Any]:
+        """Return the coverage in numbers."""
         return {
             "source": self.source,
             "overlap": self.overlap,
@@ -145,6 +145,32 @@ class GeneAlignment:
             "n_renamed": len(self.renamed),
             "n_missing": len(self.missing),
             "n_unused": len(self.unused),
+        }
+
+    def onto(self, new_place: np.ndarray, vocabulary: GeneVocabulary) -> GeneAlignment:
+        """Return the same alignment to a part of the vocabulary.
+
+        Parameters
+        ----------
+        new_place
+            New positions of the genes, -1 for those that go; its last entry is -1.
+        vocabulary
+            The vocabulary before.
+        """
+        columns = new_place[self.column_to_gene]
+        stays = {g for g, place in zip(vocabulary.gene_ids, new_place, strict=False) if place >= 0}
+        renamed = tuple(pair for pair in self.renamed if pair[1] in stays)
+        return replace(
+            self,
+            column_to_gene=columns,
+            matched=int((columns >= 0).sum()) - len(renamed),
+            renamed=renamed,
+            missing=tuple(gene for gene in self.missing if gene in stays),
+        )
+
+    def to_uns(self) -> dict[str, Any]:
+        """Return the coverage report as it is stored in ``adata.uns``."""
+        return self.counts() | {
             "renamed_from": np.array([old for old, _ in self.renamed], dtype=object),
             "renamed_to": np.array([new for _, new in self.renamed], dtype=object),
             "missing": np.array(self.missing, dtype=object),

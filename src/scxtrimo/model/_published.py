@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from anndata import AnnData
 from mudata import MuData
 from scvi.model._utils import parse_device_args
@@ -17,7 +16,7 @@ from ..checkpoint import read_scfoundation
 from ..checkpoint.scfoundation import LICENCE
 from ..data.gene_index import hash_genes, read_gene_index
 from ..data.gene_table import GeneAliases
-from ._setup import make_manager
+from ._setup import registry_of_genes
 
 
 class PublishedMixin(BaseModelClass):
@@ -104,7 +103,9 @@ class PublishedMixin(BaseModelClass):
         _, _, torch_device = parse_device_args(
             accelerator, device, return_device="torch", validate_single_device=True
         )
-        model = cls(registry=_registry(cls, genes, setup_args), config=published.config, seed=seed)
+        model = cls(
+            registry=registry_of_genes(cls, genes, setup_args), config=published.config, seed=seed
+        )
         published.load_into(model.module.net)
         model.size_ = f"scFoundation {version}"
         model.is_trained_ = True
@@ -125,20 +126,3 @@ class PublishedMixin(BaseModelClass):
                 model.prepare_query_anndata(adata, gene_id_key=gene_id_key)  # a wrong one raises
             model._attach(adata)
         return model
-
-
-def _registry(
-    model_class: type[BaseModelClass], genes: Sequence[str], setup_args: dict[str, Any]
-) -> dict[str, Any]:
-    """Return the registry of a model of these genes that has seen no data."""
-    one_cell = AnnData(np.ones((1, len(genes)), dtype=np.float32))
-    one_cell.var_names = list(genes)
-    counts_only = setup_args | {"layer": None, "gene_id_key": None}
-    method_args = {
-        "model_name": model_class.__name__,
-        "setup_method_name": "setup_anndata",
-        "setup_args": counts_only,
-    }
-    manager = make_manager(method_args)
-    manager.register_fields(one_cell)
-    return manager.registry | {"setup_args": setup_args}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
@@ -353,3 +354,20 @@ def make_manager(
     elif args["labels_key"] is not None:
         fields.append(CategoryField(REGISTRY_KEYS.LABELS_KEY, args["labels_key"]))
     return RaggedDataManager(fields=fields, setup_method_args=setup_method_args)
+
+
+def registry_of_genes(
+    model_class: type[BaseModelClass], genes: Sequence[str], setup_args: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the registry of a model of these genes that has seen no data."""
+    one_cell = AnnData(np.ones((1, len(genes)), dtype=np.float32))
+    one_cell.var_names = list(genes)
+    counts_only = setup_args | {"layer": None, "gene_id_key": None}
+    method_args = {
+        "model_name": model_class.__name__,
+        "setup_method_name": "setup_anndata",
+        "setup_args": counts_only,
+    }
+    manager = make_manager(method_args)
+    manager.register_fields(one_cell)
+    return manager.registry | {"setup_args": setup_args}

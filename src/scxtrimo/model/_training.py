@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from ..train import (
     XTrimoGeneRunner,
     finetuned,
     gene_statistics,
+    quiet_lightning,
 )
 
 
@@ -66,23 +64,6 @@ def default_lr(n_hidden: int) -> float:
     0.0005
     """
     return 1e-3 * min(1.0, 64 / n_hidden)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence advice that does not apply: on workers, logging intervals, products to try."""
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = log.level
-    log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-            warnings.filterwarnings("ignore", message="Total length of `list`.*is zero")
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 class TrainingMixin(BaseModelClass):
@@ -242,7 +223,7 @@ class TrainingMixin(BaseModelClass):
             f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
         )
         adapted = finetuned(self.module.net, plan.finetuning, self.seed_)
-        with _quiet_lightning(), adapted:
+        with quiet_lightning(), adapted:
             runner = XTrimoGeneRunner(
                 self,
                 training_plan=plan,

@@ -3,6 +3,7 @@
 from .annotation import AnnotationConfig, AnnotatorPlan, label_weights
 from .datamodule import RaggedDataSplitter
 from .finetuning import FinetuningConfig, finetuned
+from .flops import activation_bytes, peak_flops, training_flops
 from .initialization import draw_rows, gene_statistics, log_normalize, read_counts
 from .latent_space import fit_latent_space, map_batches
 from .linear import (
@@ -17,13 +18,25 @@ from .linear import (
 )
 from .masking import MaskingConfig, mask_batch
 from .plan import OptimizerConfig, XTrimoGenePlan
+from .pretraining import PretrainingPlan, StepMeter
 from .sampler import EpochShuffler, TokenBudgetShuffler
+from .step_checkpoints import AtomicCheckpointIO, last_checkpoint, step_checkpoints
+from .stream_plan import StreamPlan, Window
+from .streaming import StoreDataModule, StreamLoader
 from .thinning import thin_batch
-from .trainer import KeepBest, ResumeCheckpoint, SafeTrainer, XTrimoGeneRunner, objective_of
+from .trainer import (
+    KeepBest,
+    ResumeCheckpoint,
+    SafeTrainer,
+    XTrimoGeneRunner,
+    objective_of,
+    quiet_lightning,
+)
 
 __all__ = [
     "AnnotationConfig",
     "AnnotatorPlan",
+    "AtomicCheckpointIO",
     "EpochShuffler",
     "FinetuningConfig",
     "KeepBest",
@@ -31,12 +44,19 @@ __all__ = [
     "LinearModels",
     "MaskingConfig",
     "OptimizerConfig",
+    "PretrainingPlan",
     "RaggedDataSplitter",
     "ResumeCheckpoint",
     "SafeTrainer",
+    "StepMeter",
+    "StoreDataModule",
+    "StreamLoader",
+    "StreamPlan",
     "TokenBudgetShuffler",
+    "Window",
     "XTrimoGenePlan",
     "XTrimoGeneRunner",
+    "activation_bytes",
     "cross_validate",
     "draw_labelled",
     "draw_rows",
@@ -47,11 +67,16 @@ __all__ = [
     "fit_temperature",
     "gene_statistics",
     "label_weights",
+    "last_checkpoint",
     "log_normalize",
     "map_batches",
     "mask_batch",
     "objective_of",
+    "peak_flops",
+    "quiet_lightning",
     "read_counts",
     "split_labelled",
+    "step_checkpoints",
     "thin_batch",
+    "training_flops",
 ]

@@ -147,12 +147,8 @@ class XTrimoGenePlan(pl.LightningModule):
         return self.module(masked)[2]
 
     def _log(self, losses: LossOutput, mode: str) -> None:
-        values = {
-            f"{mode}_loss": losses.loss,
-            f"reconstruction_loss_{mode}": losses.reconstruction_loss_sum / losses.n_obs_minibatch,
-        } | {f"{name}_{mode}": value for name, value in losses.extra_metrics.items()}
         self.log_dict(
-            {name: value.detach() for name, value in values.items()},
+            metrics_of(losses, mode),
             on_step=False,
             on_epoch=True,
             batch_size=losses.n_obs_minibatch,
@@ -164,11 +160,15 @@ class XTrimoGenePlan(pl.LightningModule):
         self.module.redraw_features(self.global_step)
         # Dropout draws from a generator of this step, so that a resumed training repeats it.
         with torch.random.fork_rng(devices=self._cuda_devices()):
-            torch.manual_seed(self.seed + self.global_step)
-            losses = self._loss(batch, self.current_epoch)
+            lane = batch.get("lane", 0)  # one of several batches of a step, in a store
+            torch.manual_seed(self.seed + self.global_step + 1_000_003 * int(lane))
+            losses = self._loss(batch, int(batch.get("epoch", self.current_epoch)))
+        self._log_training(losses, batch)
+        return losses.loss
+
+    def _log_training(self, losses: LossOutput, batch: dict[str, Tensor]) -> None:
         self._log(losses, "train")
         self.log(PROGRESS_METRIC, losses.loss.detach(), prog_bar=True, logger=False)
-        return losses.loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Log the loss of one validation batch."""
@@ -218,20 +218,34 @@ class XTrimoGenePlan(pl.LightningModule):
         return [self.device.index] if self.device.type == "cuda" else []
 
 
+def metrics_of(losses: LossOutput, mode: str) -> dict[str, Tensor]:
+    """Return the loss and what it is made of, by name."""
+    values = {
+        f"{mode}_loss": losses.loss,
+        f"reconstruction_loss_{mode}": losses.reconstruction_loss_sum / losses.n_obs_minibatch,
+    } | {f"{name}_{mode}": value for name, value in losses.extra_metrics.items()}
+    return {name: value.detach() for name, value in values.items()}
+
+
 def history_to_dict(history: dict[str, pd.DataFrame]) -> dict[str, dict[str, list]]:
     """Return a history as plain lists, for JSON and checkpoints."""
     return {
-        name: {"epoch": frame.index.tolist(), "value": frame[name].astype(float).tolist()}
+        name: {
+            frame.index.name or "epoch": frame.index.tolist(),
+            "value": frame[name].astype(float).tolist(),
+        }
         for name, frame in history.items()
     }
 
 
 def history_from_dict(stored: dict[str, dict[str, list]]) -> dict[str, pd.DataFrame]:
     """Undo :func:`history_to_dict`."""
-    return {
-        name: pd.DataFrame({name: part["value"]}, index=pd.Index(part["epoch"], name="epoch"))
-        for name, part in stored.items()
-    }
+    history = {}
+    for name, part in stored.items():
+        unit = next(key for key in part if key != "value")  # epoch or step
+        index = pd.Index(part[unit], name=unit)
+        history[name] = pd.DataFrame({name: part["value"]}, index=index)
+    return history
 
 
 def join_histories(

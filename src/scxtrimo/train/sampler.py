@@ -103,11 +103,33 @@ class TokenBudgetShuffler(EpochShuffler):
         return self.n_batches
 
     def _divide(self, order: np.ndarray) -> list[np.ndarray]:
-        reached = np.cumsum(self.n_tokens[order])
-        shares = reached[-1] * np.arange(1, self.n_batches) / self.n_batches
-        ends = np.searchsorted(reached, shares) + 1
-        # No batch is empty, whatever the lengths: ends increase, and leave cells for the others.
-        places = np.arange(1, self.n_batches)
-        ends = np.maximum.accumulate(ends - places) + places
-        ends = np.minimum(ends, len(order) - self.n_batches + places)
-        return np.split(order, ends)
+        return np.split(order, divide_evenly(self.n_tokens[order], self.n_batches))
+
+
+def divide_evenly(weights: np.ndarray, n_parts: int) -> np.ndarray:
+    """Return where to split a sequence so that all parts weigh about the same.
+
+    Parameters
+    ----------
+    weights
+        Weights of the elements, not negative.
+    n_parts
+        Number of parts, at most that of the elements.
+
+    Returns
+    -------
+    ``n_parts - 1`` places. No part is empty, and a part ends with the element that reaches its
+    share.
+
+    Examples
+    --------
+    >>> divide_evenly(np.array([500, 900, 400, 600, 700]), 3)
+    array([2, 4])
+    """
+    reached = np.cumsum(weights, dtype=np.int64)
+    shares = reached[-1] * np.arange(1, n_parts) / n_parts
+    ends = np.searchsorted(reached, shares) + 1
+    # No part is empty, whatever the weights: ends increase, and leave elements for the others.
+    places = np.arange(1, n_parts)
+    ends = np.maximum.accumulate(ends - places) + places
+    return np.minimum(ends, len(weights) - n_parts + places)

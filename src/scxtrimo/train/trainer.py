@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +120,20 @@ class XTrimoGeneRunner(TrainRunner):
             name: frame.astype(float) for name, frame in (self.model.history_ or {}).items()
         }
         self.model.history_ = join_histories(self.training_plan.earlier_history, history)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence advice that does not apply: on workers, logging intervals, products to try."""
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            warnings.filterwarnings("ignore", message="Total length of `list`.*is zero")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,160 @@
+"""``scxtrimo annotate``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ._shared import add_query, is_x, prepare_query
+
+BATCH = "scxtrimo_batch"  # of cells that are trained on together
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser."""
+    annotate = commands.add_parser(
+        "annotate", help="learn cell types from labelled cells and give them to others"
+    )
+    annotate.add_argument("data", metavar="FILE.h5ad", help="cells to annotate, with raw counts")
+    annotate.add_argument(
+        "--out", required=True, metavar="FILE.h5ad", help="the cells with obs['xtrimo_label']"
+    )
+    annotate.add_argument("--reference", metavar="FILE.h5ad", help="labelled cells to learn from")
+    annotate.add_argument("--labels-key", help="column of obs of the reference with the labels")
+    annotate.add_argument("--unlabeled", metavar="NAME", help="what this column calls no label")
+    annotate.add_argument("--batch-key", help="column of obs of the reference with the batch")
+    annotate.add_argument("--reference-layer", help="layer of the reference with the raw counts")
+    annotate.add_argument(
+        "--together",
+        action="store_true",
+        help="train on the reference and the cells to annotate together, as batches to be "
+        "integrated: for cells that differ from the reference as a whole",
+    )
+    annotate.add_argument("--model", metavar="DIR", help="a saved annotator, not a reference")
+    annotate.add_argument("--save-model", metavar="DIR", help="where to save the annotator")
+    add_query(annotate)
+    annotate.add_argument(
+        "--min-confidence",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="cells of which no label is as probable are called unknown",
+    )
+    annotate.add_argument("--key-added", default="xtrimo_label", help="column of obs for labels")
+    annotate.add_argument("--batch-size", type=int, help="cells per forward pass")
+    annotate.add_argument("--seed", type=int, default=0, help="seed of everything")
+    annotate.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import anndata
+
+    out = Path(args.out)
+    if (args.model is None) == (args.reference is None):
+        raise ValueError("Give either --reference with --labels-key, or --model.")
+    if args.together and (args.model is not None or args.batch_key is not None):
+        raise ValueError("--together makes the batches itself, and needs a --reference.")
+    if args.reference is not None and args.labels_key is None:
+        raise ValueError("--reference needs --labels-key, the column of obs with the labels.")
+    if not 0 <= args.min_confidence <= 1:
+        raise ValueError(f"--min-confidence {args.min_confidence} must be between 0 and 1.")
+    if out.suffix != ".h5ad":
+        raise ValueError(f"--out {out} must end in .h5ad.")
+    if out.exists():
+        raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
+    for path in (args.data, args.reference):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"{path} does not exist.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"The directory of --out {out} does not exist.")
+    if args.save_model is not None and Path(args.save_model).exists():
+        raise FileExistsError(f"{args.save_model} exists. Choose another path for --save-model.")
+    adata = anndata.read_h5ad(args.data)
+    annotator = _annotator(args, adata)
+    annotated = adata
+    if args.together:  # the registered cells, which belong to a batch; the reference comes first
+        annotated = annotator.adata
+    annotator.annotate(
+        annotated,
+        key_added=args.key_added,
+        min_confidence=args.min_confidence,
+        batch_size=args.batch_size,
+    )
+    for key in (args.key_added, f"{args.key_added}_confidence"):
+        adata.obs[key] = annotated.obs[key].iloc[-adata.n_obs :].to_numpy()
+    adata.obs[args.key_added] = adata.obs[args.key_added].astype("category")
+    adata.write_h5ad(out)
+    label, confidence = (adata.obs[args.key_added + suffix] for suffix in ("", "_confidence"))
+    mean = confidence.groupby(label, observed=True).mean().round(3)
+    table = label.value_counts().to_frame("cells").assign(confidence=mean)
+    table.index.name = None
+    print(f"\n{table.to_string()}\n\n{len(adata):,} cells in obs[{args.key_added!r}] of {out}")
+    return 0
+
+
+def _annotator(args: argparse.Namespace, adata: Any) -> Any:
+    """Return a saved annotator, or one that learned from the reference."""
+    import anndata
+
+    from ..model import XTrimoGeneAnnotator
+    from ..tl import annotation_report
+
+    if args.model is not None:
+        annotator = XTrimoGeneAnnotator.load(args.model, adata=False)
+        prepare_query(annotator, adata, args)
+        return annotator
+    reference = anndata.read_h5ad(args.reference)
+    setup = {"layer": args.reference_layer, "batch_key": args.batch_key}
+    if args.together:
+        reference = _together(reference, adata, args)
+        setup = {"layer": None, "batch_key": BATCH}
+    XTrimoGeneAnnotator.setup_anndata(
+        reference, labels_key=args.labels_key, unlabeled_category=args.unlabeled, **setup
+    )
+    annotator = XTrimoGeneAnnotator(reference, seed=args.seed)
+    if not args.together:
+        prepare_query(annotator, adata, args)  # before any work: its genes may not do
+    annotator.train()
+    if args.save_model is not None:
+        annotator.save(args.save_model)
+    try:
+        predicted = annotator.held_out.idxmax(axis=1)
+    except ValueError:
+        print("\nThe reference has too few labelled cells for a cross-validation.")
+        return annotator
+    report = annotation_report(annotator.held_out_labels, predicted)
+    print("\nCross-validated on the reference:")
+    print(report[["precision", "recall", "f1", "n_cells"]].round(3).to_string())
+    return annotator
+
+
+def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
+    """Return reference and query on the genes they share, the query as a batch without labels."""
+    import anndata
+
+    from ..data.fields import get_column
+
+    if args.gene_aliases or args.min_gene_overlap:
+        raise ValueError(
+            "--together matches genes by name: leave the other options for genes out."
+        )
+    labels = get_column(reference.obs, "obs", args.labels_key)
+    parts = []
+    for data, layer in ((reference, args.reference_layer), (adata, args.layer)):
+        use_x = layer is None or is_x(layer, data)
+        part = anndata.AnnData(data.X if use_x else data.layers[layer])
+        key = args.gene_id_key if args.gene_id_key in data.var else None
+        part.obs_names = data.obs_names
+        part.var_names = data.var_names if key is None else data.var[key].astype(str)
+        if len(set(part.var_names)) < part.n_vars:
+            raise ValueError("Gene names are not unique. Name a --gene-id-key.")
+        parts.append(part)
+    both = anndata.concat(
+        {"reference": parts[0], "query": parts[1]}, label=BATCH, index_unique="-", join="inner"
+    )
+    if both.n_vars == 0:
+        raise ValueError(f"{args.data} and {args.reference} have no gene in common.")
+    both.obs[args.labels_key] = [*labels, *[None] * adata.n_obs]
+    return both

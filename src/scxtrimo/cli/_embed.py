@@ -1,0 +1,91 @@
+"""``scxtrimo embed``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ._shared import add_checkpoint, add_query, make_model, prepare_query
+
+
+def add(commands: Any) -> None:
+    """Add the command to a parser."""
+    embed = commands.add_parser("embed", help="embed cells with a saved or a published model")
+    embed.add_argument("data", metavar="FILE.h5ad", help="cells with raw counts")
+    embed.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help=".h5ad: the cells with obsm['X_xtrimo']; .zarr: names and embedding alone, streamed",
+    )
+    embed.add_argument("--model", metavar="DIR", help="a model that was saved or converted")
+    add_checkpoint(embed, required=False)
+    add_query(embed)
+    embed.add_argument("--pool", help="all, max, mean, s or t; by default the model's own")
+    embed.add_argument("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
+    embed.add_argument("--bulk", action="store_true", help="profiles are bulk, not single cells")
+    embed.add_argument("--batch-size", type=int, help="cells per forward pass")
+    embed.add_argument(
+        "--map-query",
+        nargs="?",
+        const="",
+        metavar="KEY",
+        help="cells are of unseen batches (all of one, or those of this column of obs): put them "
+        "on top of the training cells",
+    )
+    embed.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    import anndata
+
+    if (args.model is None) == (args.checkpoint is None):
+        raise ValueError("Give either --model or --checkpoint with --gene-index.")
+    out = Path(args.out)
+    if out.suffix not in (".h5ad", ".zarr"):
+        raise ValueError(f"--out {out} must end in .h5ad or .zarr.")
+    if out.exists():
+        raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
+    if not Path(args.data).is_file():
+        raise FileNotFoundError(f"{args.data} does not exist.")
+    streamed = out.suffix == ".zarr"
+    _check_map_query(args, streamed)
+    adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
+    model = make_model(args)
+    prepare_query(model, adata, args)
+    if args.map_query is not None:
+        embedding = model.map_query(adata, args.map_query or None, args.batch_size)
+    else:
+        embedding = model.get_latent_representation(
+            adata,
+            batch_size=args.batch_size,
+            pool=args.pool,
+            target_depth=_depth(args.target_depth),
+            depth="bulk" if args.bulk else "cell",
+            out=out if streamed else None,
+        )
+    if not streamed:
+        adata.obsm["X_xtrimo"] = embedding
+        adata.write_h5ad(out)
+    n_cells, n_latent = embedding.shape
+    print(f"{n_cells:,} cells x {n_latent} dimensions in obsm['X_xtrimo'] of {out}")
+    return 0
+
+
+def _check_map_query(args: argparse.Namespace, streamed: bool) -> None:
+    if args.map_query is None:
+        return
+    if streamed or args.pool or args.target_depth or args.bulk:
+        raise ValueError(
+            "--map-query needs an --out of .h5ad, and does not go with --pool, --target-depth or "
+            "--bulk."
+        )
+
+
+def _depth(text: str | None) -> str | float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text

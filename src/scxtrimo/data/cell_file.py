@@ -1,0 +1,142 @@
+"""One file of cells on disk: which of its matrices holds raw counts, and rows of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+
+from .counts import RowReader, looks_raw
+
+AUTO, RAW = "auto", "raw"
+ROWS_LOOKED_AT = 256
+
+
+class CellFile:
+    """An ``.h5ad`` file or an AnnData zarr store, local or remote, of which only rows are read.
+
+    Parameters
+    ----------
+    path
+        Path or URL; what ends in ``.zarr`` is a zarr store.
+    layer
+        Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` for the first of these
+        that looks like raw counts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is empty, truncated or no AnnData, or if no matrix in it holds raw counts.
+
+    Examples
+    --------
+    >>> CellFile("pbmc.h5ad").n_cells  # doctest: +SKIP
+    2700
+    """
+
+    def __init__(self, path: str | os.PathLike, layer: str = AUTO) -> None:
+        self.path = str(path)
+        self.group = _open(self.path)
+        if "var" not in self.group or "obs" not in self.group:
+            raise ValueError(f"{self.path} holds no AnnData: it has {sorted(self.group)}.")
+        self.layer = self._find_counts() if layer == AUTO else layer
+        self.reader = RowReader(_matrix(self.group, self._place(self.layer)))
+        owner = "raw/var" if self.layer == RAW else "var"
+        self.var: pd.DataFrame = anndata.io.read_elem(self.group[owner])
+        self.n_cells = self.reader.shape[0]
+        if self.n_cells == 0 or self.reader.shape[1] == 0:
+            raise ValueError(
+                f"{self.path} is empty: {self.n_cells} cells x {self.reader.shape[1]} genes."
+            )
+
+    def obs(self, columns: list[str]) -> pd.DataFrame:
+        """Return columns of ``obs``; those that the file lacks are missing values."""
+        frame = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
+        for name in columns:
+            found = name in self.group["obs"]
+            frame[name] = anndata.io.read_elem(self.group["obs"][name]) if found else None
+        return frame
+
+    def _place(self, layer: str) -> str:
+        place = {"X": "X", RAW: "raw/X"}.get(layer, f"layers/{layer}")
+        if place not in self.group:
+            raise ValueError(
+                f"{self.path} has no {layer!r}; it has {list(self._candidates())}. Choose one of "
+                "these with `layer=`."
+            )
+        return place
+
+    def _candidates(self) -> dict[str, str]:
+        """Return the places where counts may be, the most likely first."""
+        layers = sorted(self.group["layers"]) if "layers" in self.group else []
+        layers.sort(key=lambda name: name != "counts")
+        places = {"X": "X", RAW: "raw/X"} | {name: f"layers/{name}" for name in layers}
+        return {name: place for name, place in places.items() if place in self.group}
+
+    def _find_counts(self) -> str:
+        candidates = self._candidates()
+        for name, place in candidates.items():
+            reader = RowReader(_matrix(self.group, place))
+            if min(reader.shape) == 0:  # an empty file is reported as such
+                return name
+            head = reader.read(slice(0, ROWS_LOOKED_AT)).data
+            if len(head) and looks_raw(head):
+                return name
+        raise ValueError(
+            f"{self.path} has no raw counts: none of {list(candidates)} holds non-negative "
+            "integers."
+        )
+
+
+def _open(path: str) -> Any:
+    """Open a file for reading; what goes wrong is said with its name."""
+    is_local = "://" not in path
+    if is_local and not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    if is_local and Path(path).is_file() and Path(path).stat().st_size == 0:
+        raise ValueError(f"{path} is an empty file (0 bytes).")
+    try:
+        if path.rstrip("/").endswith(".zarr"):
+            return zarr.open_group(path, mode="r")
+        if is_local:
+            return h5py.File(path, "r")
+        import fsspec
+
+        return h5py.File(fsspec.open(path, "rb").open(), "r")
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read, it may be truncated: {error}") from error
+
+
+def _matrix(group: Any, place: str) -> Any:
+    node = group[place]
+    if "encoding-type" in node.attrs and str(node.attrs["encoding-type"]).startswith("cs"):
+        return anndata.io.sparse_dataset(node)
+    return node
+
+
+def hash_cells(counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """Return a number per cell that is equal for equal counts of the same genes.
+
+    Parameters
+    ----------
+    counts, gene_ids, cu_seqlens
+        A ragged batch, see :class:`RaggedDataset`.
+
+    Returns
+    -------
+    uint64, shape ``(n_cells,)``. The order of the genes does not matter.
+    """
+    with np.errstate(over="ignore"):
+        x = gene_ids.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x, dtype=np.uint64)])
+        return total[cu_seqlens[1:]] - total[cu_seqlens[:-1]]

@@ -1,0 +1,273 @@
+"""A store of shuffled cells on disk, of which any number of cells can be read at a time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+from anndata import AnnData
+from scipy import sparse
+
+from .vocabulary import GeneVocabulary
+
+STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
+ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
+Split = Literal["train", "validation"]
+
+
+def require_annbatch() -> None:
+    """Raise an :class:`ImportError` that says how to get annbatch, if it is not there."""
+    if find_spec("annbatch") is not None:
+        return
+    if sys.version_info < (3, 12):
+        raise ImportError(
+            "Streaming cells from disk needs annbatch, which needs Python 3.12 or newer; this is "
+            f"Python {sys.version_info.major}.{sys.version_info.minor}. Make an environment with "
+            'Python 3.12 or 3.13 and `pip install "scxtrimo[stream]"`.'
+        )
+    raise ImportError(
+        'Streaming cells from disk needs annbatch: `pip install "scxtrimo[stream]"`.'
+    )
+
+
+class DamagedStoreError(OSError):
+    """Cells of a store cannot be read.
+
+    Parameters
+    ----------
+    message
+        What is wrong, with the data set and its cells.
+    rows
+        The cells, as rows of the split.
+    """
+
+    def __init__(self, message: str, rows: range) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+class CellStore:
+    """One split of a store that :func:`~scxtrimo.data.write_store` wrote.
+
+    Parameters
+    ----------
+    path
+        Path or URL of the store.
+    split
+        ``"train"`` or ``"validation"``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no store.
+    ValueError
+        If it is none of ours, is incomplete or was written by a newer version.
+
+    Examples
+    --------
+    >>> store = CellStore("cells.zarr")  # doctest: +SKIP
+    >>> store.n_cells, len(store.vocabulary)  # doctest: +SKIP
+    (198_000, 19_264)
+    """
+
+    group: Any
+
+    def __init__(self, path: str | os.PathLike, split: Split = "train") -> None:
+        self.path, self.split = str(path), split
+        try:
+            self.root = zarr.open_group(self.path, mode="r")
+        except (FileNotFoundError, KeyError) as error:
+            raise FileNotFoundError(f"There is no store at {self.path}.") from error
+        header: Any = self.root.attrs.get(STORE_KEY)
+        if header is None or split not in self.root:
+            raise ValueError(
+                f"{self.path} is not a store of scxtrimo. Make one of your files: "
+                "`scxtrimo.data.write_store(files, out)` or `scxtrimo store`."
+            )
+        if header["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{self.path} has format version {header['format_version']}, this scxtrimo reads "
+                f"{FORMAT_VERSION}. Update it: `pip install --upgrade scxtrimo`."
+            )
+        self.header: dict[str, Any] = header
+        self.group = self.root[split]
+        names = [name for name in list(self.group) if name.startswith("dataset_")]
+        self.names = sorted(names, key=lambda name: int(name.removeprefix("dataset_")))
+        self._check_complete()
+
+    def _check_complete(self) -> None:
+        expected = int(self.report.get(self.split, pd.Series(dtype=int)).sum())
+        if self.n_cells != expected:
+            raise ValueError(
+                f"{self.path} is incomplete: {self.n_cells:,} of {expected:,} cells for "
+                f"{self.split} are there. Copy or write it again."
+            )
+
+    @cached_property
+    def vocabulary(self) -> GeneVocabulary:
+        """The genes, in the order of the columns."""
+        return GeneVocabulary.from_dict(self.header["vocabulary"])
+
+    @cached_property
+    def report(self) -> pd.DataFrame:
+        """What became of the cells and the genes of every file, one file per row."""
+        return pd.DataFrame(self.header["report"])
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where the data sets end, in rows of the split."""
+        sizes = [int(self.group[name]["X"].attrs["shape"][0]) for name in self.names]
+        return np.cumsum(sizes, dtype=np.int64)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells of the split."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @cached_property
+    def n_tokens(self) -> np.ndarray:
+        """Number of expressed genes of all cells, int32: all that is kept of every cell."""
+        parts = [np.diff(self.group[name]["X"]["indptr"][:]) for name in self.names]
+        return np.concatenate([*parts, np.empty(0, np.int32)]).astype(np.int32)
+
+    @cached_property
+    def _loader(self) -> Any:
+        """Return annbatch's loader, driven by requests of ours."""
+        require_annbatch()
+        from annbatch import Loader
+
+        loader = Loader(batch_sampler=_Requests(), preload_to_gpu=False)
+        matrices = [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
+        loader.add_datasets(matrices)
+        return loader
+
+    def read(self, slices: Sequence[slice]) -> sparse.csr_matrix:
+        """Return the cells of some slices, one after the other.
+
+        Parameters
+        ----------
+        slices
+            Rows of the split.
+
+        Raises
+        ------
+        DamagedStoreError
+            If a chunk cannot be read or is not what was written.
+        """
+        try:
+            self._loader.batch_sampler.slices = list(slices)
+            (batch,) = iter(self._loader)
+            counts = batch["X"]
+        except Exception as error:
+            self._name_damage(slices, error)
+            raise
+        if len(counts.data) and counts.data.min() > 0:
+            return counts
+        # Where a shard is missing, zarr fills in zeros.
+        self._name_damage(slices, ValueError("a file of its shards is missing"))
+        return counts
+
+    def _name_damage(self, slices: Sequence[slice], error: Exception) -> None:
+        """Find the first slice that cannot be read, and raise with its name."""
+        if len(slices) > 1:
+            for one in slices:
+                self.read([one])
+            return
+        (one,) = slices
+        dataset = int(np.searchsorted(self.ends, one.start, side="right"))
+        start = int(self.ends[dataset - 1]) if dataset else 0
+        place = f"{self.path}/{self.split}/{self.names[dataset]}"
+        raise DamagedStoreError(
+            f"{place}, cells {one.start - start} to {one.stop - 1 - start} (rows {one.start} to "
+            f"{one.stop - 1} of the split) cannot be read: {type(error).__name__}: {error}. Copy "
+            "or write the store again, or leave such cells out: `on_damage: skip`.",
+            range(one.start, one.stop),
+        ) from error
+
+    def origin(self, rows: Sequence[int] | np.ndarray) -> pd.DataFrame:
+        """Return the file and the row in it that cells come from, with what else was kept of them.
+
+        Parameters
+        ----------
+        rows
+            Rows of the split.
+        """
+        rows = np.asarray(rows)
+        datasets = np.searchsorted(self.ends, rows, side="right")
+        parts = []
+        for dataset in np.unique(datasets):
+            start = self.ends[dataset - 1] if dataset else 0
+            obs: Any = anndata.io.read_elem(self.group[self.names[dataset]]["obs"])
+            mine = rows[datasets == dataset]
+            parts.append(obs.iloc[mine - start].astype(object).set_axis(mine))
+        return pd.concat(parts).loc[rows]
+
+    def sample(self, n_cells: int, seed: int, chunk: int = 64) -> AnnData:
+        """Return about so many cells drawn at random, as an AnnData in memory.
+
+        Parameters
+        ----------
+        n_cells
+            How many; they are drawn in runs of neighbours, which are in random order already.
+        seed
+            Seed of the draw.
+        chunk
+            Cells per run.
+        """
+        starts = np.arange(0, self.n_cells, chunk)
+        n_chunks = max(1, min(len(starts), n_cells // chunk))
+        chosen = np.sort(np.random.default_rng(seed).choice(starts, n_chunks, replace=False))
+        slices = [slice(int(s), int(min(s + chunk, self.n_cells))) for s in chosen]
+        rows = np.concatenate([np.arange(s.start, s.stop) for s in slices])
+        obs = pd.DataFrame(index=rows.astype(str))
+        var = pd.DataFrame(index=list(self.vocabulary.gene_ids))
+        return AnnData(self.read(slices).astype(np.float32), obs, var)
+
+    def datasets(self) -> Iterator[AnnData]:
+        """Iterate over the data sets of the split, counts backed by the store."""
+        for name in self.names:
+            group = self.group[name]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of an X that is not in memory
+                yield AnnData(
+                    X=anndata.io.sparse_dataset(group["X"]),
+                    obs=anndata.io.read_elem(group["obs"]),
+                    var=anndata.io.read_elem(group["var"]),
+                )
+
+
+def _requests_class() -> Any:
+    from annbatch.abc import Sampler
+
+    class Requests(Sampler):
+        """Ask for one window of cells, as it is."""
+
+        def __init__(self) -> None:
+            self.slices: list[slice] = []
+
+        batch_size, shuffle = None, False
+
+        def n_batches(self, n_obs: int) -> int:
+            return 1
+
+        def validate(self, n_obs: int) -> None:
+            pass
+
+        def _sample(self, n_obs: int) -> Iterator[Any]:
+            n_cells = sum(one.stop - one.start for one in self.slices)
+            yield {"requests": self.slices, "splits": [np.arange(n_cells)]}
+
+    return Requests
+
+
+def _Requests() -> Any:
+    return _requests_class()()

@@ -1,0 +1,533 @@
+"""From files of any size to a store of shuffled cells that training streams from."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+from scipy import sparse
+from tqdm.auto import tqdm
+
+from .._logging import logger
+from .cell_file import AUTO, CellFile, hash_cells
+from .counts import CHUNK, problem_with
+from .dataset import to_ragged
+from .gene_table import GeneAliases, read_aliases
+from .store import ANNBATCH_ENCODING, FORMAT_VERSION, STORE_KEY, CellStore, require_annbatch
+from .vocabulary import (
+    DEFAULT_MIN_GENE_OVERLAP,
+    GeneAlignment,
+    GeneVocabulary,
+    align_genes,
+    preview,
+)
+
+BLOCK = 256  # neighbouring cells of a file that are moved together before the last shuffle
+CELLS_PER_CHUNK = 64
+BYTES_PER_TOKEN = 32  # of a data set while it is shuffled and written
+MAX_VALIDATION_CELLS = 20_000
+SOURCE, SOURCE_ROW = "source", "source_row"
+KEPT, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE = range(4)
+FATES = {TOO_FEW_GENES: "too_few_genes", TOO_MANY_GENES: "too_many_genes", DUPLICATE: "duplicate"}
+
+
+@dataclass
+class _Source:
+    """What is known of a file: its genes after the first look, its cells after the second."""
+
+    path: str
+    layer: str
+    n_cells: int
+    var: pd.DataFrame
+    alignment: GeneAlignment | None = None
+    n_genes_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    hash_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    fate_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
+
+    @property
+    def column_to_gene(self) -> np.ndarray:
+        assert self.alignment is not None
+        return self.alignment.column_to_gene
+
+    def report(self, is_validation_c: np.ndarray) -> dict[str, Any]:
+        assert self.alignment is not None
+        kept = self.fate_c == KEPT
+        return {
+            "file": self.path,
+            "layer": self.layer,
+            "cells": self.n_cells,
+            "train": int((kept & ~is_validation_c).sum()),
+            "validation": int((kept & is_validation_c).sum()),
+            **{name: int((self.fate_c == fate).sum()) for fate, name in FATES.items()},
+            **self.alignment.counts(),
+        }
+
+
+def write_store(
+    files: Iterable[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    vocabulary: GeneVocabulary | Sequence[str] | None = None,
+    layer: str = AUTO,
+    gene_id_key: str | None = None,
+    gene_aliases: GeneAliases = None,
+    min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
+    min_genes: int = 200,
+    max_genes: int | None = None,
+    drop_duplicates: bool = True,
+    validation_size: float = 0.01,
+    validation_files: Sequence[str | os.PathLike] = (),
+    obs_columns: Sequence[str] = (),
+    on_bad_file: Literal["raise", "skip"] = "raise",
+    memory: float = 1e9,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> CellStore:
+    """Shuffle the cells of many files into one store, on one gene vocabulary.
+
+    Every file is read twice, a thousand cells at a time: once to check and count its cells, once
+    to write them. The store is a pair of collections of :mod:`annbatch`, ``train`` and
+    ``validation``, of sharded zarr with a checksum per chunk.
+
+    Parameters
+    ----------
+    files
+        ``.h5ad`` files and AnnData zarr stores, paths or URLs.
+    out
+        Path of the store, ending in ``.zarr``.
+    vocabulary
+        The genes of the store. By default all genes of all files that a cell expresses, in the
+        order in which they are met.
+    layer
+        Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` for the first of these
+        that looks like raw counts.
+    gene_id_key, gene_aliases
+        See :meth:`~scxtrimo.model.XTrimoGene.prepare_query_anndata`. By default identifiers are
+        looked for in all text columns of ``var``.
+    min_gene_overlap
+        Smallest acceptable fraction of the genes of a file found in the vocabulary, or of the
+        vocabulary found in the file, whichever is larger.
+    min_genes, max_genes
+        Cells that express fewer or more genes of the vocabulary are left out.
+    drop_duplicates
+        Leave out cells with the same counts of the same genes as an earlier one.
+    validation_size
+        Fraction of the cells, drawn at random, that are held out; at most 20,000.
+    validation_files
+        Files of which all cells are held out, besides.
+    obs_columns
+        Columns of ``obs`` to keep, beside ``source`` and ``source_row``.
+    on_bad_file
+        What to do with a file that cannot be read or has other genes: ``"raise"``, or ``"skip"``
+        it and say so in the report.
+    memory
+        Bytes for the cells that are shuffled at a time. More shuffles better.
+    seed
+        Seed of the order and of the held-out cells.
+    overwrite
+        Replace a store that is there.
+
+    Returns
+    -------
+    The store, opened. ``store.report`` has a row per file: cells kept for either split and left
+    out by reason, and the coverage of the vocabulary.
+
+    Raises
+    ------
+    ImportError
+        If annbatch is not installed, which needs Python 3.12 or newer.
+    FileExistsError
+        If there is something at ``out`` and ``overwrite`` is false.
+    ValueError
+        If a file cannot be read, has no raw counts or other genes, or no cell is left. The message
+        names the file and the way out.
+    OSError
+        If the disk is full; nothing is left behind.
+
+    Examples
+    --------
+    >>> store = scxtrimo.data.write_store(["a.h5ad", "b.h5ad"], "cells.zarr")  # doctest: +SKIP
+    >>> store.report[["file", "cells", "train", "overlap"]]  # doctest: +SKIP
+    """
+    require_annbatch()
+    out, paths = Path(out), [str(path) for path in files]
+    held_out = {str(path) for path in validation_files}
+    _check(out, paths, held_out, overwrite, validation_size, on_bad_file)
+    skipped: dict[str, str] = {}
+
+    def refuse(path: str, error: Exception) -> None:
+        if on_bad_file == "raise":
+            raise error
+        logger.warning(f"Skipped: {error}")
+        skipped[path] = str(error)
+
+    sources = []
+    for path in tqdm(paths, desc="Looking at genes", unit="file", delay=3):
+        try:
+            file = CellFile(path, layer)
+            sources.append(_Source(path, file.layer, file.n_cells, file.var))
+        except (ValueError, OSError) as error:
+            refuse(path, error)
+    aliases = read_aliases(gene_aliases)
+    given = _as_vocabulary(vocabulary)
+    sources, genes = _align(sources, given, gene_id_key, aliases, min_gene_overlap, refuse)
+    totals = np.zeros(len(genes))
+    largest = 0.0
+    with tqdm(total=sum(s.n_cells for s in sources), desc="Checking", unit="cell", delay=3) as bar:
+        for source in list(sources):
+            try:
+                of_file, high = _scan(source, len(genes), bar)
+            except (ValueError, OSError) as error:
+                sources.remove(source)
+                refuse(source.path, error)
+                continue
+            totals += of_file
+            largest = max(largest, high)
+    if largest >= 2**32:
+        raise ValueError(f"The largest count is {largest:g}: counts must be below 2^32.")
+    _decide(sources, min_genes, max_genes, drop_duplicates)
+    if given is None:
+        genes = _drop_silent(sources, genes, totals)
+    validation = _draw_validation(sources, held_out, validation_size, seed)
+    kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
+    n_validation = sum(int(v.sum()) for v in validation)
+    if kept - n_validation < 1:
+        raise ValueError(
+            f"No cell is left to train on: of {sum(s.n_cells for s in sources):,} cells in "
+            f"{len(sources)} files, {kept:,} pass the filters (min_genes={min_genes}, "
+            f"max_genes={max_genes}) and {n_validation:,} are held out."
+        )
+    report = [s.report(v) for s, v in zip(sources, validation, strict=True)]
+    report += [{"file": path, "error": error} for path, error in skipped.items()]
+    header = {
+        "format_version": FORMAT_VERSION,
+        "vocabulary": genes.to_dict(),
+        "report": report,
+        "settings": {
+            "min_genes": min_genes,
+            "max_genes": max_genes,
+            "drop_duplicates": drop_duplicates,
+            "seed": seed,
+        },
+    }
+    dtype = np.uint16 if largest < 2**16 else np.uint32
+    partial = out.with_name(out.name + ".partial")
+    writer = _Writer(sources, genes, list(obs_columns), dtype, max(1, int(memory)), seed)
+    try:
+        with warnings.catch_warnings():
+            # of consolidated metadata, which all readers of AnnData in zarr know
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            _write(partial, writer, sources, validation, header)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(partial, out)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno,
+                f"The disk is full: {out} could not be written and was removed again. Free some "
+                "space or choose another path",
+            ) from error
+        raise
+    finally:
+        _open_file.cache_clear()
+        shutil.rmtree(partial, ignore_errors=True)
+    return CellStore(out)
+
+
+def _write(
+    path: Path,
+    writer: _Writer,
+    sources: list[_Source],
+    validation: list[np.ndarray],
+    header: dict[str, Any],
+) -> None:
+    """Write both splits, and last what makes them a store."""
+    root = zarr.open_group(str(path), mode="w", zarr_format=3)
+    for name, is_wanted in (("train", False), ("validation", True)):
+        rows = [
+            np.flatnonzero((source.fate_c == KEPT) & (is_validation == is_wanted))
+            for source, is_validation in zip(sources, validation, strict=True)
+        ]
+        writer.write(root.create_group(name), rows, name)
+    root.attrs.update({STORE_KEY: header})
+    zarr.consolidate_metadata(root.store)
+
+
+def _check(
+    out: Path,
+    paths: list[str],
+    held_out: set[str],
+    overwrite: bool,
+    validation_size: float,
+    on_bad_file: str,
+) -> None:
+    if not paths:
+        raise ValueError("files is empty: name at least one.")
+    if twice := sorted({path for path in paths if paths.count(path) > 1}):
+        raise ValueError(f"files has {preview(twice)} more than once.")
+    if unknown := sorted(held_out - set(paths)):
+        raise ValueError(f"validation_files has {preview(unknown)}, which are not among `files`.")
+    if out.suffix != ".zarr":
+        raise ValueError(f"out={str(out)!r} must end in .zarr.")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists. Choose another path, or pass `overwrite=True`.")
+    if not 0 <= validation_size < 1:
+        raise ValueError(f"validation_size={validation_size} must be at least 0 and below 1.")
+    if on_bad_file not in ("raise", "skip"):
+        raise ValueError(f"on_bad_file={on_bad_file!r} must be 'raise' or 'skip'.")
+
+
+def _as_vocabulary(genes: GeneVocabulary | Sequence[str] | None) -> GeneVocabulary | None:
+    if genes is None or isinstance(genes, GeneVocabulary):
+        return genes
+    ids = tuple(map(str, genes))
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"vocabulary has genes twice: {preview(_twice(ids))}.")
+    return GeneVocabulary(ids, ids)
+
+
+def _twice(ids: Sequence[str]) -> list[str]:
+    index = pd.Index(ids)
+    return list(index[index.duplicated()].unique())
+
+
+def _align(
+    sources: list[_Source],
+    given: GeneVocabulary | None,
+    gene_id_key: str | None,
+    aliases: Any,
+    min_overlap: float,
+    refuse: Any,
+) -> tuple[list[_Source], GeneVocabulary]:
+    """Align all files to one vocabulary, by default the union of their genes."""
+    accepted, genes = [], given
+    for source in sources:
+        key = gene_id_key if gene_id_key in source.var else None
+        if genes is None:
+            column = source.var.index if key is None else source.var[key]
+            ids = tuple(column.astype(str))
+            if repeated := _twice(ids):
+                refuse(source.path, _repeated(source.path, repeated))
+                continue
+            genes = GeneVocabulary(ids, ids)
+        alignment = align_genes(genes, source.var, key, aliases)
+        if alignment.repeated:
+            refuse(source.path, _repeated(source.path, alignment.repeated))
+            continue
+        found = int((alignment.column_to_gene >= 0).sum())
+        overlap = found / max(1, min(len(genes), len(source.var)))
+        if found == 0 or overlap < min_overlap:
+            refuse(source.path, _other_genes(source, genes, found, min_overlap, given is None))
+            continue
+        if given is None:
+            ids = tuple(dict.fromkeys(genes.gene_ids + alignment.unused))
+            genes = GeneVocabulary(ids, ids)
+        accepted.append(source)
+    if genes is None or not accepted:
+        raise ValueError("No file is left: see the messages above.")
+    for source in accepted:
+        key = gene_id_key if gene_id_key in source.var else None
+        source.alignment = align_genes(genes, source.var, key, aliases)
+        source.var = pd.DataFrame()
+    return accepted, genes
+
+
+def _repeated(path: str, repeated: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"{path} has {len(repeated):,} duplicate gene identifiers, for instance "
+        f"{preview(repeated)}. Merge or rename these genes, or choose another `gene_id_key`."
+    )
+
+
+def _other_genes(
+    source: _Source, genes: GeneVocabulary, found: int, min_overlap: float, is_union: bool
+) -> ValueError:
+    of_what = "the files before it" if is_union else "the vocabulary"
+    return ValueError(
+        f"{source.path} has other genes: only {found:,} of its {len(source.var):,} are among the "
+        f"{len(genes):,} of {of_what}, at least {min_overlap:.0%} are needed. It has "
+        f"{preview(source.var.index, 3)}, the others {preview(genes.gene_ids, 3)}. Pass "
+        '`gene_aliases="hgnc"` to translate identifiers, `gene_id_key=` to name their column, '
+        'lower `min_gene_overlap`, or leave such files out with `on_bad_file="skip"`.'
+    )
+
+
+def _scan(source: _Source, n_genes: int, bar: Any) -> tuple[np.ndarray, float]:
+    """Check all counts of a file, and count the genes of its cells."""
+    reader = CellFile(source.path, source.layer).reader
+    totals, largest = np.zeros(n_genes), 0.0
+    lengths, hashes = [], []
+    for start in range(0, source.n_cells, CHUNK):
+        chunk = reader.read(slice(start, start + CHUNK))
+        if (problem := problem_with(chunk.data)) is not None:
+            raise ValueError(
+                f"{source.path}, {source.layer}, cells {start} to {start + chunk.shape[0] - 1}, "
+                f"{problem}"
+            )
+        ragged = to_ragged(chunk, source.column_to_gene)
+        totals += np.bincount(ragged["gene_ids"], ragged["counts"], minlength=n_genes)
+        largest = max(largest, float(ragged["counts"].max(initial=0)))
+        lengths.append(np.diff(ragged["cu_seqlens"]))
+        hashes.append(hash_cells(ragged["counts"], ragged["gene_ids"], ragged["cu_seqlens"]))
+        bar.update(chunk.shape[0])
+    source.n_genes_c = np.concatenate(lengths).astype(np.int32)
+    source.hash_c = np.concatenate(hashes)
+    return totals, largest
+
+
+def _decide(
+    sources: list[_Source], min_genes: int, max_genes: int | None, drop_duplicates: bool
+) -> None:
+    """Say of every cell whether it is kept, and why not."""
+    for source in sources:
+        source.fate_c = np.full(source.n_cells, KEPT, dtype=np.int8)
+        source.fate_c[source.n_genes_c < max(1, min_genes)] = TOO_FEW_GENES
+        if max_genes is not None:
+            source.fate_c[source.n_genes_c > max_genes] = TOO_MANY_GENES
+    if not drop_duplicates or not sources:
+        return
+    hashes = np.concatenate([source.hash_c for source in sources])
+    kept = np.flatnonzero(np.concatenate([source.fate_c for source in sources]) == KEPT)
+    first = kept[np.unique(hashes[kept], return_index=True)[1]]
+    is_duplicate = np.zeros(len(hashes), dtype=bool)
+    is_duplicate[kept] = True
+    is_duplicate[first] = False
+    ends = list(accumulate(source.n_cells for source in sources))
+    for source, part in zip(sources, np.split(is_duplicate, ends[:-1]), strict=True):
+        source.fate_c[part] = DUPLICATE
+
+
+def _drop_silent(
+    sources: list[_Source], genes: GeneVocabulary, totals: np.ndarray
+) -> GeneVocabulary:
+    """Leave out genes that no cell expresses."""
+    expressed = np.flatnonzero(totals > 0)
+    new_place = np.full(len(genes) + 1, -1, dtype=np.int64)  # the last entry is for "none", -1
+    new_place[expressed] = np.arange(len(expressed))
+    for source in sources:
+        assert source.alignment is not None
+        source.alignment = source.alignment.onto(new_place, genes)
+    ids = tuple(genes.gene_ids[i] for i in expressed)
+    return GeneVocabulary(ids, ids)
+
+
+def _draw_validation(
+    sources: list[_Source], held_out: set[str], size: float, seed: int
+) -> list[np.ndarray]:
+    """Return which cells are held out, a mask per file."""
+    rng = np.random.default_rng(seed)
+    n_kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
+    size = min(size, MAX_VALIDATION_CELLS / max(n_kept, 1))
+    masks = []
+    for source in sources:
+        if source.path in held_out:
+            masks.append(np.ones(source.n_cells, dtype=bool))
+        else:
+            masks.append(rng.random(source.n_cells) < size)
+    return masks
+
+
+@lru_cache(maxsize=32)
+def _open_file(path: str, layer: str) -> CellFile:
+    return CellFile(path, layer)
+
+
+class _Writer:
+    """Write cells of many files in random order, a data set that fits in memory at a time."""
+
+    def __init__(
+        self,
+        sources: list[_Source],
+        genes: GeneVocabulary,
+        obs_columns: list[str],
+        dtype: Any,
+        memory: int,
+        seed: int,
+    ) -> None:
+        self.sources, self.genes, self.obs_columns = sources, genes, obs_columns
+        self.dtype, self.memory, self.seed = dtype, memory, seed
+
+    def write(self, group: Any, rows: list[np.ndarray], name: str) -> None:
+        """Write the given rows of every file."""
+        from annbatch import write_sharded
+        from zarr.codecs import BloscCodec, Crc32cCodec
+
+        codecs = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"), Crc32cCodec())
+        rng = np.random.default_rng((self.seed, len(name)))
+        n_cells = sum(map(len, rows))
+        with tqdm(total=n_cells, desc=f"Writing {name}", unit="cell", delay=3) as bar:
+            for i, blocks in enumerate(self._groups(rows, rng)):
+                cells = self._read(sorted(blocks, key=lambda block: (block[0], block[1][0])))
+                cells = cells[rng.permutation(cells.n_obs)].copy()
+                write_sharded(
+                    group,
+                    cells,
+                    n_obs_per_chunk=min(CELLS_PER_CHUNK, cells.n_obs),
+                    shard_size="256MB",
+                    compressors=codecs,
+                    key=f"dataset_{i}",
+                )
+                bar.update(cells.n_obs)
+        group.attrs.update(ANNBATCH_ENCODING)
+
+    def _groups(
+        self, rows: list[np.ndarray], rng: np.random.Generator
+    ) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Deal blocks of neighbouring cells to data sets at random, as evenly as they go."""
+        blocks = [
+            (i, part)
+            for i, of_file in enumerate(rows)
+            for part in np.split(of_file, range(BLOCK, len(of_file), BLOCK))
+            if len(part)
+        ]
+        if not blocks:
+            return
+        n_tokens = np.array([self.sources[i].n_genes_c[part].sum() for i, part in blocks])
+        n_groups = -(-int(n_tokens.sum()) * BYTES_PER_TOKEN // self.memory)
+        order = rng.permutation(len(blocks))
+        for part in np.array_split(order, min(n_groups, len(blocks))):
+            yield [blocks[i] for i in part]
+
+    def _read(self, blocks: list[tuple[int, np.ndarray]]) -> anndata.AnnData:
+        """Return cells on the vocabulary."""
+        matrices, tables = [], []
+        for i, rows in blocks:
+            source = self.sources[i]
+            file = _open_file(source.path, source.layer)
+            # One run of rows is read at once; those that are left out in between are few.
+            chunk = file.reader.read(slice(int(rows[0]), int(rows[-1]) + 1))[rows - rows[0]]
+            ragged = to_ragged(chunk, source.column_to_gene)
+            matrix = sparse.csr_matrix(
+                (
+                    ragged["counts"].astype(self.dtype),
+                    ragged["gene_ids"].astype(np.int32),
+                    ragged["cu_seqlens"],
+                ),
+                shape=(len(rows), len(self.genes)),
+            )
+            matrix.sort_indices()
+            matrices.append(matrix)
+            origin = pd.DataFrame({SOURCE: source.path, SOURCE_ROW: rows}, index=rows)
+            tables.append(origin.join(file.obs(self.obs_columns)))
+        obs = pd.concat(tables, ignore_index=True)
+        for column in (SOURCE, *self.obs_columns):
+            obs[column] = obs[column].astype(str).astype("category")
+        obs.index = obs.index.astype(str)
+        return anndata.AnnData(
+            sparse.vstack(matrices, format="csr"),
+            obs,
+            pd.DataFrame(index=list(self.genes.gene_ids)),
+        )

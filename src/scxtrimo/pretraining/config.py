@@ -1,0 +1,330 @@
+"""What a pretraining run is made of, as typed dataclasses and as YAML."""
+
+from __future__ import annotations
+
+import os
+import types
+import typing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from ..module import SIZES, XTrimoGeneConfig
+from ..train import MaskingConfig, OptimizerConfig
+from ..train.pretraining import OnNonFinite
+from ..train.streaming import OnDamage
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the cells are, and how many make a step.
+
+    Parameters
+    ----------
+    store
+        Path or URL of a store that :func:`~scxtrimo.data.write_store` wrote.
+    batch_size
+        Cells per batch.
+    tokens_per_batch
+        Expressed genes per batch, instead of cells: memory and time of the devices then differ
+        less.
+    batches_per_step
+        Batches per step of the optimiser, over all devices; by default one per device. With more,
+        every device accumulates the gradients of several. A run that is resumed may have another
+        number of devices, which divides this one.
+    window_size
+        Cells that are read and shuffled together, over all devices.
+    chunk_size
+        Neighbouring cells that are read at once.
+    on_damage
+        What to do with cells that cannot be read: ``"raise"`` or ``"skip"``.
+
+    Examples
+    --------
+    >>> DataConfig(store="cells.zarr", tokens_per_batch=200_000).batch_size
+    256
+    """
+
+    store: str
+    batch_size: int = 256
+    tokens_per_batch: int | None = None
+    batches_per_step: int | None = None
+    window_size: int = 8192
+    chunk_size: int = 256
+    on_damage: OnDamage = "raise"
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            self,
+            "batch_size",
+            "tokens_per_batch",
+            "batches_per_step",
+            "window_size",
+            "chunk_size",
+        )
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What trains: devices and how they share the work.
+
+    Parameters
+    ----------
+    accelerator, devices, num_nodes
+        See :class:`lightning.pytorch.Trainer`.
+    strategy
+        ``"auto"``: one device alone, several with DDP; ``"ddp"``; ``"fsdp2"``, which shards the
+        parameters; or any other strategy of Lightning.
+    precision
+        By default ``"bf16-mixed"`` on a GPU and ``"32-true"`` elsewhere.
+    recompute
+        Compute what is inside the encoder layers again in the backward pass, instead of keeping
+        it: less memory, more time.
+    compile
+        Compile the encoder layers.
+    gradient_clip_val
+        Largest norm of the gradient.
+    on_non_finite
+        What to do in a step of which the loss or a gradient is not finite: ``"raise"`` or
+        ``"skip"``.
+
+    Examples
+    --------
+    >>> EngineConfig(devices=8, strategy="fsdp2").precision is None
+    True
+    """
+
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str | None = None
+    recompute: bool = False
+    compile: bool = False
+    gradient_clip_val: float = 1.0
+    on_non_finite: OnNonFinite = "raise"
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What is written down while training.
+
+    Parameters
+    ----------
+    log_every_n_steps
+        Steps per entry of the history and the logs.
+    validate_every_n_steps
+        Steps from one pass over the held-out cells to the next; 0 for none.
+    checkpoint_every_n_steps
+        Steps from one checkpoint to the next; a multiple of ``log_every_n_steps``.
+    keep
+        How many checkpoints are kept; -1 for all.
+    loggers
+        ``"csv"``, ``"tensorboard"`` and ``"wandb"``.
+    progress_bar
+        Whether to show one.
+
+    Examples
+    --------
+    >>> RecordConfig(loggers=("csv", "tensorboard")).keep
+    3
+    """
+
+    log_every_n_steps: int = 50
+    validate_every_n_steps: int = 1000
+    checkpoint_every_n_steps: int = 500
+    keep: int = 3
+    loggers: tuple[str, ...] = ("csv",)
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "log_every_n_steps", "checkpoint_every_n_steps")
+        if self.checkpoint_every_n_steps % self.log_every_n_steps:
+            raise ValueError(
+                f"checkpoint_every_n_steps={self.checkpoint_every_n_steps} must be a multiple of "
+                f"log_every_n_steps={self.log_every_n_steps}: a run that is resumed then has the "
+                "same history."
+            )
+        if self.validate_every_n_steps < 0:
+            raise ValueError("validate_every_n_steps must not be negative.")
+        if self.keep < -1 or self.keep == 0:
+            raise ValueError(f"keep={self.keep} must be positive, or -1 for all.")
+        if unknown := sorted(set(self.loggers) - {"csv", "tensorboard", "wandb"}):
+            raise ValueError(f"loggers={unknown} are unknown: choose csv, tensorboard or wandb.")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pretraining run.
+
+    Parameters
+    ----------
+    data
+        Where the cells are, and how many make a step.
+    out
+        Directory of the run: configuration, checkpoints, logs, and in the end the model.
+    size
+        One of :data:`scxtrimo.module.SIZES`, or ``"auto"``.
+    model
+        Single hyper-parameters that differ from those of ``size``, see
+        :class:`~scxtrimo.module.XTrimoGeneConfig`.
+    optimizer, masking
+        By default those of :meth:`scxtrimo.model.XTrimoGene.train`, with 1,000 steps of warm-up.
+    steps, epochs, tokens
+        How long to train: give one of them. Tokens are expressed genes.
+    engine, record
+        Devices; logs and checkpoints.
+    seed
+        Seed of everything.
+
+    Examples
+    --------
+    >>> config = PretrainConfig(DataConfig("cells.zarr"), out="run", size="3m", epochs=2)
+    >>> config.data.batch_size
+    256
+    """
+
+    data: DataConfig
+    out: str
+    size: str = "auto"
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerConfig | None = None
+    masking: MaskingConfig | None = None
+    steps: int | None = None
+    epochs: float | None = None
+    tokens: float | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        lengths = {name: getattr(self, name) for name in ("steps", "epochs", "tokens")}
+        given = {name: value for name, value in lengths.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"Give one of steps, epochs and tokens; got {given or 'none'}.")
+        _check_positive(self, *given)
+        if self.size != "auto" and self.size not in SIZES:
+            raise ValueError(
+                f"size={self.size!r} is unknown; choose 'auto' or one of {list(SIZES)}."
+            )
+        if self.size != "auto":
+            XTrimoGeneConfig.from_size(self.size, **self.model)  # names what is wrong
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike) -> PretrainConfig:
+        """Read a configuration.
+
+        Parameters
+        ----------
+        path
+            A YAML file with the fields of this class, nested as they are.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is no YAML, or a field is unknown, missing or of another type; the message names
+            it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist.")
+        try:
+            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        return from_dict(cls, stored, str(path))
+
+    def to_yaml(self) -> str:
+        """Return the configuration as YAML that :meth:`from_yaml` reads."""
+        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+
+
+def from_dict(cls: type[T], stored: Any, where: str) -> T:
+    """Make a dataclass of nested mappings; what does not fit is named.
+
+    Parameters
+    ----------
+    cls
+        The dataclass.
+    stored
+        A mapping from its fields.
+    where
+        Name of the mapping, for messages.
+    """
+    if not isinstance(stored, dict):
+        raise ValueError(f"{where} must have the fields of {cls.__name__}, it is {stored!r}.")
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    for name in stored:
+        if name not in known:
+            similar = get_close_matches(str(name), known, 1)
+            hint = f"Did you mean {similar[0]!r}?" if similar else f"It knows {known}."
+            raise ValueError(f"{where} has an unknown field {name!r}. {hint}")
+    values = {
+        name: _convert(hints[name], value, f"{where}: {name}") for name, value in stored.items()
+    }
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {str(error).replace('__init__() ', '')}.") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Turn what YAML has into what a field takes."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        options = [a for a in arguments if a is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _convert(option, value, where)
+            except ValueError:
+                continue
+        return _convert(options[-1], value, where)
+    if is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value not in arguments:
+            raise ValueError(f"{where}={value!r} must be one of {list(arguments)}.")
+        return value
+    if origin in (tuple, list):
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ValueError(f"{where}={value!r} must be a list.")
+        return origin(_convert(arguments[0], item, where) for item in value)
+    if origin is dict:
+        hint = dict
+    if hint is float and isinstance(value, str):  # YAML takes 1e-4 for a text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    accepted = (int, float) if hint is float else hint
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{where}={value!r} must be of type {hint.__name__}.")
+    return float(value) if hint is float else value
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, for YAML."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name}={value} must be positive.")

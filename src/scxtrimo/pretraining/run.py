@@ -1,0 +1,429 @@
+"""A pretraining run: from a store to a saved model, interrupted as often as it may be."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from .._logging import logger
+from ..data import CellStore, require_annbatch
+from ..data.gene_index import hash_genes
+from ..model import XTrimoGene
+from ..model._setup import registry_of_genes
+from ..model._training import default_lr
+from ..module import choose_size
+from ..train import (
+    AtomicCheckpointIO,
+    MaskingConfig,
+    OptimizerConfig,
+    PretrainingPlan,
+    StepMeter,
+    StoreDataModule,
+    last_checkpoint,
+    mask_batch,
+    peak_flops,
+    quiet_lightning,
+    step_checkpoints,
+    training_flops,
+)
+from ..train.initialization import MAX_CELLS
+from .config import PretrainConfig
+from .estimate import DryRun, estimate
+
+MAX_SAMPLE_TOKENS = 10_000_000
+WARMUP_STEPS = 1000
+# What a run may be resumed with another value of.
+FREE = {"out", "engine", "record"}
+FREE_DATA = {"store", "on_damage", "batches_per_step"}
+HEADER, MODEL, CHECKPOINTS, SUMMARY = "run.json", "model", "checkpoints", "summary.json"
+NO_SETUP: dict[str, Any] = {
+    "layer": None,
+    "batch_key": None,
+    "labels_key": None,
+    "categorical_covariate_keys": None,
+    "gene_id_key": None,
+    "modality": None,
+}
+
+
+def pretrain(
+    config: PretrainConfig | str | os.PathLike, dry_run: bool = False
+) -> XTrimoGene | DryRun:
+    """Pretrain a model on a store of any size, or go on with a run that was interrupted.
+
+    Started again with the same configuration, a run goes on from its last checkpoint with
+    optimiser, schedule, masks, dropout and position in the store: on a CPU the losses are those of
+    an uninterrupted run, bit for bit.
+
+    Parameters
+    ----------
+    config
+        The run, or the path of a YAML file with it.
+    dry_run
+        Train a few steps without writing anything, and say what the run will take.
+
+    Returns
+    -------
+    The trained model, which is saved in ``<out>/model`` too; in a dry run, the estimate.
+
+    Raises
+    ------
+    ImportError
+        If annbatch is not installed, which needs Python 3.12 or newer.
+    FileNotFoundError
+        If there is no configuration or no store.
+    ValueError
+        If ``out`` has a run with another configuration, or what is asked for is impossible.
+    scxtrimo.data.DamagedStoreError
+        If cells cannot be read; the message names them.
+    FloatingPointError
+        If the loss or a gradient is not finite; the message names step and cells.
+    OSError
+        If a checkpoint cannot be written. Earlier ones stay.
+
+    Notes
+    -----
+    The encoder reads all genes that a cell expresses, unless ``n_input_genes`` is given in
+    ``model``. What a training starts from, and its latent space, come from at most 20,000 cells
+    drawn at random.
+
+    Examples
+    --------
+    >>> config = scxtrimo.PretrainConfig(
+    ...     scxtrimo.DataConfig("cells.zarr"), out="run", size="3m", epochs=2
+    ... )  # doctest: +SKIP
+    >>> model = scxtrimo.pretrain(config)  # doctest: +SKIP
+    """
+    require_annbatch()
+    if not isinstance(config, PretrainConfig):
+        config = PretrainConfig.from_yaml(config)
+    run = _Run(config)
+    return run.dry_run() if dry_run else run.train()
+
+
+class _Run:
+    """One run, in one of its processes."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config, self.out = config, Path(config.out)
+        CellStore(config.data.store)  # raises before a trainer is made
+        self.meter = StepMeter(config.record.log_every_n_steps)
+        self.trainer = self._make_trainer()
+        world_size = self.trainer.world_size
+        self.n_lanes = config.data.batches_per_step or world_size
+        if self.n_lanes % world_size:
+            raise ValueError(
+                f"batches_per_step={self.n_lanes} cannot be shared by {world_size} devices: "
+                "choose a multiple of their number."
+            )
+        self.data = StoreDataModule(
+            config.data.store,
+            config.data.batch_size,
+            config.data.tokens_per_batch,
+            self.n_lanes,
+            window_size=config.data.window_size,
+            chunk_size=config.data.chunk_size,
+            seed=config.seed,
+            on_damage=config.data.on_damage,
+        )
+        self.store, self.plan = self.data.store, self.data.plan
+        self.n_tokens = int(self.store.n_tokens.sum(dtype="int64"))
+        self.n_steps = self._count_steps()
+        self.data.n_steps = self.n_steps
+        self.trainer.fit_loop.epoch_loop.max_steps = self.n_steps
+        self.trainer.accumulate_grad_batches = self.n_lanes // world_size
+        self.model = self._make_model()
+
+    def _count_steps(self) -> int:
+        config = self.config
+        if config.steps is not None:
+            return config.steps
+        if config.epochs is not None:
+            return math.ceil(config.epochs * self.plan.n_steps)
+        assert config.tokens is not None
+        return math.ceil(config.tokens / self.n_tokens * self.plan.n_steps)
+
+    def _make_model(self) -> XTrimoGene:
+        size = self.config.size
+        if size == "auto":
+            on_gpu = self.trainer.strategy.root_device.type == "cuda"
+            size = choose_size(self.store.n_cells, on_gpu)
+        hyperparameters = {"n_input_genes": None} | self.config.model
+        model = XTrimoGene(
+            registry=registry_of_genes(XTrimoGene, self.store.vocabulary.gene_ids, NO_SETUP),
+            size=size,
+            seed=self.config.seed,
+            **hyperparameters,
+        )
+        model.module.net.encoder.recompute = self.config.engine.recompute
+        if self.config.engine.compile:
+            model.compile()
+        return model
+
+    def _make_plan(self) -> PretrainingPlan:
+        config, module = self.config, self.model.module
+        lr = default_lr(module.config.n_hidden)
+        masking = config.masking
+        if masking is None and not module.config.has_bottleneck:
+            masking = MaskingConfig.published()
+        return PretrainingPlan(
+            module,
+            config.optimizer or OptimizerConfig(lr=lr, warmup_steps=WARMUP_STEPS),
+            masking or MaskingConfig(natural_weights=module.config.read_depth_aware),
+            seed=config.seed,
+            on_non_finite=config.engine.on_non_finite,
+        )
+
+    def _make_trainer(self) -> pl.Trainer:
+        engine, record = self.config.engine, self.config.record
+        callbacks: list[Any] = [self.meter]
+        if record.progress_bar:
+            callbacks.append(_Bar())
+        callbacks.append(
+            step_checkpoints(self.out / CHECKPOINTS, record.checkpoint_every_n_steps, record.keep)
+        )
+        with quiet_lightning():
+            on_gpu = engine.accelerator != "cpu" and torch.cuda.is_available()
+            return pl.Trainer(
+                accelerator=engine.accelerator,
+                devices=engine.devices,
+                num_nodes=engine.num_nodes,
+                strategy=_strategy(engine.strategy),
+                precision=engine.precision or ("bf16-mixed" if on_gpu else "32-true"),  # type: ignore[arg-type]
+                plugins=[AtomicCheckpointIO()],
+                callbacks=callbacks,
+                logger=[_logger(name, self.out) for name in record.loggers],
+                max_epochs=-1,
+                gradient_clip_val=engine.gradient_clip_val,
+                log_every_n_steps=record.log_every_n_steps,
+                check_val_every_n_epoch=None,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                enable_progress_bar=record.progress_bar,
+                enable_model_summary=False,
+                deterministic=False,
+            )
+
+    def train(self) -> XTrimoGene:
+        """Train, or go on, and save the model."""
+        header = self._header()
+        self._check_out(header)
+        if (self.out / MODEL / "model.json").is_file():
+            logger.info(f"The run in {self.out} is complete.")
+            return XTrimoGene.load(self.out / MODEL, adata=False)
+        checkpoint = last_checkpoint(self.out / CHECKPOINTS)
+        if self.trainer.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            (self.out / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
+            (self.out / HEADER).write_text(json.dumps(header, indent=1), encoding="utf-8")
+        if checkpoint is None:
+            self._start()
+        else:
+            logger.info(f"Going on from {checkpoint}.")
+        plan = self._make_plan()
+        self._set_up_meter(plan)
+        self._set_up_validation()
+        self._announce(plan)
+        self.model.module.train()
+        with quiet_lightning():
+            self.trainer.fit(
+                plan,
+                datamodule=self.data,
+                ckpt_path=checkpoint,
+                weights_only=None if checkpoint is None else True,
+            )
+        if self.trainer.global_step < self.n_steps:
+            raise KeyboardInterrupt(
+                f"Interrupted at step {self.trainer.global_step} of {self.n_steps}. Start the "
+                "same command again, to go on."
+            )
+        return self._finish(plan)
+
+    def _set_up_validation(self) -> None:
+        every = self.config.record.validate_every_n_steps
+        if not every or self.data.validation_store.n_cells < self.trainer.world_size:
+            self.trainer.limit_val_batches = 0
+            return
+        self.trainer.val_check_interval = every * self.trainer.accumulate_grad_batches
+
+    def _header(self) -> dict[str, Any]:
+        """Return what must stay the same when a run is resumed."""
+        stored = asdict(self.config)
+        data = {k: v for k, v in stored.pop("data").items() if k not in FREE_DATA}
+        return {
+            "config": {k: v for k, v in stored.items() if k not in FREE} | {"data": data},
+            "cells": self.store.n_cells,
+            "genes": hash_genes(self.store.vocabulary.gene_ids),
+            "tokens": self.n_tokens,
+            "batches_per_step": self.n_lanes,
+        }
+
+    def _check_out(self, header: dict[str, Any]) -> None:
+        path = self.out / HEADER
+        if not path.is_file():
+            if (self.out / MODEL).exists() or checkpoints_exist(self.out):
+                raise ValueError(f"{self.out} has something else in it. Choose another `out`.")
+            return
+        known = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(header))
+        if different := [*_differences(known, now)]:
+            raise ValueError(
+                f"{self.out} has a run of another configuration: {'; '.join(different)}. Choose "
+                "another `out`, or remove it to start anew."
+            )
+
+    def _start(self) -> None:
+        """Take from a sample of the cells what the training starts from."""
+        sample = self._sample()
+        self.model._attach(sample)
+        self.model._prepare_training(_all_rows(sample))
+        self._detach()
+
+    def _sample(self) -> Any:
+        per_cell = self.n_tokens / self.store.n_cells
+        n_cells = int(min(MAX_CELLS, max(1000, MAX_SAMPLE_TOKENS / per_cell)))
+        return self.store.sample(n_cells, self.config.seed)
+
+    def _detach(self) -> None:
+        self.model._adata = self.model._adata_manager = None  # type: ignore[assignment]
+
+    def _set_up_meter(self, plan: PretrainingPlan) -> None:
+        batch = next(iter(self.data._loader(self.store, self.plan, None)))
+        masked = self.mask(plan, batch)
+        self.meter.flops_per_token = training_flops(plan.module, masked) / len(batch["counts"])
+        device = self.trainer.strategy.root_device
+        is_half = "bf16" in str(self.trainer.precision) or "16" in str(self.trainer.precision)
+        self.meter.peak_flops = peak_flops(device, torch.bfloat16 if is_half else torch.float32)
+
+    def mask(self, plan: PretrainingPlan, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return a batch as the network is trained on."""
+        module = plan.module
+        return mask_batch(batch, plan.masking, module.n_genes, plan.seed, 0, module.sees_all_genes)
+
+    def _announce(self, plan: PretrainingPlan) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        n_parameters = sum(p.numel() for p in plan.module.parameters())
+        logger.info(
+            f"Pretraining {self.model.size_!r} ({n_parameters:,} parameters) on "
+            f"{self.store.n_cells:,} cells, {self.n_tokens:,} expressed genes, "
+            f"{len(self.store.vocabulary):,} genes in all: {self.n_steps:,} steps "
+            f"({self.n_steps / self.plan.n_steps:.2f} epochs) of about "
+            f"{self.plan.cells_per_step:,.0f} cells, learning rate "
+            f"{plan.optimizer_config.lr:g}, {self.trainer.world_size} process(es) on "
+            f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}."
+        )
+
+    def _finish(self, plan: PretrainingPlan) -> XTrimoGene:
+        """Fit the latent space and save the model, in the first process."""
+        weights = self.trainer.strategy.lightning_module_state_dict()
+        if self.trainer.is_global_zero:
+            self.model = self._make_model()
+            own = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+            self.model.module.load_state_dict(own)
+            self.model.is_trained_ = True
+            self.model.history_ = plan.step_history
+            self.model._attach(self._sample())
+            self.model.module.eval()
+            self.model._finish_training(_all_rows(self.model.adata))
+            self._detach()
+            summary = self._summary(plan)
+            self.model.provenance_ = {name: str(value) for name, value in summary.items()}
+            self.model.save(self.out / MODEL)
+            (self.out / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            logger.info(f"Written to {self.out / MODEL}.")
+        self.trainer.strategy.barrier("saved")
+        return XTrimoGene.load(self.out / MODEL, adata=False)
+
+    def _summary(self, plan: PretrainingPlan) -> dict[str, Any]:
+        history = plan.step_history
+        last = {name: float(frame[name].iloc[-1]) for name, frame in history.items()}
+        validation = {
+            name: float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.endswith("validation") or name.startswith("validation")
+        }
+        return {
+            "source": "scxtrimo pretrain",
+            "cells": self.store.n_cells,
+            "genes": len(self.store.vocabulary),
+            "files": len(self.store.report),
+            "steps": self.n_steps,
+            "epochs": round(self.n_steps / self.plan.n_steps, 4),
+            "cells_seen": round(self.n_steps * self.plan.cells_per_step),
+            "steps_left_out": plan.n_skipped_steps,
+            "cells_left_out": self.data.train_loader.n_skipped,
+            "last": last,
+            "validation": validation,
+        }
+
+    def dry_run(self) -> DryRun:
+        """Train a few steps and say what the run will take."""
+        self._start()
+        plan = self._make_plan()
+        return estimate(plan, self.data, self.n_steps, self.trainer, self.model.size_)
+
+
+class _Bar(TQDMProgressBar):
+    """Lightning's progress bar over all steps; there are no epochs of its own."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Show what is done, not an epoch."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description("Pretraining")
+
+    @property
+    def total_train_batches(self) -> int:
+        """Batches of the whole run, not steps."""
+        return int(self.trainer.num_training_batches)
+
+
+def _all_rows(adata: Any) -> np.ndarray:
+    return np.arange(adata.n_obs)
+
+
+def checkpoints_exist(out: Path) -> bool:
+    """Return whether there are files of checkpoints."""
+    return any((out / CHECKPOINTS).glob("*.ckpt"))
+
+
+def _strategy(name: str) -> str | Strategy:
+    if name == "ddp":
+        return DDPStrategy()
+    if name == "fsdp2":
+        return ModelParallelStrategy(save_distributed_checkpoint=False)
+    return name
+
+
+def _logger(name: str, out: Path) -> Any:
+    if name == "csv":
+        return CSVLogger(out, name="logs")
+    if name == "tensorboard":
+        if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+            raise ImportError('loggers: "tensorboard" needs `pip install tensorboard`.')
+        return TensorBoardLogger(out, name="tensorboard", version="")
+    if find_spec("wandb") is None:
+        raise ImportError('loggers: "wandb" needs `pip install wandb`.')
+    out.mkdir(parents=True, exist_ok=True)
+    return WandbLogger(save_dir=out, project="scxtrimo", name=out.name, id=None)
+
+
+def _differences(known: Any, now: Any, place: str = "") -> Any:
+    """Name what differs between two nested mappings."""
+    if isinstance(known, dict) and isinstance(now, dict):
+        for name in known.keys() | now.keys():
+            yield from _differences(known.get(name), now.get(name), f"{place}{name}: ")
+    elif known != now:
+        yield f"{place}{known} there, {now} here"

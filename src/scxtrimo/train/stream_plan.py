@@ -1,0 +1,151 @@
+"""Which cells of a store are trained on when: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .sampler import divide_evenly
+
+
+@dataclass(frozen=True)
+class Window:
+    """Cells that are read together and then shuffled.
+
+    Parameters
+    ----------
+    slices
+        Rows of the store, runs of neighbours.
+    n_batches
+        How many batches they make.
+    key
+        Seed of their order.
+    """
+
+    slices: list[slice]
+    n_batches: int
+    key: tuple[int, ...]
+
+    def batches(self, n_tokens: np.ndarray, by_tokens: bool, shuffle: bool) -> list[np.ndarray]:
+        """Divide the cells of the window into its batches.
+
+        Parameters
+        ----------
+        n_tokens
+            Expressed genes of the cells of the window, in the order of ``slices``.
+        by_tokens
+            Divide tokens evenly, not cells.
+        shuffle
+            Whether cells change their order.
+
+        Returns
+        -------
+        Places in the window, one array per batch. Every cell is in one of them.
+        """
+        order = np.arange(len(n_tokens))
+        if shuffle:
+            order = np.random.default_rng(self.key).permutation(order)
+        weights = n_tokens[order] if by_tokens else np.ones(len(order), dtype=np.int64)
+        return np.split(order, divide_evenly(weights, self.n_batches))
+
+
+class StreamPlan:
+    """The batches of every epoch over a store.
+
+    An epoch deals runs of neighbouring cells to ``n_lanes`` lanes at random. Every lane reads some
+    runs at a time (a window), shuffles their cells and divides them into batches; a step of the
+    optimiser takes one batch of each lane. Processes share the lanes: two with one lane each and
+    one with both (and two batches per step) see the same cells in every step, so that a training
+    can go on with another number of devices.
+
+    Parameters
+    ----------
+    n_tokens
+        Expressed genes of every cell of the store.
+    batch_size
+        Cells per batch, on average at most.
+    tokens_per_batch
+        Expressed genes per batch, instead of cells, on average at most: what is left of it by
+        chance is kept small by an allowance of half of the longest cell.
+    n_lanes
+        Batches per step of the optimiser, over all processes.
+    window_size
+        Cells that are read and shuffled together, over all lanes.
+    chunk_size
+        Neighbouring cells that are read at once.
+    seed
+        Seed of the order.
+    shuffle
+        If false, cells keep their order.
+
+    Notes
+    -----
+    All lanes have the same number of batches, and all epochs have the same number of steps. In an
+    epoch every cell is in exactly one batch.
+
+    Examples
+    --------
+    >>> plan = StreamPlan(np.full(1000, 500), batch_size=64, n_lanes=2)
+    >>> plan.n_steps
+    8
+    """
+
+    def __init__(
+        self,
+        n_tokens: np.ndarray,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
+        n_lanes: int = 1,
+        window_size: int = 8192,
+        chunk_size: int = 256,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        if (batch_size is None) == (tokens_per_batch is None):
+            raise ValueError("Give either `batch_size` or `tokens_per_batch`.")
+        n_cells = len(n_tokens)
+        if n_cells < n_lanes:
+            raise ValueError(f"{n_cells} cells are too few for {n_lanes} batches per step.")
+        self.n_tokens, self.n_lanes = n_tokens, n_lanes
+        self.seed, self.shuffle = seed, shuffle
+        self.by_tokens = tokens_per_batch is not None
+        if tokens_per_batch is not None:
+            longest = min(int(n_tokens.max()), tokens_per_batch)
+            per_step = n_lanes * max(1, tokens_per_batch - longest // 2)
+            n_steps = -(-int(n_tokens.sum(dtype=np.int64)) // per_step)
+        else:
+            assert batch_size is not None
+            n_steps = -(-n_cells // (n_lanes * batch_size))
+        # So small runs in a small store that no lane has much more of it than another
+        self.chunk_size = int(np.clip(n_cells // (16 * n_lanes), 1, chunk_size))
+        self.n_chunks = -(-n_cells // self.chunk_size)
+        fewest = self.n_chunks // n_lanes  # runs of a lane
+        n_windows = round(n_cells / window_size)
+        self.n_windows = int(np.clip(n_windows, 1, max(1, fewest // 2)))
+        # No batch is empty: a window has at least so many whole runs, and one may be a short one.
+        smallest = max(1, (fewest // self.n_windows - 1) * self.chunk_size)
+        self.n_steps = int(np.clip(n_steps, 1, smallest * self.n_windows))
+        self.n_windows = min(self.n_windows, self.n_steps)
+
+    @property
+    def cells_per_step(self) -> float:
+        """Cells per step of the optimiser, on average."""
+        return len(self.n_tokens) / self.n_steps
+
+    def windows(self, epoch: int, lane: int) -> Iterator[Window]:
+        """Iterate over what a lane reads in an epoch."""
+        chunks = np.arange(self.n_chunks)
+        if self.shuffle:
+            chunks = np.random.default_rng((self.seed, epoch)).permutation(chunks)
+            mine = chunks[lane :: self.n_lanes]
+        else:
+            mine = np.array_split(chunks, self.n_lanes)[lane]
+        ends = np.arange(1, self.n_windows + 1) * self.n_steps // self.n_windows
+        n_batches = np.diff(ends, prepend=0)
+        for i, part in enumerate(np.array_split(mine, self.n_windows)):
+            starts = (part * self.chunk_size).tolist()
+            stops = [min(start + self.chunk_size, len(self.n_tokens)) for start in starts]
+            slices = [slice(*ends) for ends in zip(starts, stops, strict=True)]
+            yield Window(slices, int(n_batches[i]), (self.seed, epoch, lane, i))

@@ -1,0 +1,248 @@
+"""Ragged batches of a store on disk, for one process of a training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from functools import cached_property
+from itertools import count
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from .._logging import logger
+from ..data import CellStore, DamagedStoreError, gather_rows, prefetch
+from .stream_plan import StreamPlan, Window
+
+OnDamage = Literal["raise", "skip"]
+
+
+class StreamLoader:
+    """Batches of one process, from any step on.
+
+    While the cells of one window are trained on, a thread reads those of the next; no more than
+    two windows are in memory. Worker processes would have to send batches to this one, which takes
+    longer than making them.
+
+    Parameters
+    ----------
+    store
+        Where the cells are.
+    plan
+        Which cells are in which batch.
+    n_steps
+        Steps of the optimiser, over all epochs.
+    rank, world_size
+        Which of how many processes this is.
+    on_damage
+        What to do with cells that cannot be read: ``"raise"``, or ``"skip"`` and count them.
+    pin_memory
+        Whether batches go to a GPU.
+
+    Raises
+    ------
+    ValueError
+        If the batches of a step cannot be shared evenly by the processes.
+
+    Notes
+    -----
+    Yields dictionaries as :class:`~scxtrimo.data.RaggedDataset` has them, of tensors, with the
+    ``epoch`` and ``lane`` of the batch beside. Where it is (:meth:`state_dict`) is the step alone,
+    so that another number of processes can go on.
+    """
+
+    def __init__(
+        self,
+        store: CellStore,
+        plan: StreamPlan,
+        n_steps: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        on_damage: OnDamage = "raise",
+        pin_memory: bool = False,
+    ) -> None:
+        if plan.n_lanes % world_size:
+            raise ValueError(
+                f"{plan.n_lanes} batches per step cannot be shared by {world_size} processes: "
+                "choose a multiple of their number for `batches_per_step`."
+            )
+        self.store, self.plan = store, plan
+        self.n_steps = plan.n_steps if n_steps is None else n_steps
+        self.lanes = range(rank, plan.n_lanes, world_size)
+        self.on_damage, self.pin_memory = on_damage, pin_memory
+        self.first_step, self.n_yielded = 0, 0
+        self.n_skipped = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.n_steps * len(self.lanes)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the step that comes next."""
+        return {"step": self.first_step + self.n_yielded // len(self.lanes)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from a step."""
+        self.first_step, self.n_yielded = state_dict["step"], 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        self.n_yielded = 0
+        streams = [self._batches(lane) for lane in self.lanes]
+        try:
+            for _ in range(self.first_step, self.n_steps):
+                for stream in streams:
+                    batch = next(stream)
+                    self.n_yielded += 1
+                    yield batch
+        finally:
+            for stream in streams:
+                stream.close()
+
+    def _batches(self, lane: int) -> Generator[dict[str, Any]]:
+        """Iterate over the batches of a lane, without end."""
+        for epoch, window, skip, counts, rows in prefetch(self._windows(lane), 1):
+            n_tokens = np.diff(counts.indptr)
+            places = window.batches(n_tokens, self.plan.by_tokens, self.plan.shuffle)
+            for place in places[skip:]:
+                yield self._batch(counts, rows, place) | {"epoch": epoch, "lane": lane}
+
+    def _windows(self, lane: int) -> Iterator[tuple[int, Window, int, sparse.csr_matrix, Any]]:
+        """Read one window after the other, from the first step on."""
+        first_epoch, skip = divmod(self.first_step, self.plan.n_steps)
+        for epoch in count(first_epoch):
+            for window in self.plan.windows(epoch, lane):
+                if skip >= window.n_batches:
+                    skip -= window.n_batches
+                    continue
+                yield epoch, window, skip, *self._read(window)
+                skip = 0
+
+    def _read(self, window: Window) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Return the cells of a window and their rows in the store."""
+        slices = window.slices
+        with self._lock:  # the lanes of a process share a reader
+            try:
+                counts = self.store.read(slices)
+            except DamagedStoreError:
+                if self.on_damage == "raise":
+                    raise
+                slices = [one for one in slices if self._is_whole(one)]
+                n_left = sum(one.stop - one.start for one in slices)
+                if n_left < window.n_batches:
+                    raise
+                counts = self.store.read(slices)
+        return counts, np.concatenate([np.arange(one.start, one.stop) for one in slices])
+
+    def _is_whole(self, one: slice) -> bool:
+        try:
+            self.store.read([one])
+        except DamagedStoreError as error:
+            self.n_skipped += one.stop - one.start
+            logger.warning(f"Left out: {error}")
+            return False
+        return True
+
+    def _batch(
+        self, counts: sparse.csr_matrix, rows: np.ndarray, place: np.ndarray
+    ) -> dict[str, Tensor]:
+        arrays = gather_rows(counts, place)
+        totals = np.add.reduceat(arrays["counts"], arrays["cu_seqlens"][:-1], dtype=np.float64)
+        arrays["library_size"] = totals.astype(np.float32)
+        arrays["categories"] = np.empty((len(place), 0), dtype=np.int64)
+        arrays["cell_ids"] = rows[place]
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {n: t.pin_memory() for n, t in batch.items()} if self.pin_memory else batch
+
+
+class StoreDataModule(pl.LightningDataModule):
+    """Training and validation batches of a store, shared by the processes of a trainer.
+
+    Parameters
+    ----------
+    store
+        Path or URL of a store that :func:`~scxtrimo.data.write_store` wrote.
+    batch_size, tokens_per_batch, n_lanes, window_size, chunk_size, seed
+        See :class:`StreamPlan`.
+    n_steps
+        Steps of the optimiser, over all epochs; by default those of one epoch.
+    on_damage
+        See :class:`StreamLoader`.
+
+    Examples
+    --------
+    >>> data = StoreDataModule("cells.zarr", batch_size=256)  # doctest: +SKIP
+    >>> next(iter(data.train_dataloader()))["cu_seqlens"].shape  # doctest: +SKIP
+    torch.Size([257])
+    """
+
+    def __init__(
+        self,
+        store: str,
+        batch_size: int | None = 256,
+        tokens_per_batch: int | None = None,
+        n_lanes: int = 1,
+        n_steps: int | None = None,
+        window_size: int = 8192,
+        chunk_size: int = 256,
+        seed: int = 0,
+        on_damage: OnDamage = "raise",
+    ) -> None:
+        super().__init__()
+        self.path, self.n_lanes, self.n_steps = store, n_lanes, n_steps
+        self.seed, self.on_damage = seed, on_damage
+        self._sizes: dict[str, Any] = {
+            "batch_size": None if tokens_per_batch else batch_size,
+            "tokens_per_batch": tokens_per_batch,
+            "window_size": window_size,
+            "chunk_size": chunk_size,
+        }
+
+    @cached_property
+    def store(self) -> CellStore:
+        """The cells to train on."""
+        return CellStore(self.path, "train")
+
+    @cached_property
+    def validation_store(self) -> CellStore:
+        """The cells that are held out."""
+        return CellStore(self.path, "validation")
+
+    @cached_property
+    def plan(self) -> StreamPlan:
+        """Which cells are trained on when."""
+        return StreamPlan(self.store.n_tokens, n_lanes=self.n_lanes, seed=self.seed, **self._sizes)
+
+    @cached_property
+    def train_loader(self) -> StreamLoader:
+        """The batches of this process."""
+        return self._loader(self.store, self.plan, self.n_steps)
+
+    def train_dataloader(self) -> StreamLoader:
+        """Return the batches of this process."""
+        return self.train_loader
+
+    def val_dataloader(self) -> StreamLoader | list:
+        """Return the held-out cells, in their order; none if they are fewer than processes."""
+        if self.validation_store.n_cells < self._process()[1]:
+            return []
+        plan = StreamPlan(
+            self.validation_store.n_tokens,
+            n_lanes=self._process()[1],
+            shuffle=False,
+            **self._sizes,
+        )
+        return self._loader(self.validation_store, plan, None)
+
+    def _loader(self, store: CellStore, plan: StreamPlan, n_steps: int | None) -> StreamLoader:
+        rank, world_size = self._process()
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return StreamLoader(store, plan, n_steps, rank, world_size, self.on_damage, on_gpu)
+
+    def _process(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
