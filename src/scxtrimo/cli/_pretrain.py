@@ -20,8 +20,10 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
     from ..pretraining import pretrain
 
     result = pretrain(args.config, dry_run=args.dry_run)
-    print(result)
+    rank_zero_only(print)(result)  # once, not in every process
     return 0

@@ -6,16 +6,11 @@ import json
 import math
 import os
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from .._logging import logger
 from ..data import CellStore, require_annbatch
@@ -25,7 +20,6 @@ from ..model._setup import registry_of_genes
 from ..model._training import default_lr
 from ..module import choose_size
 from ..train import (
-    AtomicCheckpointIO,
     MaskingConfig,
     OptimizerConfig,
     PretrainingPlan,
@@ -35,12 +29,12 @@ from ..train import (
     mask_batch,
     peak_flops,
     quiet_lightning,
-    step_checkpoints,
     training_flops,
 )
 from ..train.initialization import MAX_CELLS
 from .config import PretrainConfig
 from .estimate import DryRun, estimate
+from .trainer import make_trainer
 
 MAX_SAMPLE_TOKENS = 10_000_000
 WARMUP_STEPS = 1000
@@ -120,7 +114,7 @@ class _Run:
         self.config, self.out = config, Path(config.out)
         CellStore(config.data.store)  # raises before a trainer is made
         self.meter = StepMeter(config.record.log_every_n_steps)
-        self.trainer = self._make_trainer()
+        self.trainer = make_trainer(config, self.out / CHECKPOINTS, self.meter)
         world_size = self.trainer.world_size
         self.n_lanes = config.data.batches_per_step or world_size
         if self.n_lanes % world_size:
@@ -186,36 +180,6 @@ class _Run:
             on_non_finite=config.engine.on_non_finite,
         )
 
-    def _make_trainer(self) -> pl.Trainer:
-        engine, record = self.config.engine, self.config.record
-        callbacks: list[Any] = [self.meter]
-        if record.progress_bar:
-            callbacks.append(_Bar())
-        callbacks.append(
-            step_checkpoints(self.out / CHECKPOINTS, record.checkpoint_every_n_steps, record.keep)
-        )
-        with quiet_lightning():
-            on_gpu = engine.accelerator != "cpu" and torch.cuda.is_available()
-            return pl.Trainer(
-                accelerator=engine.accelerator,
-                devices=engine.devices,
-                num_nodes=engine.num_nodes,
-                strategy=_strategy(engine.strategy),
-                precision=engine.precision or ("bf16-mixed" if on_gpu else "32-true"),  # type: ignore[arg-type]
-                plugins=[AtomicCheckpointIO()],
-                callbacks=callbacks,
-                logger=[_logger(name, self.out) for name in record.loggers],
-                max_epochs=-1,
-                gradient_clip_val=engine.gradient_clip_val,
-                log_every_n_steps=record.log_every_n_steps,
-                check_val_every_n_epoch=None,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-                enable_progress_bar=record.progress_bar,
-                enable_model_summary=False,
-                deterministic=False,
-            )
-
     def train(self) -> XTrimoGene:
         """Train, or go on, and save the model."""
         header = self._header()
@@ -230,7 +194,7 @@ class _Run:
             (self.out / HEADER).write_text(json.dumps(header, indent=1), encoding="utf-8")
         if checkpoint is None:
             self._start()
-        else:
+        elif self.trainer.is_global_zero:
             logger.info(f"Going on from {checkpoint}.")
         plan = self._make_plan()
         self._set_up_meter(plan)
@@ -376,20 +340,6 @@ class _Run:
         return estimate(plan, self.data, self.n_steps, self.trainer, self.model.size_)
 
 
-class _Bar(TQDMProgressBar):
-    """Lightning's progress bar over all steps; there are no epochs of its own."""
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Show what is done, not an epoch."""
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description("Pretraining")
-
-    @property
-    def total_train_batches(self) -> int:
-        """Batches of the whole run, not steps."""
-        return int(self.trainer.num_training_batches)
-
-
 def _all_rows(adata: Any) -> np.ndarray:
     return np.arange(adata.n_obs)
 
@@ -397,27 +347,6 @@ def _all_rows(adata: Any) -> np.ndarray:
 def checkpoints_exist(out: Path) -> bool:
     """Return whether there are files of checkpoints."""
     return any((out / CHECKPOINTS).glob("*.ckpt"))
-
-
-def _strategy(name: str) -> str | Strategy:
-    if name == "ddp":
-        return DDPStrategy()
-    if name == "fsdp2":
-        return ModelParallelStrategy(save_distributed_checkpoint=False)
-    return name
-
-
-def _logger(name: str, out: Path) -> Any:
-    if name == "csv":
-        return CSVLogger(out, name="logs")
-    if name == "tensorboard":
-        if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
-            raise ImportError('loggers: "tensorboard" needs `pip install tensorboard`.')
-        return TensorBoardLogger(out, name="tensorboard", version="")
-    if find_spec("wandb") is None:
-        raise ImportError('loggers: "wandb" needs `pip install wandb`.')
-    out.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(save_dir=out, project="scxtrimo", name=out.name, id=None)
 
 
 def _differences(known: Any, now: Any, place: str = "") -> Any:

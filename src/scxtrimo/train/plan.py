@@ -90,7 +90,8 @@ def parameter_groups(
     matrices = {
         f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)
     }
-    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    # Without covariates their loadings have no elements, which cannot be sharded.
+    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad and p.numel()]
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in trainable:
         below_head = n_layers + 1 - layer_of(name, n_layers) if layer_decay < 1 else 0

@@ -57,7 +57,8 @@ class PretrainingPlan(XTrimoGenePlan):
             return
         for layer in self.module.net.encoder.layers:
             fully_shard(layer, mesh=mesh["data_parallel"])
-        fully_shard(self.module, mesh=mesh["data_parallel"])
+        empty = {p for p in self.module.parameters() if not p.numel()}
+        fully_shard(self.module, mesh=mesh["data_parallel"], ignored_params=empty)
 
     def _log_training(self, losses: LossOutput, batch: dict[str, Tensor]) -> None:
         n_cells = len(batch["cell_ids"])
@@ -74,7 +75,7 @@ class PretrainingPlan(XTrimoGenePlan):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the norm of the gradient, unless it is not finite."""
-        parameters = [p for p in self.parameters() if p.grad is not None]
+        parameters = [p for p in self.parameters() if p.grad is not None and p.numel()]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         if torch.isfinite(norm):

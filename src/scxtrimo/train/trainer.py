@@ -134,6 +134,10 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
             warnings.filterwarnings("ignore", message="Total length of `list`.*is zero")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            # a run that goes on has checkpoints
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* is not empty")
+            # what the network returns is not changed in place
+            warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* view tensor")
             yield
     finally:
         log.setLevel(level)
