@@ -12,7 +12,9 @@ from ._shared import add_checkpoint, add_query, make_model, prepare_query
 def add(commands: Any) -> None:
     """Add the command to a parser."""
     embed = commands.add_parser("embed", help="embed cells with a saved or a published model")
-    embed.add_argument("data", metavar="FILE.h5ad", help="cells with raw counts")
+    embed.add_argument(
+        "data", metavar="FILE", help="cells with raw counts: .h5ad, .zarr, or a store of any size"
+    )
     embed.add_argument(
         "--out",
         required=True,
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import anndata
 
+    from ..data import is_store
+
     if (args.model is None) == (args.checkpoint is None):
         raise ValueError("Give either --model or --checkpoint with --gene-index.")
     out = Path(args.out)
@@ -48,11 +52,16 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {out} must end in .h5ad or .zarr.")
     if out.exists():
         raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
-    if not Path(args.data).is_file():
+    if "://" not in args.data and not Path(args.data).exists():
         raise FileNotFoundError(f"{args.data} does not exist.")
     streamed = out.suffix == ".zarr"
     _check_map_query(args, streamed)
-    adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
+    if is_store(args.data):
+        return _embed_store(args, out, streamed)
+    if Path(args.data).suffix == ".zarr":
+        adata = anndata.read_zarr(args.data)
+    else:
+        adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
     model = make_model(args)
     prepare_query(model, adata, args)
     if args.map_query is not None:
@@ -71,6 +80,26 @@ def run(args: argparse.Namespace) -> int:
         adata.write_h5ad(out)
     n_cells, n_latent = embedding.shape
     print(f"{n_cells:,} cells x {n_latent} dimensions in obsm['X_xtrimo'] of {out}")
+    return 0
+
+
+def _embed_store(args: argparse.Namespace, out: Path, streamed: bool) -> int:
+    from ..pretraining import embed_store
+
+    if not streamed or args.map_query is not None:
+        raise ValueError("The cells of a store are streamed: --out must end in .zarr.")
+    model = make_model(args)
+    n_cells = embed_store(
+        model,
+        args.data,
+        out,
+        prepare=lambda cells: prepare_query(model, cells, args),
+        batch_size=args.batch_size,
+        pool=args.pool,
+        target_depth=_depth(args.target_depth),
+        depth="bulk" if args.bulk else "cell",
+    )
+    print(f"{n_cells:,} cells in obsm['X_xtrimo'] of the data sets in {out}")
     return 0
 
 

@@ -42,7 +42,7 @@ def add(commands: Any) -> None:
         "--skip-bad-files", action="store_true", help="leave files out that cannot be used"
     )
     store.add_argument(
-        "--memory", type=float, default=1e9, metavar="BYTES", help="for cells being shuffled"
+        "--memory", type=float, default=5e8, metavar="BYTES", help="for cells being shuffled"
     )
     store.add_argument("--seed", type=int, default=0, help="seed of order and held-out cells")
     store.add_argument("--overwrite", action="store_true", help="replace a store that is there")

@@ -22,7 +22,16 @@ from .._logging import logger
 from .cell_file import AUTO, CellFile
 from .dataset import to_ragged
 from .gene_table import GeneAliases, read_aliases
-from .store import ANNBATCH_ENCODING, FORMAT_VERSION, STORE_KEY, CellStore, require_annbatch
+from .store import (
+    ANNBATCH_ENCODING,
+    CHECKSUM,
+    FORMAT_VERSION,
+    STORE_KEY,
+    CellStore,
+    checksums,
+    fast_codecs,
+    require_annbatch,
+)
 from .store_sources import (
     KEPT,
     Source,
@@ -61,7 +70,7 @@ def write_store(
     validation_files: Sequence[str | os.PathLike] = (),
     obs_columns: Sequence[str] = (),
     on_bad_file: Literal["raise", "skip"] = "raise",
-    memory: float = 1e9,
+    memory: float = 5e8,
     seed: int = 0,
     overwrite: bool = False,
 ) -> CellStore:
@@ -69,7 +78,7 @@ def write_store(
 
     Every file is read twice, a thousand cells at a time: once to check and count its cells, once
     to write them. The store is a pair of collections of :mod:`annbatch`, ``train`` and
-    ``validation``, of sharded zarr with a checksum per chunk.
+    ``validation``, of sharded zarr with a checksum per cell.
 
     Parameters
     ----------
@@ -196,7 +205,7 @@ def write_store(
     partial = out.with_name(out.name + ".partial")
     writer = _Writer(sources, genes, list(obs_columns), dtype, max(1, int(memory)), seed)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), fast_codecs():
             # of consolidated metadata, which all readers of AnnData in zarr know
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             _write(partial, writer, sources, validation, header)
@@ -292,9 +301,7 @@ class _Writer:
     def write(self, group: Any, rows: list[np.ndarray], name: str) -> None:
         """Write the given rows of every file."""
         from annbatch import write_sharded
-        from zarr.codecs import BloscCodec, Crc32cCodec
 
-        codecs = (BloscCodec(cname="lz4", clevel=3, shuffle="shuffle"), Crc32cCodec())
         rng = np.random.default_rng((self.seed, len(name)))
         n_cells = sum(map(len, rows))
         with tqdm(total=n_cells, desc=f"Writing {name}", unit="cell", delay=3) as bar:
@@ -306,7 +313,6 @@ class _Writer:
                     cells,
                     n_obs_per_chunk=min(CELLS_PER_CHUNK, cells.n_obs),
                     shard_size="256MB",
-                    compressors=codecs,
                     key=f"dataset_{i}",
                 )
                 bar.update(cells.n_obs)
@@ -355,8 +361,6 @@ class _Writer:
         for column in (SOURCE, *self.obs_columns):
             obs[column] = obs[column].astype(str).astype("category")
         obs.index = obs.index.astype(str)
-        return anndata.AnnData(
-            sparse.vstack(matrices, format="csr"),
-            obs,
-            pd.DataFrame(index=list(self.genes.gene_ids)),
-        )
+        counts = sparse.vstack(matrices, format="csr")
+        obs[CHECKSUM] = checksums(counts)
+        return anndata.AnnData(counts, obs, pd.DataFrame(index=list(self.genes.gene_ids)))

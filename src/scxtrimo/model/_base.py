@@ -19,9 +19,9 @@ from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..module import XTrimoGeneConfig, XTrimoGeneModule, choose_size
 from ._expression import ExpressionMixin
 from ._genes import GeneEmbeddingsMixin
+from ._hub import HubMixin
 from ._inference import InferenceMixin
 from ._latent import LatentMixin
-from ._saving import SavingMixin
 from ._setup import MODALITY_KEY, SetupMixin, select_modality
 from ._training import TrainingMixin
 
@@ -33,7 +33,7 @@ class XTrimoGeneBase(
     InferenceMixin,
     ExpressionMixin,
     GeneEmbeddingsMixin,
-    SavingMixin,
+    HubMixin,
     BaseModelClass,
 ):
     """xTrimoGene for registered data; see :class:`~scxtrimo.model.XTrimoGene`.

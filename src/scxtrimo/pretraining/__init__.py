@@ -1,6 +1,7 @@
 """Pretraining from a store on disk: configuration, dry run, and the run itself."""
 
 from .config import DataConfig, EngineConfig, PretrainConfig, RecordConfig
+from .embed import embed_store
 from .estimate import DryRun
 from .run import pretrain
 
@@ -10,5 +11,6 @@ __all__ = [
     "EngineConfig",
     "PretrainConfig",
     "RecordConfig",
+    "embed_store",
     "pretrain",
 ]

@@ -54,7 +54,7 @@ class DataConfig:
     batch_size: int = 256
     tokens_per_batch: int | None = None
     batches_per_step: int | None = None
-    window_size: int = 8192
+    window_size: int = 4096
     chunk_size: int = 256
     on_damage: OnDamage = "raise"
 

@@ -29,6 +29,7 @@ from ..train import (
     mask_batch,
     peak_flops,
     quiet_lightning,
+    ragged_batch,
     training_flops,
 )
 from ..train.initialization import MAX_CELLS
@@ -36,8 +37,9 @@ from .config import PretrainConfig
 from .estimate import DryRun, estimate
 from .trainer import make_trainer
 
-MAX_SAMPLE_TOKENS = 10_000_000
+MAX_SAMPLE_TOKENS = 5_000_000
 WARMUP_STEPS = 1000
+FEW_CELLS = 8
 # What a run may be resumed with another value of.
 FREE = {"out", "engine", "record"}
 FREE_DATA = {"store", "on_damage", "batches_per_step"}
@@ -264,7 +266,8 @@ class _Run:
         self.model._adata = self.model._adata_manager = None  # type: ignore[assignment]
 
     def _set_up_meter(self, plan: PretrainingPlan) -> None:
-        batch = next(iter(self.data._loader(self.store, self.plan, None)))
+        counts = self.store.read([slice(0, FEW_CELLS)])
+        batch = ragged_batch(counts, np.arange(counts.shape[0]))
         masked = self.mask(plan, batch)
         self.meter.flops_per_token = training_flops(plan.module, masked) / len(batch["counts"])
         device = self.trainer.strategy.root_device

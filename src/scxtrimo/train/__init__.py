@@ -22,7 +22,7 @@ from .pretraining import PretrainingPlan, StepMeter
 from .sampler import EpochShuffler, TokenBudgetShuffler
 from .step_checkpoints import AtomicCheckpointIO, last_checkpoint, step_checkpoints
 from .stream_plan import StreamPlan, Window
-from .streaming import StoreDataModule, StreamLoader
+from .streaming import StoreDataModule, StreamLoader, ragged_batch
 from .thinning import thin_batch
 from .trainer import (
     KeepBest,
@@ -74,6 +74,7 @@ __all__ = [
     "objective_of",
     "peak_flops",
     "quiet_lightning",
+    "ragged_batch",
     "read_counts",
     "split_labelled",
     "step_checkpoints",

@@ -98,7 +98,7 @@ class StreamPlan:
         batch_size: int | None = None,
         tokens_per_batch: int | None = None,
         n_lanes: int = 1,
-        window_size: int = 8192,
+        window_size: int = 4096,
         chunk_size: int = 256,
         seed: int = 0,
         shuffle: bool = True,
@@ -124,10 +124,14 @@ class StreamPlan:
         fewest = self.n_chunks // n_lanes  # runs of a lane
         n_windows = round(n_cells / window_size)
         self.n_windows = int(np.clip(n_windows, 1, max(1, fewest // 2)))
-        # No batch is empty: a window has at least so many whole runs, and one may be a short one.
-        smallest = max(1, (fewest // self.n_windows - 1) * self.chunk_size)
-        self.n_steps = int(np.clip(n_steps, 1, smallest * self.n_windows))
+        # No batch is empty: a lane has at least so many whole runs, and one may be a short one.
+        self.n_steps = int(np.clip(n_steps, 1, max(1, (fewest - 1) * self.chunk_size)))
         self.n_windows = min(self.n_windows, self.n_steps)
+        starts = np.arange(0, n_cells, self.chunk_size)
+        self._sizes = np.diff(starts, append=n_cells)  # of the runs
+        self._weights = self._sizes
+        if self.by_tokens:
+            self._weights = np.add.reduceat(n_tokens, starts, dtype=np.int64)
 
     @property
     def cells_per_step(self) -> float:
@@ -142,10 +146,25 @@ class StreamPlan:
             mine = chunks[lane :: self.n_lanes]
         else:
             mine = np.array_split(chunks, self.n_lanes)[lane]
-        ends = np.arange(1, self.n_windows + 1) * self.n_steps // self.n_windows
-        n_batches = np.diff(ends, prepend=0)
-        for i, part in enumerate(np.array_split(mine, self.n_windows)):
+        parts = np.array_split(mine, self.n_windows)
+        n_batches = _share(
+            self.n_steps,
+            np.array([self._weights[part].sum() for part in parts]),
+            np.array([self._sizes[part].sum() for part in parts]),
+        )
+        for i, part in enumerate(parts):
             starts = (part * self.chunk_size).tolist()
-            stops = [min(start + self.chunk_size, len(self.n_tokens)) for start in starts]
+            stops = (part * self.chunk_size + self._sizes[part]).tolist()
             slices = [slice(*ends) for ends in zip(starts, stops, strict=True)]
             yield Window(slices, int(n_batches[i]), (self.seed, epoch, lane, i))
+
+
+def _share(n_batches: int, weights: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Share batches among windows by weight; every window has from one to as many as cells."""
+    ends = np.rint(np.cumsum(weights) / weights.sum() * n_batches).astype(np.int64)
+    shares = np.clip(np.diff(ends, prepend=0), 1, sizes)
+    while (left := n_batches - int(shares.sum())) != 0:
+        step = np.sign(left)
+        room = sizes - shares if step > 0 else shares - 1
+        shares[np.argmax(room)] += step
+    return shares

@@ -108,7 +108,10 @@ class StreamLoader:
             n_tokens = np.diff(counts.indptr)
             places = window.batches(n_tokens, self.plan.by_tokens, self.plan.shuffle)
             for place in places[skip:]:
-                yield self._batch(counts, rows, place) | {"epoch": epoch, "lane": lane}
+                batch = ragged_batch(counts, place, rows[place])
+                if self.pin_memory:
+                    batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+                yield batch | {"epoch": epoch, "lane": lane}
 
     def _windows(self, lane: int) -> Iterator[tuple[int, Window, int, sparse.csr_matrix, Any]]:
         """Read one window after the other, from the first step on."""
@@ -146,16 +149,27 @@ class StreamLoader:
             return False
         return True
 
-    def _batch(
-        self, counts: sparse.csr_matrix, rows: np.ndarray, place: np.ndarray
-    ) -> dict[str, Tensor]:
-        arrays = gather_rows(counts, place)
-        totals = np.add.reduceat(arrays["counts"], arrays["cu_seqlens"][:-1], dtype=np.float64)
-        arrays["library_size"] = totals.astype(np.float32)
-        arrays["categories"] = np.empty((len(place), 0), dtype=np.int64)
-        arrays["cell_ids"] = rows[place]
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return {n: t.pin_memory() for n, t in batch.items()} if self.pin_memory else batch
+
+def ragged_batch(
+    counts: sparse.csr_matrix, place: np.ndarray, cell_ids: np.ndarray | None = None
+) -> dict[str, Tensor]:
+    """Return some cells as a batch of tensors, see :class:`~scxtrimo.data.RaggedDataset`.
+
+    Parameters
+    ----------
+    counts
+        Counts without zeros, with the columns of the vocabulary.
+    place
+        Which rows.
+    cell_ids
+        What they are called, by default ``place``.
+    """
+    arrays = gather_rows(counts, place)
+    totals = np.add.reduceat(arrays["counts"], arrays["cu_seqlens"][:-1], dtype=np.float64)
+    arrays["library_size"] = totals.astype(np.float32)
+    arrays["categories"] = np.empty((len(place), 0), dtype=np.int64)
+    arrays["cell_ids"] = place if cell_ids is None else cell_ids
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 class StoreDataModule(pl.LightningDataModule):
@@ -186,7 +200,7 @@ class StoreDataModule(pl.LightningDataModule):
         tokens_per_batch: int | None = None,
         n_lanes: int = 1,
         n_steps: int | None = None,
-        window_size: int = 8192,
+        window_size: int = 4096,
         chunk_size: int = 256,
         seed: int = 0,
         on_damage: OnDamage = "raise",

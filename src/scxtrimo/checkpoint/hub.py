@@ -1,0 +1,157 @@
+"""Models on the Hugging Face hub: files, card, and getting them there and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LIBRARY = "scxtrimo"
+WANTED = ["model.json", "model-*.safetensors"]
+CARD = """---
+library_name: {library}
+license: {license}
+tags:
+{tags}
+---
+
+# {name}
+
+{description}
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
+```python
+import scxtrimo
+
+model = scxtrimo.model.{model_class}.from_pretrained("{repo_id}")
+adata.obsm["X_xtrimo"] = model.get_latent_representation(adata)  # adata: your raw counts
+```
+
+Genes are matched by identifier, whatever their order; `adata.uns["scxtrimo_gene_coverage"]` says
+how many were found.
+
+## Training
+
+{training}
+
+## Limits
+
+Made of the cells named above: cells of other tissues, species or protocols may be represented
+poorly. Check against PCA on your own data. Not for clinical use.
+"""
+
+
+def require_hub() -> Any:
+    """Import and return :mod:`huggingface_hub`, or say how to get it."""
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            'The Hugging Face hub needs huggingface_hub: `pip install "scxtrimo[hub]"`.'
+        ) from error
+    return huggingface_hub
+
+
+def write_card(
+    directory: str | os.PathLike,
+    repo_id: str,
+    metadata: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    license: str,
+    description: str,
+) -> None:
+    """Write the model card, and the metadata that scvi-hub knows.
+
+    Parameters
+    ----------
+    directory
+        Directory with a saved model.
+    repo_id
+        Where it goes, ``"organisation/name"``.
+    metadata
+        What ``model.json`` says.
+    facts
+        Rows of the table of the card.
+    license
+        Identifier of the licence of the weights, as the hub has them.
+    description
+        What the model is for, in Markdown.
+    """
+    directory = Path(directory)
+    model_class = metadata["model_class"]
+    versions = {"scvi_version": metadata["scvi_version"], "anndata_version": facts["anndata"]}
+    tags = [
+        *("single-cell", "transcriptomics", "scverse", "scvi-tools", "modality:rna"),
+        f"model_cls_name:{model_class}",
+        *(f"{name}:{value}" for name, value in versions.items()),
+    ]
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items())
+    provenance = metadata["provenance"]
+    training = "\n".join(f"- {name}: {_cell(value)}" for name, value in provenance.items())
+    text = CARD.format(
+        library=LIBRARY,
+        license=license,
+        tags="\n".join(f"- {tag}" for tag in tags),
+        name=repo_id.split("/")[-1],
+        description=description,
+        facts=rows,
+        model_class=model_class,
+        repo_id=repo_id,
+        training=training or "Nothing is recorded of the data it was trained on.",
+    )
+    (directory / "README.md").write_text(text, encoding="utf-8")
+    scvi_hub = versions | {
+        "model_cls_name": model_class,
+        "training_data_url": None,
+        "model_parent_module": "scxtrimo.model",
+    }
+    (directory / "_scvi_required_metadata.json").write_text(json.dumps(scvi_hub, indent=4))
+
+
+def upload(
+    directory: str | os.PathLike, repo_id: str, private: bool, message: str, token: str | None
+) -> str:
+    """Upload a directory and return the address of the commit.
+
+    Parameters
+    ----------
+    directory
+        What to upload.
+    repo_id, private, message, token
+        See :meth:`huggingface_hub.HfApi.upload_folder`.
+    """
+    api = require_hub().HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo_id,
+        folder_path=str(directory),
+        commit_message=message,
+        delete_patterns=["model-*.safetensors"],  # of a model that was there before
+    )
+    return str(commit)
+
+
+def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
+    """Download a model, once, and return its directory.
+
+    Parameters
+    ----------
+    repo_id, revision, token
+        See :func:`huggingface_hub.snapshot_download`.
+    """
+    found = require_hub().snapshot_download(
+        repo_id, revision=revision, allow_patterns=WANTED, token=token
+    )
+    return Path(found)
+
+
+def _cell(value: object) -> str:
+    """Return a value as it fits into a table."""
+    return str(value).replace("|", "\\|").replace("\n", " ")

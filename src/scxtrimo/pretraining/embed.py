@@ -1,0 +1,81 @@
+"""The latent representation of all cells of a store, one data set at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import zarr
+from anndata import AnnData
+from tqdm.auto import tqdm
+
+from ..data import CellStore
+from ..model import XTrimoGene
+
+SPLITS = ("train", "validation")
+
+
+def embed_store(
+    model: XTrimoGene,
+    store: str | os.PathLike,
+    out: str | os.PathLike,
+    prepare: Callable[[AnnData], Any] | None = None,
+    **kwargs: Any,
+) -> int:
+    """Embed all cells of a store, of any size, into another.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    store
+        A store that :func:`~scxtrimo.data.write_store` wrote.
+    out
+        Path of the result, ending in ``.zarr``: for every data set ``<split>/dataset_<i>`` of the
+        store one AnnData without counts, with ``obs`` (the file and row that cells come from) and
+        ``obsm["X_xtrimo"]``. Until it is complete its name ends in ``.partial``.
+    prepare
+        Called with the cells of every data set first, for instance
+        :meth:`~scxtrimo.model.XTrimoGene.prepare_query_anndata`.
+    **kwargs
+        Passed to :meth:`~scxtrimo.model.XTrimoGene.get_latent_representation`.
+
+    Returns
+    -------
+    Number of cells.
+
+    Raises
+    ------
+    FileExistsError
+        If there is something at ``out``.
+
+    Examples
+    --------
+    >>> scxtrimo.pretraining.embed_store(model, "cells.zarr", "embedding.zarr")  # doctest: +SKIP
+    200_000
+    >>> part = anndata.read_zarr("embedding.zarr/train/dataset_0")  # doctest: +SKIP
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
+    parts = [CellStore(store, split) for split in SPLITS]  # type: ignore[arg-type]
+    n_cells = sum(part.n_cells for part in parts)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    root = zarr.open_group(str(partial), mode="w")
+    with tqdm(total=n_cells, desc="Embedding the store", unit="cell", delay=3) as bar:
+        for part in parts:
+            group = root.create_group(part.split)
+            for name, cells in zip(part.names, part.datasets(), strict=True):
+                if prepare is not None:
+                    prepare(cells)
+                latent: Any = model.get_latent_representation(cells, **kwargs)
+                result = AnnData(obs=cells.obs, obsm={"X_xtrimo": latent})
+                anndata.io.write_elem(group, name, result)
+                bar.update(len(latent))
+    os.replace(partial, out)
+    return n_cells

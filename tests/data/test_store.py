@@ -1,0 +1,311 @@
+"""Stores: what is in them is what was in the files, and what is wrong is named."""
+
+import errno
+import shutil
+import sys
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import make_cells
+from scipy import sparse
+
+from scxtrimo.data import CellFile, CellStore, DamagedStoreError, is_store, store, write_store
+from scxtrimo.data.cell_file import hash_cells
+
+FEW = {"min_genes": 1, "validation_size": 0.1, "memory": 20_000}
+
+
+@pytest.fixture(autouse=True)
+def _needs_annbatch(request):
+    if "without_annbatch" not in request.keywords:
+        pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Three files: CSR, the genes in another order; dense zarr with fewer genes; normalised X."""
+    names = []
+    for i in range(3):
+        cells = make_cells(120, seed=i)
+        cells.obs_names = [f"{i}-{j}" for j in range(cells.n_obs)]
+        if i == 0:
+            cells = cells[:, ::-1].copy()
+        if i == 1:
+            cells = cells[:, :50].copy()
+            cells.X = cells.X.toarray()
+        if i == 2:
+            cells.layers["counts"] = cells.X.copy()
+            cells.X = cells.X * 0.5
+        names.append(tmp_path / (f"cells{i}.zarr" if i == 1 else f"cells{i}.h5ad"))
+        (cells.write_zarr if i == 1 else cells.write_h5ad)(names[-1])
+    return names
+
+
+def counts_of(path):
+    """Return counts by gene, whatever the file."""
+    is_zarr = str(path).endswith(".zarr")
+    cells = anndata.read_zarr(path) if is_zarr else anndata.read_h5ad(path)
+    x = cells.layers.get("counts", cells.X)
+    dense = x.toarray() if sparse.issparse(x) else x
+    return pd.DataFrame(dense, columns=cells.var_names)
+
+
+def assert_same_cells(made, files):
+    """Every cell of the split has the counts of the cell it says it is."""
+    known = {str(path): counts_of(path) for path in files}
+    x = made.read([slice(0, made.n_cells)]).toarray()
+    origin = made.origin(np.arange(made.n_cells))
+    for i in range(made.n_cells):
+        row = known[origin["source"].iloc[i]].iloc[int(origin["source_row"].iloc[i])]
+        expected = row.reindex(made.vocabulary.gene_ids).fillna(0).to_numpy()
+        np.testing.assert_array_equal(x[i], expected)
+    return set(zip(origin["source"], origin["source_row"], strict=True))
+
+
+def test_every_cell_is_in_one_split_with_its_counts(files, tmp_path):
+    made = write_store(files, tmp_path / "store.zarr", **FEW)
+    held_out = CellStore(tmp_path / "store.zarr", "validation")
+    assert len(made.names) > 2  # several data sets
+    train = assert_same_cells(made, files)
+    validation = assert_same_cells(held_out, files)
+    assert not train & validation
+    assert len(train) + len(validation) == 360
+    np.testing.assert_array_equal(
+        made.n_tokens, np.diff(made.read([slice(0, made.n_cells)]).indptr)
+    )
+
+
+def test_report_accounts_for_all_cells_and_genes(files, tmp_path):
+    report = write_store(files, tmp_path / "store.zarr", **FEW).report
+    fates = ["train", "validation", "too_few_genes", "too_many_genes", "duplicate"]
+    assert (report[fates].sum(axis=1) == report["cells"]).all()
+    assert report["layer"].tolist() == ["X", "X", "counts"]
+    assert report["n_missing"].tolist() == [0, 10, 0]
+
+
+def test_cells_are_shuffled_across_files(files, tmp_path):
+    made = write_store(files, tmp_path / "store.zarr", **(FEW | {"memory": 1e9}))
+    sources = made.origin(np.arange(made.n_cells))["source"].to_numpy()
+    same = (sources[1:] == sources[:-1]).mean()
+    assert same < 0.5  # a third by chance
+
+
+def test_filters_and_duplicates_are_counted(tmp_path):
+    cells = make_cells(100)
+    poor = sparse.csr_matrix(cells.X[:5].multiply(np.arange(60) < 4))
+    both = anndata.AnnData(sparse.vstack([cells.X, cells.X[:7], poor], format="csr"))
+    both.var_names = cells.var_names
+    both.write_h5ad(tmp_path / "cells.h5ad")
+    report = write_store(
+        [tmp_path / "cells.h5ad"], tmp_path / "store.zarr", min_genes=5, validation_size=0
+    ).report
+    row = report.iloc[0]
+    assert (row["duplicate"], row["too_few_genes"], row["train"]) == (7, 5, 100)
+
+
+def test_hash_does_not_depend_on_the_order_of_genes():
+    counts = np.array([1.0, 2.0, 2.0, 1.0, 1.0, 2.0], dtype=np.float32)
+    genes = np.array([3, 9, 9, 3, 9, 3])
+    first, second, third = hash_cells(counts, genes, np.array([0, 2, 4, 6]))
+    assert first == second != third
+
+
+def test_given_vocabulary_and_aliases(files, tmp_path):
+    vocabulary = [f"OTHER{i}" for i in range(40)]
+    aliases = {f"GENE{i}": f"OTHER{i}" for i in range(40)}
+    made = write_store(
+        files, tmp_path / "store.zarr", vocabulary=vocabulary, gene_aliases=aliases, **FEW
+    )
+    assert made.vocabulary.gene_ids == tuple(vocabulary)
+    assert (made.report["n_renamed"] == 40).all()
+
+
+def test_validation_files_are_held_out_as_a_whole(files, tmp_path):
+    settings = FEW | {"validation_size": 0.0, "validation_files": [files[1]]}
+    write_store(files, tmp_path / "store.zarr", **settings)
+    held_out = CellStore(tmp_path / "store.zarr", "validation")
+    assert set(held_out.origin(np.arange(held_out.n_cells))["source"]) == {str(files[1])}
+
+
+def test_columns_of_obs_are_kept(files, tmp_path):
+    made = write_store(files, tmp_path / "store.zarr", obs_columns=["cell_type", "none"], **FEW)
+    origin = made.origin(np.arange(made.n_cells))
+    known = anndata.read_h5ad(files[0]).obs["cell_type"]
+    mine = origin[origin["source"] == str(files[0])]
+    expected = known.iloc[mine["source_row"].to_numpy(dtype=int)].astype(str).to_numpy()
+    assert (mine["cell_type"].to_numpy() == expected).all()
+
+
+def test_same_seed_same_store(files, tmp_path):
+    stores = [write_store(files, tmp_path / f"{i}.zarr", **FEW, seed=3) for i in range(2)]
+    other = write_store(files, tmp_path / "other.zarr", **FEW, seed=4)
+    rows = [s.origin(np.arange(s.n_cells))["source_row"].tolist() for s in (*stores, other)]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_raw_counts_of_cellxgene_files_are_found(tmp_path):
+    cells = make_cells(80)
+    raw = cells.copy()
+    cells.X = cells.X * 0.1
+    cells.raw = raw
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    file = CellFile(tmp_path / "cells.h5ad")
+    assert file.layer == "raw"
+    np.testing.assert_array_equal(file.reader.read(slice(0, 80)).toarray(), raw.X.toarray())
+
+
+BAD = {
+    "truncated": "cannot be read, it may be truncated",
+    "zero bytes": "is an empty file",
+    "no cells": "is empty: 0 cells x 60 genes",
+    "other genes": "has other genes: only 0 of its 60",
+    "duplicate genes": "duplicate gene identifiers",
+    "not raw": "has no raw counts",
+    "NaN": "cells 0 to 119, contains 1 NaN",
+    "no AnnData": "holds no AnnData",
+}
+
+
+def make_bad(kind, path):
+    cells = make_cells(120)
+    if kind == "no cells":
+        cells = cells[:0].copy()
+    if kind == "other genes":
+        cells.var_names = [f"ENSG{i}" for i in range(60)]
+    if kind == "duplicate genes":
+        cells.var_names = [f"GENE{i // 2}" for i in range(60)]
+    if kind == "not raw":
+        cells.X = cells.X * 0.3
+    if kind == "NaN":
+        cells.X.data[-1] = np.nan
+        cells.X = sparse.csr_matrix(cells.X)
+    cells.write_h5ad(path)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:3000])
+    if kind == "zero bytes":
+        path.write_bytes(b"")
+    if kind == "no AnnData":
+        import h5py
+
+        with h5py.File(path, "w") as file:
+            file["x"] = [1]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_named_or_skipped(kind, files, tmp_path):
+    bad = tmp_path / "bad.h5ad"
+    make_bad(kind, bad)
+    layer = "X" if kind == "NaN" else "auto"
+    good = files[:1]
+    with pytest.raises(ValueError, match=BAD[kind]) as error:
+        write_store([*good, bad], tmp_path / "store.zarr", layer=layer, **FEW)
+    assert "bad.h5ad" in str(error.value)
+    assert not list(tmp_path.glob("store*"))
+    made = write_store(
+        [*good, bad], tmp_path / "store.zarr", layer=layer, on_bad_file="skip", **FEW
+    )
+    assert BAD[kind].split(":")[0] in made.report["error"].iloc[1]
+    assert made.report["train"].sum() == made.n_cells
+
+
+def test_a_full_disk_leaves_the_store_before(files, tmp_path, monkeypatch):
+    import annbatch
+
+    before = write_store(files[:1], tmp_path / "store.zarr", **FEW).n_cells
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(annbatch, "write_sharded", full)
+    with pytest.raises(OSError, match="disk is full"):
+        write_store(files, tmp_path / "store.zarr", overwrite=True, **FEW)
+    assert CellStore(tmp_path / "store.zarr").n_cells == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def shards(path):
+    return sorted(p for p in (path / "train").rglob("data/c/*") if p.is_file())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_damaged_shards_are_named(damage, files, tmp_path):
+    made = write_store(files, tmp_path / "store.zarr", **FEW)
+    shard = shards(tmp_path / "store.zarr")[1]
+    content = bytearray(shard.read_bytes())
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "truncated":
+        shard.write_bytes(content[: len(content) // 2])
+    else:
+        content[len(content) // 4] ^= 0xFF
+        shard.write_bytes(content)
+    dataset = shard.relative_to(tmp_path / "store.zarr" / "train").parts[0]
+    made = CellStore(tmp_path / "store.zarr")
+    with pytest.raises(DamagedStoreError, match=f"train/{dataset}, cells .* cannot be read"):
+        made.read([slice(i, i + 10) for i in range(0, made.n_cells - 10, 10)])
+
+
+def test_incomplete_and_foreign_stores_are_refused(files, tmp_path):
+    path = tmp_path / "store.zarr"
+    write_store(files, path, **FEW)
+    assert is_store(path)
+    shutil.rmtree(path / "train" / "dataset_1")
+    (path / "zarr.json").write_text(
+        (path / "zarr.json").read_text().replace('"consolidated_metadata"', '"forgotten"')
+    )
+    with pytest.raises(ValueError, match="is incomplete"):
+        CellStore(path)
+    make_cells().write_zarr(tmp_path / "cells.zarr")
+    assert not is_store(tmp_path / "cells.zarr")
+    with pytest.raises(ValueError, match="is not a store of scxtrimo"):
+        CellStore(tmp_path / "cells.zarr")
+    with pytest.raises(FileNotFoundError, match="no store at"):
+        CellStore(tmp_path / "nothing.zarr")
+
+
+def test_files_and_stores_may_be_remote(files, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    memory.put(str(files[0]), "/cells/0.h5ad")
+    memory.put(str(files[1]), "/cells/1.zarr", recursive=True)
+    made = write_store(
+        ["memory://cells/0.h5ad", "memory://cells/1.zarr"], tmp_path / "store.zarr", **FEW
+    )
+    memory.put(str(tmp_path / "store.zarr"), "/stores/store.zarr", recursive=True)
+    remote = CellStore("memory://stores/store.zarr")
+    everything = [slice(0, made.n_cells)]
+    assert (remote.read(everything) != made.read(everything)).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"files": []}, "files is empty"),
+        ({"out": "store"}, "must end in .zarr"),
+        ({"min_genes": 1000}, "No cell is left"),
+        ({"vocabulary": ["A", "A"]}, "genes twice"),
+        ({"validation_files": ["x.h5ad"]}, "which are not among"),
+        ({"validation_size": 1.0}, "must be at least 0 and below 1"),
+        ({"layer": "nothing"}, "has no 'nothing'; it has"),
+        ({"on_bad_file": "ignore"}, "must be 'raise' or 'skip'"),
+    ],
+)
+def test_impossible_arguments(arguments, message, files, tmp_path):
+    out = tmp_path / arguments.pop("out", "store.zarr")
+    paths = arguments.pop("files", files)
+    with pytest.raises(ValueError, match=message):
+        write_store(paths, out, **(FEW | arguments))
+
+
+@pytest.mark.without_annbatch
+@pytest.mark.parametrize(
+    ("python", "message"), [((3, 11), "needs Python 3.12 or newer"), ((3, 12), "stream")]
+)
+def test_without_annbatch_it_is_said_what_to_do(python, message, monkeypatch):
+    monkeypatch.setattr(store, "find_spec", lambda name: None)
+    info = type("Version", (tuple,), {"major": 3, "minor": python[1]})(python)
+    monkeypatch.setattr(sys, "version_info", info)
+    with pytest.raises(ImportError, match=message):
+        store.require_annbatch()
