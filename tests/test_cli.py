@@ -7,6 +7,7 @@ from helpers import make_cells, train_tiny
 from published import GENES, N_GENES, write_checkpoint
 
 from scxtrimo.cli import main
+from scxtrimo.data import write_store
 from scxtrimo.model import XTrimoGene
 
 
@@ -143,3 +144,46 @@ def test_cells_are_annotated_from_a_reference_and_with_a_saved_annotator(
     ]:
         assert run("annotate", "query.h5ad", *wrong) == 2
         assert message in capsys.readouterr().err
+
+
+def test_from_files_to_a_pretrained_model_and_its_embedding(tmp_path, capsys):
+    pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
+    make_cells(300).write_h5ad(tmp_path / "cells.h5ad")
+    store, trained, out = (
+        str(tmp_path / name) for name in ("store.zarr", "run", "embedding.zarr")
+    )
+    assert main(["store", str(tmp_path / "cells.h5ad"), "--out", store, "--min-genes", "1"]) == 0
+    assert "cells to train on" in capsys.readouterr().out
+    (tmp_path / "run.yaml").write_text(
+        f"data: {{store: {store}, batch_size: 32}}\nout: {trained}\nsize: tiny\nsteps: 4\n"
+        "engine: {accelerator: cpu}\nrecord: {loggers: [], progress_bar: false}\n"
+    )
+    assert main(["pretrain", str(tmp_path / "run.yaml"), "--dry-run"]) == 0
+    assert "cells/s" in capsys.readouterr().out
+    assert main(["pretrain", str(tmp_path / "run.yaml")]) == 0
+    assert main(["embed", store, "--model", f"{trained}/model", "--out", out]) == 0
+    parts = [
+        anndata.read_zarr(path) for path in sorted((tmp_path / "embedding.zarr").glob("*/*_*"))
+    ]
+    assert sum(part.n_obs for part in parts) == 300
+    cells = anndata.read_h5ad(tmp_path / "cells.h5ad")
+    model = XTrimoGene.load(f"{trained}/model", adata=False, accelerator="cpu")
+    expected = model.get_latent_representation(cells)
+    for part in parts:
+        rows = part.obs["source_row"].to_numpy(dtype=int)
+        np.testing.assert_allclose(part.obsm["X_xtrimo"], expected[rows], atol=1e-5)
+
+
+def test_a_store_is_streamed_to_a_store(tmp_path, capsys):
+    pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
+    make_cells(100).write_h5ad(tmp_path / "cells.h5ad")
+    write_store([tmp_path / "cells.h5ad"], tmp_path / "store.zarr", min_genes=1)
+    out = str(tmp_path / "out.h5ad")
+    assert main(["embed", str(tmp_path / "store.zarr"), "--model", "m", "--out", out]) == 2
+    assert "--out must end in .zarr" in capsys.readouterr().err
+
+
+def test_configurations_that_do_not_exist_are_named(capsys):
+    pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
+    assert main(["pretrain", "nothing.yaml"]) == 2
+    assert "nothing.yaml does not exist" in capsys.readouterr().err

@@ -70,4 +70,4 @@ def test_token_budget_is_kept_and_shared_evenly():
 def test_batches_are_mixed_beyond_neighbours():
     plan = StreamPlan(np.full(40_000, 10), batch_size=256)
     batch = batches_of(plan, 0, 0)[0]
-    assert len(np.unique(batch // plan.chunk_size)) > 16
+    assert len(np.unique(batch // plan.chunk_size)) > 8

@@ -28,6 +28,11 @@ class Window:
     n_batches: int
     key: tuple[int, ...]
 
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return sum(one.stop - one.start for one in self.slices)
+
     def batches(self, n_tokens: np.ndarray, by_tokens: bool, shuffle: bool) -> list[np.ndarray]:
         """Divide the cells of the window into its batches.
 
@@ -124,6 +129,8 @@ class StreamPlan:
         fewest = self.n_chunks // n_lanes  # runs of a lane
         n_windows = round(n_cells / window_size)
         self.n_windows = int(np.clip(n_windows, 1, max(1, fewest // 2)))
+        # Equally many in every window, or batches would differ by what is left over.
+        n_steps = self.n_windows * -(-n_steps // self.n_windows)
         # No batch is empty: a lane has at least so many whole runs, and one may be a short one.
         self.n_steps = int(np.clip(n_steps, 1, max(1, (fewest - 1) * self.chunk_size)))
         self.n_windows = min(self.n_windows, self.n_steps)

@@ -48,6 +48,11 @@ class StreamLoader:
     ValueError
         If the batches of a step cannot be shared evenly by the processes.
 
+    Attributes
+    ----------
+    n_skipped
+        Cells that were left out so far, those of all epochs.
+
     Notes
     -----
     Yields dictionaries as :class:`~scxtrimo.data.RaggedDataset` has them, of tensors, with the
@@ -76,6 +81,7 @@ class StreamLoader:
         self.on_damage, self.pin_memory = on_damage, pin_memory
         self.first_step, self.n_yielded = 0, 0
         self.n_skipped = 0
+        self._damaged: set[int] = set()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -105,6 +111,7 @@ class StreamLoader:
     def _batches(self, lane: int) -> Generator[dict[str, Any]]:
         """Iterate over the batches of a lane, without end."""
         for epoch, window, skip, counts, rows in prefetch(self._windows(lane), 1):
+            self.n_skipped += window.n_cells - len(rows)
             n_tokens = np.diff(counts.indptr)
             places = window.batches(n_tokens, self.plan.by_tokens, self.plan.shuffle)
             for place in places[skip:]:
@@ -134,8 +141,7 @@ class StreamLoader:
                 if self.on_damage == "raise":
                     raise
                 slices = [one for one in slices if self._is_whole(one)]
-                n_left = sum(one.stop - one.start for one in slices)
-                if n_left < window.n_batches:
+                if sum(one.stop - one.start for one in slices) < window.n_batches:
                     raise
                 counts = self.store.read(slices)
         return counts, np.concatenate([np.arange(one.start, one.stop) for one in slices])
@@ -144,8 +150,9 @@ class StreamLoader:
         try:
             self.store.read([one])
         except DamagedStoreError as error:
-            self.n_skipped += one.stop - one.start
-            logger.warning(f"Left out: {error}")
+            if one.start not in self._damaged:  # it is met again in every epoch
+                logger.warning(f"Left out: {error}")
+            self._damaged.add(one.start)
             return False
         return True
 

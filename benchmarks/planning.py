@@ -1,0 +1,124 @@
+"""What pretraining on 50 million cells takes: arithmetic, memory, storage and input, by size.
+
+    python benchmarks/planning.py                     # simulated cells, 8% of 19,264 genes
+    python benchmarks/planning.py --data pbmc3k.h5ad
+
+Needs `scxtrimo[stream]`. Counted and measured here, on a processor: floating-point operations of
+a training step per cell (three times the forward pass), what a step keeps for the backward pass,
+with and without recomputing the encoder layers, and the bytes of a store per cell. Computed from
+these, for 8 and 64 GPUs: hours per epoch, cells and bytes to read per second, and the price. The
+part of its peak that a GPU reaches is an assumption (--mfu), not a measurement; `scxtrimo pretrain
+--dry-run` measures it on yours.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import anndata
+import torch
+from _common import parser, report, row, simulate
+from scipy import sparse
+
+import scxtrimo
+from scxtrimo.module import SIZES, XTrimoGeneModule
+from scxtrimo.train import (
+    MaskingConfig,
+    activation_bytes,
+    mask_batch,
+    ragged_batch,
+    training_flops,
+)
+
+N_CELLS, N_GENES = 50_000_000, 19_264
+PEAK = 989e12  # H100 SXM, bfloat16, dense, as its maker says
+FEW = 8
+
+
+def network(size: str, n_genes: int, recompute: bool = False) -> XTrimoGeneModule:
+    """Return a network that reads all genes."""
+    config = SIZES[size]
+    fields = {**vars(config), "n_input_genes": None}
+    module = XTrimoGeneModule(n_genes, (), type(config)(**fields))
+    module.net.encoder.recompute = recompute
+    return module.train()
+
+
+def masked(module: XTrimoGeneModule, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the batch as the network is trained on."""
+    masking = MaskingConfig()
+    if not module.config.has_bottleneck:
+        masking = MaskingConfig.published()
+    return mask_batch(batch, masking, module.n_genes, 0, 0, module.sees_all_genes)
+
+
+def of_size(size: str, batch: dict[str, Any], n_genes: int) -> dict[str, float]:
+    """Count and measure what a size takes per cell."""
+    module = network(size, n_genes)
+    figures = {
+        "parameters": float(sum(p.numel() for p in module.parameters())),
+        "GFLOP/cell": training_flops(module, masked(module, batch)) / FEW / 1e9,
+    }
+    for name, recompute in (("MB/cell", False), ("MB/cell, recomputed", True)):
+        module.net.encoder.recompute = recompute
+        given = masked(module, batch)
+        figures[name] = activation_bytes(lambda g=given: module(g)[2].loss) / FEW / 1e6
+    return figures
+
+
+def bytes_per_cell(cells: anndata.AnnData) -> float:
+    """Write a store and return its bytes per cell."""
+    with tempfile.TemporaryDirectory() as directory:
+        cells.write_h5ad(Path(directory) / "cells.h5ad")
+        store = Path(directory) / "store.zarr"
+        scxtrimo.data.write_store(
+            [Path(directory) / "cells.h5ad"], store, min_genes=1, drop_duplicates=False
+        )
+        total = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
+    return total / cells.n_obs
+
+
+def main() -> None:
+    """Run the benchmark."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--mfu", type=float, default=0.3, help="part of the peak of a GPU")
+    arguments.add_argument("--price", type=float, default=2.5, help="dollars per hour and GPU")
+    args = arguments.parse_args()
+    n_stored = 1_000 if args.quick else 4_000
+    cells = (
+        simulate(n_stored, N_GENES, 0.08) if args.data is None else anndata.read_h5ad(args.data)
+    )
+    name = "simulated" if args.data is None else args.data.stem
+    counts = sparse.csr_matrix(cells.X)
+    counts = counts[counts.getnnz(axis=1) > 0]
+    some = counts[:: max(1, counts.shape[0] // FEW)][:FEW]
+    batch = ragged_batch(some, torch.arange(FEW).numpy())
+    stored = bytes_per_cell(anndata.AnnData(counts, var=cells.var[[]]))
+    per_cell = len(batch["counts"]) / FEW
+    print(
+        f"{name}: {per_cell:.0f} expressed genes per cell, {stored / 1e3:.2f} kB stored per cell"
+    )
+    rows = []
+    sizes = ("3m", "100m") if args.quick else ("3m", "10m", "100m", "published-100m")
+    for size in sizes:
+        figures = of_size(size, batch, counts.shape[1])
+        rows += [row("per cell", name, size, *item) for item in figures.items()]
+        for n_gpus in (8, 64):
+            speed = n_gpus * args.mfu * PEAK / (figures["GFLOP/cell"] * 1e9)
+            hours = N_CELLS / speed / 3600
+            plan = {
+                "hours per epoch": hours,
+                "dollars per epoch": hours * n_gpus * args.price,
+                "cells/s per GPU": speed / n_gpus,
+                "input MB/s": speed * stored / 1e6,
+            }
+            task = f"50 M cells, {args.mfu:.0%} of the peak of an H100 assumed"
+            rows += [row(task, name, f"{size}, {n_gpus} GPUs", *item) for item in plan.items()]
+    rows.append(row("50 M cells on disk", name, "store", "GB", stored * N_CELLS / 1e9))
+    report(rows, args.json)
+
+
+if __name__ == "__main__":
+    main()
