@@ -3,15 +3,14 @@
 import pytest
 
 from scxtrimo import DataConfig, EngineConfig, PretrainConfig, RecordConfig
-from scxtrimo.train import MaskingConfig, OptimizerConfig
 
 COMPLETE = PretrainConfig(
     DataConfig("cells.zarr", tokens_per_batch=100_000, batches_per_step=8),
     out="run",
     size="3m",
     model={"dropout": 0.1},
-    optimizer=OptimizerConfig(lr=3e-4, betas=(0.9, 0.95)),
-    masking=MaskingConfig(max_targets=64),
+    optimizer={"lr": 3e-4, "betas": [0.9, 0.95]},
+    masking={"max_targets": 64},
     tokens=1e10,
     engine=EngineConfig(devices=[0, 1], strategy="ddp", recompute=True, on_non_finite="skip"),
     record=RecordConfig(log_every_n_steps=10, loggers=("csv", "tensorboard")),
@@ -32,7 +31,8 @@ def test_short_yaml_and_its_defaults(tmp_path):
     )
     config = PretrainConfig.from_yaml(path)
     assert (config.data.batch_size, config.record.keep, config.epochs) == (256, 3, 1.0)
-    assert config.optimizer == OptimizerConfig(lr=1e-4, warmup_steps=1000)
+    assert config.engine.devices == "auto"
+    assert config.optimizer == {"lr": "1e-4", "warmup_steps": 1000}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,12 @@ def test_short_yaml_and_its_defaults(tmp_path):
         ("data: {store: a}", "Give one of steps, epochs and tokens; got none"),
         ("data: {store: a}\nsteps: -1", "steps=-1 must be positive"),
         ("data: {store: a}\nsteps: 1\nsize: 5m", "size='5m' is unknown"),
-        ("data: {store: a}\nsteps: 1\nsize: 3m\nmodel: {width: 1}", "Unknown hyper-parameters"),
+        ("data: {store: a}\nsteps: 1\nsize: 3m\nmodel: {width: 1}", "unknown field 'width'"),
+        ("data: {store: a}\nsteps: 1\nmodel: {n_hidden: many}", "must be of type int"),
+        ("data: {store: a}\nsteps: 1\noptimizer: {betas: [0.9]}", "must have 2 entries"),
+        ("data: {store: a}\nsteps: 1\nengine: {precision: 16-mixed}", "precision='16-mixed'"),
+        ("data: {store: a}\nsteps: 1\nengine: {strategy: ddp_spawn}", "must be one of"),
+        ("data: {store: a}\nepochs: .nan", "must be finite"),
         ("data: {store: a}\nsteps: 1\noptimizer: {lr: -1}", "lr=-1.0 must be positive"),
         ("data: {store: a}\nsteps: 1\nrecord: {keep: 0}", "keep=0 must be positive"),
         ("data: {store: a}\nsteps: 1\nrecord: {loggers: csv}", "must be a list"),

@@ -42,8 +42,9 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     import anndata
+    import zarr
 
-    from ..data import is_store
+    from ..data import backed_anndata, is_store
 
     if (args.model is None) == (args.checkpoint is None):
         raise ValueError("Give either --model or --checkpoint with --gene-index.")
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     if is_store(args.data):
         return _embed_store(args, out, streamed)
     if Path(args.data).suffix == ".zarr":
-        adata = anndata.read_zarr(args.data)
+        adata = backed_anndata(zarr.open_group(args.data, mode="r"))
+        if not streamed:
+            adata = adata.to_memory()
     else:
         adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
     model = make_model(args)

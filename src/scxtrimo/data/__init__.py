@@ -7,7 +7,7 @@ from .fields import CategoryField, CountsField, LabelsField
 from .gene_index import read_gene_index, read_genes
 from .gene_table import GeneTable
 from .prefetching import PrefetchLoader, prefetch
-from .store import CellStore, DamagedStoreError, is_store, require_annbatch
+from .store import CellStore, DamagedStoreError, backed_anndata, is_store, require_annbatch
 from .store_writer import write_store
 from .vocabulary import COVERAGE_KEY, GeneAlignment, GeneVocabulary, align_genes
 
@@ -27,6 +27,7 @@ __all__ = [
     "RaggedDataset",
     "RowReader",
     "align_genes",
+    "backed_anndata",
     "check_counts",
     "covariate_keys",
     "gather_rows",

@@ -16,6 +16,7 @@ from .counts import RowReader, looks_raw
 
 AUTO, RAW = "auto", "raw"
 ROWS_LOOKED_AT = 256
+MAX_CSC_ENTRIES = 50_000_000
 
 
 class CellFile:
@@ -48,7 +49,7 @@ class CellFile:
         if "var" not in self.group or "obs" not in self.group:
             raise ValueError(f"{self.path} holds no AnnData: it has {sorted(self.group)}.")
         self.layer = self._find_counts() if layer == AUTO else layer
-        self.reader = RowReader(_matrix(self.group, self._place(self.layer)))
+        self.reader = RowReader(self._matrix(self._place(self.layer)))
         owner = "raw/var" if self.layer == RAW else "var"
         self.var: pd.DataFrame = anndata.io.read_elem(self.group[owner])
         self.n_cells = self.reader.shape[0]
@@ -56,35 +57,49 @@ class CellFile:
             raise ValueError(
                 f"{self.path} is empty: {self.n_cells} cells x {self.reader.shape[1]} genes."
             )
+        self._obs = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
 
     def obs(self, columns: list[str]) -> pd.DataFrame:
-        """Return columns of ``obs``; those that the file lacks are missing values."""
-        frame = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
+        """Return columns of ``obs``, read once; those that the file lacks are missing values."""
         for name in columns:
-            found = name in self.group["obs"]
-            frame[name] = anndata.io.read_elem(self.group["obs"][name]) if found else None
-        return frame
+            if name not in self._obs:
+                found = name in self.group["obs"]
+                self._obs[name] = anndata.io.read_elem(self.group["obs"][name]) if found else None
+        return self._obs[columns]
+
+    def _matrix(self, place: str) -> Any:
+        node = self.group[place]
+        encoding = str(node.attrs.get("encoding-type", ""))
+        if encoding.startswith("csc") and node["data"].shape[0] > MAX_CSC_ENTRIES:
+            raise ValueError(
+                f"{self.path} stores {place} gene by gene (CSC), which cannot be read cell by "
+                f"cell and is too large to convert here ({node['data'].shape[0]:,} entries). "
+                "Write it again as CSR: `adata.X = adata.X.tocsr()`."
+            )
+        return anndata.io.sparse_dataset(node) if encoding.startswith("cs") else node
 
     def _place(self, layer: str) -> str:
-        place = {"X": "X", RAW: "raw/X"}.get(layer, f"layers/{layer}")
-        if place not in self.group:
+        places = self._candidates()
+        if layer not in places:
             raise ValueError(
-                f"{self.path} has no {layer!r}; it has {list(self._candidates())}. Choose one of "
-                "these with `layer=`."
+                f"{self.path} has no {layer!r}; it has {list(places)}. Choose one of these with "
+                "`layer=`."
             )
-        return place
+        return places[layer]
 
     def _candidates(self) -> dict[str, str]:
         """Return the places where counts may be, the most likely first."""
         layers = sorted(self.group["layers"]) if "layers" in self.group else []
         layers.sort(key=lambda name: name != "counts")
-        places = {"X": "X", RAW: "raw/X"} | {name: f"layers/{name}" for name in layers}
+        places = {"X": "X", RAW: "raw/X"}
+        for name in layers:  # one called raw or X is no other one
+            places[f"layers/{name}" if name in places else name] = f"layers/{name}"
         return {name: place for name, place in places.items() if place in self.group}
 
     def _find_counts(self) -> str:
         candidates = self._candidates()
         for name, place in candidates.items():
-            reader = RowReader(_matrix(self.group, place))
+            reader = RowReader(self._matrix(place))
             if min(reader.shape) == 0:  # an empty file is reported as such
                 return name
             head = reader.read(slice(0, ROWS_LOOKED_AT)).data
@@ -113,13 +128,6 @@ def _open(path: str) -> Any:
         return h5py.File(fsspec.open(path, "rb").open(), "r")
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be read, it may be truncated: {error}") from error
-
-
-def _matrix(group: Any, place: str) -> Any:
-    node = group[place]
-    if "encoding-type" in node.attrs and str(node.attrs["encoding-type"]).startswith("cs"):
-        return anndata.io.sparse_dataset(node)
-    return node
 
 
 def hash_cells(counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any, Literal
 
 import anndata
@@ -23,6 +25,7 @@ from .vocabulary import GeneVocabulary
 STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
 ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 CHECKSUM = "checksum"
+CELLS_AT_A_TIME = 128
 Split = Literal["train", "validation"]
 
 
@@ -41,8 +44,13 @@ def require_annbatch() -> None:
     )
 
 
-def checksums(counts: sparse.csr_matrix) -> np.ndarray:
-    """Return a number per cell that a change of its counts or genes changes.
+def gene_weights(n_genes: int) -> np.ndarray:
+    """Return a fixed random number per gene, uint64, that checksums weigh its counts with."""
+    return np.random.default_rng(0).integers(0, 2**64, n_genes, dtype=np.uint64)
+
+
+def checksums(counts: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
+    """Return a number per cell that other counts, or the same of other genes, would change.
 
     Codecs do not notice everything: where a file is missing zarr fills in zeros, and zarrs leaves
     the checksums of parts of chunks alone.
@@ -50,18 +58,29 @@ def checksums(counts: sparse.csr_matrix) -> np.ndarray:
     Parameters
     ----------
     counts
-        Counts without zeros and without empty cells.
+        Counts without empty cells.
+    weights
+        See :func:`gene_weights`.
 
     Returns
     -------
     uint32, shape ``(n_cells,)``.
     """
     starts = counts.indptr[:-1]
-    if not len(counts.data) or len(starts) > len(counts.data):
+    if len(starts) == 0 or (np.diff(counts.indptr) == 0).any():
         return np.zeros(len(starts), np.uint32)
-    totals = np.add.reduceat(counts.data, starts, dtype=np.uint64)
-    genes = np.add.reduceat(counts.indices, starts, dtype=np.uint64)
-    return ((totals * np.uint64(40_503)) ^ (genes * np.uint64(2_654_435_761))).astype(np.uint32)
+    sums = np.empty(len(starts), np.uint64)
+    for first in range(0, len(starts), CELLS_AT_A_TIME):  # what is small stays in the cache
+        place = slice(first, first + CELLS_AT_A_TIME)
+        ends = counts.indptr[first : place.stop + 1]
+        tokens = slice(ends[0], ends[-1])
+        weighted = weights[counts.indices[tokens]]
+        weighted *= counts.data[tokens].astype(np.uint64)
+        sums[place] = np.add.reduceat(weighted, ends[:-1] - ends[0])
+    return (sums >> np.uint64(32)).astype(np.uint32)
+
+
+_codecs_lock = threading.RLock()  # the choice is one for the whole process
 
 
 @contextmanager
@@ -70,8 +89,28 @@ def fast_codecs() -> Iterator[None]:
     if find_spec("zarrs") is None:
         yield
         return
-    with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+    with _codecs_lock, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
         yield
+
+
+def backed_anndata(group: Any) -> AnnData:
+    """Return an AnnData whose counts stay in a zarr group.
+
+    Parameters
+    ----------
+    group
+        An AnnData as zarr.
+    """
+
+    def backed(node: Any) -> Any:
+        is_sparse = str(node.attrs.get("encoding-type", "")).startswith("cs")
+        return anndata.io.sparse_dataset(node) if is_sparse else node
+
+    layers = {name: backed(group["layers"][name]) for name in group.get("layers", {})}
+    obs, var = (anndata.io.read_elem(group[name]) for name in ("obs", "var"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an X that is not in memory
+        return AnnData(X=backed(group["X"]), obs=obs, var=var, layers=layers)
 
 
 class DamagedStoreError(OSError):
@@ -178,14 +217,29 @@ class CellStore:
 
     @cached_property
     def n_tokens(self) -> np.ndarray:
-        """Number of expressed genes of all cells, int32: all that is kept of every cell."""
-        parts = [np.diff(self.group[name]["X"]["indptr"][:]) for name in self.names]
-        return np.concatenate([*parts, np.empty(0, np.int32)]).astype(np.int32)
+        """Number of expressed genes of all cells, int32."""
+        parts = [np.diff(self._array(name, "X/indptr")).astype(np.int32) for name in self.names]
+        return np.concatenate([*parts, np.empty(0, np.int32)])
+
+    def _array(self, name: str, place: str) -> np.ndarray:
+        """Read an array that all of a data set depends on."""
+        try:
+            return self.group[f"{name}/{place}"][:]
+        except Exception as error:
+            raise DamagedStoreError(
+                f"{self.path}/{self.split}/{name}/{place} cannot be read: {error}. Copy or write "
+                "the store again.",
+                range(0),
+            ) from error
+
+    @cached_property
+    def _gene_weights(self) -> np.ndarray:
+        return gene_weights(len(self.vocabulary))
 
     @cached_property
     def _checksums(self) -> np.ndarray:
         """Checksums of all cells, uint32."""
-        parts = [self.group[name]["obs"][CHECKSUM][:] for name in self.names]
+        parts = [self._array(name, f"obs/{CHECKSUM}") for name in self.names]
         return np.concatenate([*parts, np.empty(0, np.uint32)])
 
     @cached_property
@@ -194,7 +248,7 @@ class CellStore:
         require_annbatch()
         from annbatch import Loader
 
-        loader = Loader(batch_sampler=_Requests(), preload_to_gpu=False)
+        loader = Loader(batch_sampler=_make_requests(), preload_to_gpu=False)
         matrices = [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
         loader.add_datasets(matrices)
         return loader
@@ -212,35 +266,37 @@ class CellStore:
         DamagedStoreError
             If a chunk cannot be read or is not what was written.
         """
+        expected = np.concatenate([self._checksums[one] for one in slices])
         try:
-            self._loader.batch_sampler.slices = list(slices)
             with fast_codecs():  # arrays are opened in the first reading
+                self._loader.batch_sampler.slices = list(slices)
                 (batch,) = iter(self._loader)
             counts = batch["X"]
-        except Exception as error:
-            self._name_damage(slices, error)
-            raise
-        expected = np.concatenate([self._checksums[one] for one in slices])
-        if not np.array_equal(checksums(counts), expected):
-            self._name_damage(slices, ValueError("these are not the counts that were written"))
+            if not np.array_equal(checksums(counts, self._gene_weights), expected):
+                raise ValueError("these are not the counts that were written")
+        except Exception as error:  # every codec and file system has its own
+            parts = [part for one in slices for part in self._within_datasets(one)]
+            if len(parts) == 1:
+                raise self._damage(parts[0], error) from error
+            # One by one, to find the cells; what fails for a moment is read again.
+            return sparse.vstack([self.read([part]) for part in parts], format="csr")
         return counts
 
-    def _name_damage(self, slices: Sequence[slice], error: Exception) -> None:
-        """Find the first slice that cannot be read, and raise with its name."""
-        if len(slices) > 1:
-            for one in slices:
-                self.read([one])
-            return
-        (one,) = slices
-        dataset = int(np.searchsorted(self.ends, one.start, side="right"))
+    def _within_datasets(self, rows: slice) -> list[slice]:
+        """Cut a slice where a data set ends."""
+        inside = self.ends[(self.ends > rows.start) & (self.ends < rows.stop)].tolist()
+        return [slice(*pair) for pair in pairwise([rows.start, *inside, rows.stop])]
+
+    def _damage(self, rows: slice, error: Exception) -> DamagedStoreError:
+        dataset = int(np.searchsorted(self.ends, rows.start, side="right"))
         start = int(self.ends[dataset - 1]) if dataset else 0
-        place = f"{self.path}/{self.split}/{self.names[dataset]}"
-        raise DamagedStoreError(
-            f"{place}, cells {one.start - start} to {one.stop - 1 - start} (rows {one.start} to "
-            f"{one.stop - 1} of the split) cannot be read: {type(error).__name__}: {error}. Copy "
-            "or write the store again, or leave such cells out: `on_damage: skip`.",
-            range(one.start, one.stop),
-        ) from error
+        return DamagedStoreError(
+            f"{self.path}/{self.split}/{self.names[dataset]}, cells {rows.start - start} to "
+            f"{rows.stop - 1 - start} (rows {rows.start} to {rows.stop - 1} of the split) cannot "
+            f"be read: {type(error).__name__}: {error}. Copy or write the store again, or leave "
+            "such cells out: `on_damage: skip`.",
+            range(rows.start, rows.stop),
+        )
 
     def origin(self, rows: Sequence[int] | np.ndarray) -> pd.DataFrame:
         """Return the file and the row in it that cells come from, with what else was kept of them.
@@ -284,26 +340,18 @@ class CellStore:
     def datasets(self) -> Iterator[AnnData]:
         """Iterate over the data sets of the split, counts backed by the store."""
         for name in self.names:
-            group = self.group[name]
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of an X that is not in memory
-                yield AnnData(
-                    X=anndata.io.sparse_dataset(group["X"]),
-                    obs=anndata.io.read_elem(group["obs"]),
-                    var=anndata.io.read_elem(group["var"]),
-                )
+            yield backed_anndata(self.group[name])
 
 
-def _requests_class() -> Any:
+def _make_requests() -> Any:
+    """Return a sampler of annbatch that asks for one window of cells, as it is."""
     from annbatch.abc import Sampler
 
     class Requests(Sampler):
-        """Ask for one window of cells, as it is."""
+        batch_size, shuffle = None, False
 
         def __init__(self) -> None:
             self.slices: list[slice] = []
-
-        batch_size, shuffle = None, False
 
         def n_batches(self, n_obs: int) -> int:
             return 1
@@ -315,8 +363,4 @@ def _requests_class() -> Any:
             n_cells = sum(one.stop - one.start for one in self.slices)
             yield {"requests": self.slices, "splits": [np.arange(n_cells)]}
 
-    return Requests
-
-
-def _Requests() -> Any:
-    return _requests_class()()
+    return Requests()

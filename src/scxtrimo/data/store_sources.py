@@ -14,7 +14,7 @@ from .cell_file import CellFile, hash_cells
 from .counts import CHUNK, problem_with
 from .dataset import to_ragged
 from .gene_table import GeneTable
-from .vocabulary import GeneAlignment, GeneVocabulary, align_genes, preview
+from .vocabulary import VAR_NAMES, GeneAlignment, GeneVocabulary, align_genes, preview
 
 MAX_VALIDATION_CELLS = 20_000
 KEPT, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE = range(4)
@@ -67,33 +67,41 @@ def align_sources(
     accepted, genes = [], given
     for source in sources:
         key = gene_id_key if gene_id_key in source.var else None
-        if genes is None:
-            column = source.var.index if key is None else source.var[key]
-            ids = tuple(column.astype(str))
-            if repeated := twice(ids):
-                refuse(source.path, _repeated(source.path, repeated))
-                continue
-            genes = GeneVocabulary(ids, ids)
-        alignment = align_genes(genes, source.var, key, aliases)
-        if alignment.repeated:
-            refuse(source.path, _repeated(source.path, alignment.repeated))
+        alignment = None if genes is None else align_genes(genes, source.var, key, aliases)
+        column = VAR_NAMES if key is None else key
+        ids = identifiers(source.var, column if alignment is None else alignment.source)
+        repeated = twice(ids) if given is None or alignment is None else alignment.repeated
+        if repeated:
+            refuse(source.path, _repeated(source.path, repeated))
             continue
+        if genes is None or alignment is None:
+            genes = GeneVocabulary(ids, ids)
+            alignment = align_genes(genes, source.var, key, aliases)
         found = int((alignment.column_to_gene >= 0).sum())
         overlap = found / max(1, min(len(genes), len(source.var)))
         if found == 0 or overlap < min_overlap:
             refuse(source.path, _other_genes(source, genes, found, min_overlap, given is None))
             continue
         if given is None:
-            ids = tuple(dict.fromkeys(genes.gene_ids + alignment.unused))
-            genes = GeneVocabulary(ids, ids)
+            new = tuple(gene for gene in alignment.unused if gene)
+            genes = GeneVocabulary(genes.gene_ids + new, genes.gene_ids + new)
         accepted.append(source)
     if genes is None or not accepted:
         raise ValueError("No file is left: see the messages above.")
     for source in accepted:
         key = gene_id_key if gene_id_key in source.var else None
         source.alignment = align_genes(genes, source.var, key, aliases)
+        if source.alignment.repeated:  # under names that later files brought
+            refuse(source.path, _repeated(source.path, source.alignment.repeated))
+            accepted = [other for other in accepted if other is not source]
         source.var = pd.DataFrame()
     return accepted, genes
+
+
+def identifiers(var: pd.DataFrame, source: str) -> tuple[str, ...]:
+    """Return the identifiers of the genes of a file, without those that are missing."""
+    column = var[source] if source in var else var.index.to_series()
+    return tuple(column.dropna().astype(str))
 
 
 def scan_cells(source: Source, n_genes: int, bar: Any) -> tuple[np.ndarray, float]:
@@ -102,12 +110,15 @@ def scan_cells(source: Source, n_genes: int, bar: Any) -> tuple[np.ndarray, floa
     totals, largest = np.zeros(n_genes), 0.0
     lengths, hashes = [], []
     for start in range(0, source.n_cells, CHUNK):
-        chunk = reader.read(slice(start, start + CHUNK))
-        if (problem := problem_with(chunk.data)) is not None:
+        place = f"cells {start} to {min(start + CHUNK, source.n_cells) - 1}"
+        try:
+            chunk = reader.read(slice(start, start + CHUNK))
+        except Exception as error:  # every codec and file system has its own
             raise ValueError(
-                f"{source.path}, {source.layer}, cells {start} to {start + chunk.shape[0] - 1}, "
-                f"{problem}"
-            )
+                f"{source.path}, {source.layer}, {place}, cannot be read: {error}"
+            ) from error
+        if (problem := problem_with(chunk.data)) is not None:
+            raise ValueError(f"{source.path}, {source.layer}, {place}, {problem}")
         ragged = to_ragged(chunk, source.column_to_gene)
         totals += np.bincount(ragged["gene_ids"], ragged["counts"], minlength=n_genes)
         largest = max(largest, float(ragged["counts"].max(initial=0)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import warnings
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .._logging import logger
 from .cell_file import AUTO, CellFile
+from .counts import CHUNK
 from .dataset import to_ragged
 from .gene_table import GeneAliases, read_aliases
 from .store import (
@@ -30,6 +32,8 @@ from .store import (
     CellStore,
     checksums,
     fast_codecs,
+    gene_weights,
+    is_store,
     require_annbatch,
 )
 from .store_sources import (
@@ -52,6 +56,7 @@ BLOCK = 256  # neighbouring cells of a file that are moved together before the l
 CELLS_PER_CHUNK = 64
 BYTES_PER_TOKEN = 32  # of a data set while it is shuffled and written
 SOURCE, SOURCE_ROW = "source", "source_row"
+SPLITS = ("train", "validation")
 
 
 def write_store(
@@ -107,7 +112,7 @@ def write_store(
     validation_files
         Files of which all cells are held out, besides.
     obs_columns
-        Columns of ``obs`` to keep, beside ``source`` and ``source_row``.
+        Columns of ``obs`` to keep, as text, beside ``source`` and ``source_row``.
     on_bad_file
         What to do with a file that cannot be read or has other genes: ``"raise"``, or ``"skip"``
         it and say so in the report.
@@ -141,9 +146,10 @@ def write_store(
     >>> store.report[["file", "cells", "train", "overlap"]]  # doctest: +SKIP
     """
     require_annbatch()
-    out, paths = Path(out), [str(path) for path in files]
+    paths = [str(path) for path in files]
     held_out = {str(path) for path in validation_files}
-    _check(out, paths, held_out, overwrite, validation_size, on_bad_file)
+    _check(out, set(obs_columns), paths, held_out, overwrite, validation_size, on_bad_file)
+    out = Path(out)
     skipped: dict[str, str] = {}
 
     def refuse(path: str, error: Exception) -> None:
@@ -176,6 +182,11 @@ def write_store(
             largest = max(largest, high)
     if largest >= 2**32:
         raise ValueError(f"The largest count is {largest:g}: counts must be below 2^32.")
+    if len(skipped) > len(paths) / 2:
+        logger.warning(
+            f"{len(skipped)} of {len(paths)} files were left out. The first file that can be read "
+            "says which genes there are: if it is the odd one, name another first."
+        )
     decide(sources, min_genes, max_genes, drop_duplicates)
     if given is None:
         genes = drop_silent(sources, genes, totals)
@@ -209,9 +220,7 @@ def write_store(
             # of consolidated metadata, which all readers of AnnData in zarr know
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             _write(partial, writer, sources, validation, header)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
+        _put_in_place(partial, out)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
@@ -235,34 +244,53 @@ def _write(
 ) -> None:
     """Write both splits, and last what makes them a store."""
     root = zarr.open_group(str(path), mode="w", zarr_format=3)
-    for name, is_wanted in (("train", False), ("validation", True)):
+    for name, is_wanted in zip(SPLITS, (False, True), strict=True):
         rows = [
             np.flatnonzero((source.fate_c == KEPT) & (is_validation == is_wanted))
             for source, is_validation in zip(sources, validation, strict=True)
         ]
         writer.write(root.create_group(name), rows, name)
-    root.attrs.update({STORE_KEY: header})
+    root.attrs.update({STORE_KEY: header | {"digest": writer.digest.hexdigest()}})
     zarr.consolidate_metadata(root.store)
 
 
+def _put_in_place(partial: Path, out: Path) -> None:
+    """Rename a complete store; the one before goes only then."""
+    before = out.with_name(out.name + ".before")
+    if out.exists():
+        os.replace(out, before)
+    os.replace(partial, out)
+    shutil.rmtree(before, ignore_errors=True)
+
+
 def _check(
-    out: Path,
+    given: str | os.PathLike,
+    obs_columns: set[str],
     paths: list[str],
     held_out: set[str],
     overwrite: bool,
     validation_size: float,
     on_bad_file: str,
 ) -> None:
+    out = Path(given)
     if not paths:
         raise ValueError("files is empty: name at least one.")
-    if twice := sorted({path for path in paths if paths.count(path) > 1}):
-        raise ValueError(f"files has {preview(twice)} more than once.")
+    if repeated := twice(paths):
+        raise ValueError(f"files has {preview(repeated)} more than once.")
     if unknown := sorted(held_out - set(paths)):
         raise ValueError(f"validation_files has {preview(unknown)}, which are not among `files`.")
     if out.suffix != ".zarr":
         raise ValueError(f"out={str(out)!r} must end in .zarr.")
+    if "://" in str(given):
+        raise ValueError(
+            f"out={given!r} must be a local path. Copy the store when it is complete."
+        )
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists. Choose another path, or pass `overwrite=True`.")
+    if out.exists() and not is_store(out):
+        raise FileExistsError(f"{out} is no store of scxtrimo and is not replaced.")
+    if reserved := sorted({SOURCE, SOURCE_ROW, CHECKSUM} & obs_columns):
+        raise ValueError(f"obs_columns has {reserved}, which every store has of its own.")
     if not 0 <= validation_size < 1:
         raise ValueError(f"validation_size={validation_size} must be at least 0 and below 1.")
     if on_bad_file not in ("raise", "skip"):
@@ -273,14 +301,24 @@ def _as_vocabulary(genes: GeneVocabulary | Sequence[str] | None) -> GeneVocabula
     if genes is None or isinstance(genes, GeneVocabulary):
         return genes
     ids = tuple(map(str, genes))
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"vocabulary has genes twice: {preview(twice(ids))}.")
+    if repeated := twice(ids):
+        raise ValueError(f"vocabulary has genes twice: {preview(repeated)}.")
     return GeneVocabulary(ids, ids)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _open_file(path: str, layer: str) -> CellFile:
     return CellFile(path, layer)
+
+
+def _read_rows(file: CellFile, rows: np.ndarray) -> sparse.csr_matrix:
+    """Read rows in runs, with what is left out in between, but never far more than is needed."""
+    far = np.flatnonzero(np.diff(rows // CHUNK)) + 1
+    parts = []
+    for part in np.split(rows, far):
+        run = file.reader.read(slice(int(part[0]), int(part[-1]) + 1))
+        parts.append(run[part - part[0]])
+    return sparse.vstack(parts, format="csr")
 
 
 class _Writer:
@@ -297,12 +335,14 @@ class _Writer:
     ) -> None:
         self.sources, self.genes, self.obs_columns = sources, genes, obs_columns
         self.dtype, self.memory, self.seed = dtype, memory, seed
+        self.weights = gene_weights(len(genes))
+        self.digest = hashlib.sha256()  # of what is written, in its order
 
     def write(self, group: Any, rows: list[np.ndarray], name: str) -> None:
         """Write the given rows of every file."""
         from annbatch import write_sharded
 
-        rng = np.random.default_rng((self.seed, len(name)))
+        rng = np.random.default_rng((self.seed, SPLITS.index(name)))
         n_cells = sum(map(len, rows))
         with tqdm(total=n_cells, desc=f"Writing {name}", unit="cell", delay=3) as bar:
             for i, blocks in enumerate(self._groups(rows, rng)):
@@ -342,9 +382,7 @@ class _Writer:
         for i, rows in blocks:
             source = self.sources[i]
             file = _open_file(source.path, source.layer)
-            # One run of rows is read at once; those that are left out in between are few.
-            chunk = file.reader.read(slice(int(rows[0]), int(rows[-1]) + 1))[rows - rows[0]]
-            ragged = to_ragged(chunk, source.column_to_gene)
+            ragged = to_ragged(_read_rows(file, rows), source.column_to_gene)
             matrix = sparse.csr_matrix(
                 (
                     ragged["counts"].astype(self.dtype),
@@ -362,5 +400,6 @@ class _Writer:
             obs[column] = obs[column].astype(str).astype("category")
         obs.index = obs.index.astype(str)
         counts = sparse.vstack(matrices, format="csr")
-        obs[CHECKSUM] = checksums(counts)
+        obs[CHECKSUM] = checksums(counts, self.weights)
+        self.digest.update(obs[CHECKSUM].to_numpy().tobytes())
         return anndata.AnnData(counts, obs, pd.DataFrame(index=list(self.genes.gene_ids)))

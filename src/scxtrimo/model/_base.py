@@ -107,7 +107,7 @@ class XTrimoGeneBase(
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where published weights came from: file, hash, version, licence. Empty if from none."""
+        """Where weights came from: a published file or a pretraining run. Empty if from none."""
         return self.provenance_
 
     @property

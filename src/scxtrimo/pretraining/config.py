@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import types
 import typing
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -67,6 +69,7 @@ class DataConfig:
             "window_size",
             "chunk_size",
         )
+        _check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,11 @@ class EngineConfig:
     accelerator, devices, num_nodes
         See :class:`lightning.pytorch.Trainer`.
     strategy
-        ``"auto"``: one device alone, several with DDP; ``"ddp"``; ``"fsdp2"``, which shards the
-        parameters; or any other strategy of Lightning.
+        ``"auto"``: one device alone, several with DDP; ``"ddp"``; or ``"fsdp2"``, which shards the
+        parameters, and must stay when a run is resumed.
     precision
-        By default ``"bf16-mixed"`` on a GPU and ``"32-true"`` elsewhere.
+        ``"32-true"``, ``"bf16-mixed"`` or ``"bf16-true"``; by default the second on a GPU and the
+        first elsewhere.
     recompute
         Compute what is inside the encoder layers again in the backward pass, instead of keeping
         it: less memory, more time.
@@ -90,8 +94,8 @@ class EngineConfig:
     gradient_clip_val
         Largest norm of the gradient.
     on_non_finite
-        What to do in a step of which the loss or a gradient is not finite: ``"raise"`` or
-        ``"skip"``.
+        What to do in a step of which the gradient is not finite, as it is where the loss is not:
+        ``"raise"`` or ``"skip"``.
 
     Examples
     --------
@@ -102,12 +106,16 @@ class EngineConfig:
     accelerator: str = "auto"
     devices: int | str | list[int] = "auto"
     num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str | None = None
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] | None = None
     recompute: bool = False
     compile: bool = False
     gradient_clip_val: float = 1.0
     on_non_finite: OnNonFinite = "raise"
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "num_nodes", "gradient_clip_val")
+        _check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,9 @@ class PretrainConfig:
         Single hyper-parameters that differ from those of ``size``, see
         :class:`~scxtrimo.module.XTrimoGeneConfig`.
     optimizer, masking
-        By default those of :meth:`scxtrimo.model.XTrimoGene.train`, with 1,000 steps of warm-up.
+        Single fields that differ from the defaults, see
+        :class:`~scxtrimo.train.OptimizerConfig` and :class:`~scxtrimo.train.MaskingConfig`. The
+        defaults are those of :meth:`scxtrimo.model.XTrimoGene.train`, with 1,000 steps of warm-up.
     steps, epochs, tokens
         How long to train: give one of them. Tokens are expressed genes.
     engine, record
@@ -193,8 +203,8 @@ class PretrainConfig:
     out: str
     size: str = "auto"
     model: dict[str, Any] = field(default_factory=dict)
-    optimizer: OptimizerConfig | None = None
-    masking: MaskingConfig | None = None
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    masking: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
     epochs: float | None = None
     tokens: float | None = None
@@ -212,8 +222,11 @@ class PretrainConfig:
             raise ValueError(
                 f"size={self.size!r} is unknown; choose 'auto' or one of {list(SIZES)}."
             )
-        if self.size != "auto":
-            XTrimoGeneConfig.from_size(self.size, **self.model)  # names what is wrong
+        # What is wrong is said now, not after the cells were read.
+        named = SIZES["1m" if self.size == "auto" else self.size]
+        from_dict(XTrimoGeneConfig, asdict(named) | self.model, "model")
+        from_dict(OptimizerConfig, self.optimizer, "optimizer")
+        from_dict(MaskingConfig, self.masking, "masking")
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike) -> PretrainConfig:
@@ -239,6 +252,8 @@ class PretrainConfig:
             stored = yaml.safe_load(path.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
+        if stored is None:
+            raise ValueError(f"{path} is empty.")
         return from_dict(cls, stored, str(path))
 
     def to_yaml(self) -> str:
@@ -300,19 +315,21 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (tuple, list):
         if isinstance(value, str) or not isinstance(value, list | tuple):
             raise ValueError(f"{where}={value!r} must be a list.")
+        if origin is tuple and Ellipsis not in arguments and len(value) != len(arguments):
+            raise ValueError(f"{where}={value!r} must have {len(arguments)} entries.")
         return origin(_convert(arguments[0], item, where) for item in value)
     if origin is dict:
         hint = dict
-    if hint is float and isinstance(value, str):  # YAML takes 1e-4 for a text
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    if hint in (int, float) and isinstance(value, str):  # YAML takes 1e-4 for a text
+        with suppress(ValueError):
+            value = float(value)
     accepted = (int, float) if hint is float else hint
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{where}={value!r} must be of type {hint.__name__}.")
+    if hint is float and not math.isfinite(value):
+        raise ValueError(f"{where}={value!r} must be finite.")
     return float(value) if hint is float else value
 
 
@@ -321,6 +338,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _check_choices(config: Any) -> None:
+    """Make sure that fields with a few possible values have one of them."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        options = [a for a in (hint, *typing.get_args(hint)) if typing.get_origin(a) is Literal]
+        value = getattr(config, name)
+        if options and value is not None and value not in typing.get_args(options[0]):
+            known = list(typing.get_args(options[0]))
+            raise ValueError(f"{name}={value!r} must be one of {known}.")
 
 
 def _check_positive(config: Any, *names: str) -> None:

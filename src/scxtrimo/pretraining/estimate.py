@@ -15,7 +15,6 @@ from ..train import (
     PretrainingPlan,
     StoreDataModule,
     activation_bytes,
-    mask_batch,
     peak_flops,
     training_flops,
 )
@@ -135,9 +134,7 @@ def estimate(
 
     def loss_of(batch: dict[str, Any]) -> Any:
         moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
-        masked = mask_batch(
-            moved, plan.masking, module.n_genes, plan.seed, 0, module.sees_all_genes
-        )
+        masked = plan.prepare(moved)
         with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
             return module(masked)[2].loss
 
@@ -148,10 +145,8 @@ def estimate(
             batch = next(batches)
             if step == 0 and not kept:
                 kept = activation_bytes(lambda b=batch: loss_of(b))
-                masked = mask_batch(
-                    batch, plan.masking, module.n_genes, plan.seed, 0, module.sees_all_genes
-                )
-                flops, n_cells = training_flops(module, masked), len(batch["cell_ids"])
+                flops = training_flops(module, plan.prepare(batch))
+                n_cells = len(batch["cell_ids"])
             loss_of(batch).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from .._logging import logger
 from ..data import CellStore, require_annbatch
@@ -25,15 +26,15 @@ from ..train import (
     PretrainingPlan,
     StepMeter,
     StoreDataModule,
+    checkpoint_path,
     last_checkpoint,
-    mask_batch,
     peak_flops,
     quiet_lightning,
     ragged_batch,
     training_flops,
 )
 from ..train.initialization import MAX_CELLS
-from .config import PretrainConfig
+from .config import PretrainConfig, from_dict
 from .estimate import DryRun, estimate
 from .trainer import make_trainer
 
@@ -105,8 +106,10 @@ def pretrain(
     require_annbatch()
     if not isinstance(config, PretrainConfig):
         config = PretrainConfig.from_yaml(config)
-    run = _Run(config)
-    return run.dry_run() if dry_run else run.train()
+    if dry_run:
+        config = replace(config, record=replace(config.record, loggers=()))
+        return _Run(config).dry_run()
+    return _Run(config).train()
 
 
 class _Run:
@@ -117,6 +120,11 @@ class _Run:
         CellStore(config.data.store)  # raises before a trainer is made
         self.meter = StepMeter(config.record.log_every_n_steps)
         self.trainer = make_trainer(config, self.out / CHECKPOINTS, self.meter)
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError(
+                "Several devices cannot be used from a notebook: start the run on the command "
+                "line, `scxtrimo pretrain`, or set `engine: {devices: 1}`."
+            )
         world_size = self.trainer.world_size
         self.n_lanes = config.data.batches_per_step or world_size
         if self.n_lanes % world_size:
@@ -168,18 +176,19 @@ class _Run:
             model.compile()
         return model
 
-    def _make_plan(self) -> PretrainingPlan:
+    def _make_plan(self, checkpoint: Path | None = None) -> PretrainingPlan:
         config, module = self.config, self.model.module
-        lr = default_lr(module.config.n_hidden)
-        masking = config.masking
-        if masking is None and not module.config.has_bottleneck:
-            masking = MaskingConfig.published()
+        optimizer = {"lr": default_lr(module.config.n_hidden), "warmup_steps": WARMUP_STEPS}
+        masking: dict[str, Any] = {"natural_weights": module.config.read_depth_aware}
+        if not module.config.has_bottleneck:
+            masking = asdict(MaskingConfig.published())
         return PretrainingPlan(
             module,
-            config.optimizer or OptimizerConfig(lr=lr, warmup_steps=WARMUP_STEPS),
-            masking or MaskingConfig(natural_weights=module.config.read_depth_aware),
+            from_dict(OptimizerConfig, optimizer | config.optimizer, "optimizer"),
+            from_dict(MaskingConfig, masking | config.masking, "masking"),
             seed=config.seed,
             on_non_finite=config.engine.on_non_finite,
+            resumed_from=None if checkpoint is None else str(checkpoint),
         )
 
     def train(self) -> XTrimoGene:
@@ -192,29 +201,26 @@ class _Run:
         checkpoint = last_checkpoint(self.out / CHECKPOINTS)
         if self.trainer.is_global_zero:
             self.out.mkdir(parents=True, exist_ok=True)
-            (self.out / "config.yaml").write_text(self.config.to_yaml(), encoding="utf-8")
-            (self.out / HEADER).write_text(json.dumps(header, indent=1), encoding="utf-8")
+            _write_text(self.out / "config.yaml", self.config.to_yaml())
+            _write_text(self.out / HEADER, json.dumps(header, indent=1))
         if checkpoint is None:
             self._start()
         elif self.trainer.is_global_zero:
             logger.info(f"Going on from {checkpoint}.")
-        plan = self._make_plan()
+        plan = self._make_plan(checkpoint)
         self._set_up_meter(plan)
         self._set_up_validation()
         self._announce(plan)
         self.model.module.train()
         with quiet_lightning():
-            self.trainer.fit(
-                plan,
-                datamodule=self.data,
-                ckpt_path=checkpoint,
-                weights_only=None if checkpoint is None else True,
-            )
+            self.trainer.fit(plan, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         if self.trainer.global_step < self.n_steps:
-            raise KeyboardInterrupt(
+            raise RuntimeError(
                 f"Interrupted at step {self.trainer.global_step} of {self.n_steps}. Start the "
                 "same command again, to go on."
             )
+        if self.n_steps % self.config.record.checkpoint_every_n_steps:
+            self.trainer.save_checkpoint(checkpoint_path(self.out / CHECKPOINTS, self.n_steps))
         return self._finish(plan)
 
     def _set_up_validation(self) -> None:
@@ -226,7 +232,8 @@ class _Run:
 
     def _header(self) -> dict[str, Any]:
         """Return what must stay the same when a run is resumed."""
-        stored = asdict(self.config)
+        stored = asdict(self.config) | {"size": self.model.size_}  # "auto" depends on the device
+        engine = self.config.engine
         data = {k: v for k, v in stored.pop("data").items() if k not in FREE_DATA}
         return {
             "config": {k: v for k, v in stored.items() if k not in FREE} | {"data": data},
@@ -234,6 +241,9 @@ class _Run:
             "genes": hash_genes(self.store.vocabulary.gene_ids),
             "tokens": self.n_tokens,
             "batches_per_step": self.n_lanes,
+            "store": self.store.header["digest"],
+            "sharded": engine.strategy == "fsdp2",
+            "gradient_clip_val": engine.gradient_clip_val,
         }
 
     def _check_out(self, header: dict[str, Any]) -> None:
@@ -268,16 +278,11 @@ class _Run:
     def _set_up_meter(self, plan: PretrainingPlan) -> None:
         counts = self.store.read([slice(0, FEW_CELLS)])
         batch = ragged_batch(counts, np.arange(counts.shape[0]))
-        masked = self.mask(plan, batch)
-        self.meter.flops_per_token = training_flops(plan.module, masked) / len(batch["counts"])
-        device = self.trainer.strategy.root_device
-        is_half = "bf16" in str(self.trainer.precision) or "16" in str(self.trainer.precision)
-        self.meter.peak_flops = peak_flops(device, torch.bfloat16 if is_half else torch.float32)
-
-    def mask(self, plan: PretrainingPlan, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return a batch as the network is trained on."""
-        module = plan.module
-        return mask_batch(batch, plan.masking, module.n_genes, plan.seed, 0, module.sees_all_genes)
+        flops = training_flops(plan.module, plan.prepare(batch))
+        self.meter.flops_per_token = flops / len(batch["counts"])
+        is_half = "16" in str(self.trainer.precision)
+        dtype = torch.bfloat16 if is_half else torch.float32
+        self.meter.peak_flops = peak_flops(self.trainer.strategy.root_device, dtype)
 
     def _announce(self, plan: PretrainingPlan) -> None:
         if not self.trainer.is_global_zero:
@@ -302,6 +307,7 @@ class _Run:
             self.model.module.load_state_dict(own)
             self.model.is_trained_ = True
             self.model.history_ = plan.step_history
+            self.model.to_device(self.trainer.strategy.root_device)
             self.model._attach(self._sample())
             self.model.module.eval()
             self.model._finish_training(_all_rows(self.model.adata))
@@ -309,31 +315,31 @@ class _Run:
             summary = self._summary(plan)
             self.model.provenance_ = {name: str(value) for name, value in summary.items()}
             self.model.save(self.out / MODEL)
-            (self.out / SUMMARY).write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            _write_text(self.out / SUMMARY, json.dumps(summary, indent=1))
             logger.info(f"Written to {self.out / MODEL}.")
         self.trainer.strategy.barrier("saved")
         return XTrimoGene.load(self.out / MODEL, adata=False)
 
     def _summary(self, plan: PretrainingPlan) -> dict[str, Any]:
-        history = plan.step_history
-        last = {name: float(frame[name].iloc[-1]) for name, frame in history.items()}
-        validation = {
-            name: float(value)
-            for name, value in self.trainer.callback_metrics.items()
-            if name.endswith("validation") or name.startswith("validation")
+        speed = {"cells_per_second", "tokens_per_second", "mfu", "gradient_norm"}
+        last = {
+            f"last {name}": float(frame[name].iloc[-1])
+            for name, frame in plan.step_history.items()
+            if name not in speed
         }
+        files = [Path(name).name for name in self.store.report["file"]]
         return {
             "source": "scxtrimo pretrain",
             "cells": self.store.n_cells,
             "genes": len(self.store.vocabulary),
-            "files": len(self.store.report),
+            "files": len(files),
+            "file names": ", ".join(files[:20]) + (", ..." if len(files) > 20 else ""),
             "steps": self.n_steps,
             "epochs": round(self.n_steps / self.plan.n_steps, 4),
             "cells_seen": round(self.n_steps * self.plan.cells_per_step),
             "steps_left_out": plan.n_skipped_steps,
-            "cells_left_out": self.data.train_loader.n_skipped,
-            "last": last,
-            "validation": validation,
+            "cells_left_out": plan.n_skipped_cells,
+            **last,
         }
 
     def dry_run(self) -> DryRun:
@@ -345,6 +351,13 @@ class _Run:
 
 def _all_rows(adata: Any) -> np.ndarray:
     return np.arange(adata.n_obs)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write at once: another process may be reading."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def checkpoints_exist(out: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from ..train import AtomicCheckpointIO, StepMeter, quiet_lightning, step_checkpoints
-from .config import EngineConfig, PretrainConfig
+from .config import PretrainConfig
 
 
 def make_trainer(config: PretrainConfig, checkpoints: Path, meter: StepMeter) -> pl.Trainer:
@@ -39,12 +40,13 @@ def make_trainer(config: PretrainConfig, checkpoints: Path, meter: StepMeter) ->
             accelerator=engine.accelerator,
             devices=engine.devices,
             num_nodes=engine.num_nodes,
-            strategy=_strategy(engine),
-            precision=engine.precision or ("bf16-mixed" if on_gpu else "32-true"),  # type: ignore[arg-type]
+            strategy=_strategy(config),
+            precision=engine.precision or ("bf16-mixed" if on_gpu else "32-true"),
             plugins=[AtomicCheckpointIO()],
             callbacks=callbacks,
             logger=[_logger(name, Path(config.out)) for name in record.loggers],
             max_epochs=-1,
+            default_root_dir=config.out,  # where Lightning looks when SLURM starts it again
             gradient_clip_val=engine.gradient_clip_val,
             log_every_n_steps=record.log_every_n_steps,
             check_val_every_n_epoch=None,
@@ -55,9 +57,12 @@ def make_trainer(config: PretrainConfig, checkpoints: Path, meter: StepMeter) ->
         )
 
 
-def _strategy(engine: EngineConfig) -> str | Strategy:
+def _strategy(config: PretrainConfig) -> str | Strategy:
+    engine = config.engine
     if engine.strategy == "ddp":
-        return DDPStrategy()
+        # Without its term of the loss the imputation decoder has no gradients.
+        has_unused = config.model.get("imputation_weight") == 0
+        return DDPStrategy(find_unused_parameters=has_unused)
     if engine.strategy != "fsdp2":
         return engine.strategy
     devices = engine.devices
@@ -82,7 +87,8 @@ def _logger(name: str, out: Path) -> Any:
     if find_spec("wandb") is None:
         raise ImportError('loggers: "wandb" needs `pip install wandb`.')
     out.mkdir(parents=True, exist_ok=True)
-    return WandbLogger(save_dir=out, project="scxtrimo", name=out.name, id=None)
+    run_id = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]  # a run goes on in it
+    return WandbLogger(save_dir=out, project="scxtrimo", name=out.name, id=run_id, resume="allow")
 
 
 class _Bar(TQDMProgressBar):

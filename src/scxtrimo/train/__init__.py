@@ -20,7 +20,12 @@ from .masking import MaskingConfig, mask_batch
 from .plan import OptimizerConfig, XTrimoGenePlan
 from .pretraining import PretrainingPlan, StepMeter
 from .sampler import EpochShuffler, TokenBudgetShuffler
-from .step_checkpoints import AtomicCheckpointIO, last_checkpoint, step_checkpoints
+from .step_checkpoints import (
+    AtomicCheckpointIO,
+    checkpoint_path,
+    last_checkpoint,
+    step_checkpoints,
+)
 from .stream_plan import StreamPlan, Window
 from .streaming import StoreDataModule, StreamLoader, ragged_batch
 from .thinning import thin_batch
@@ -57,6 +62,7 @@ __all__ = [
     "XTrimoGenePlan",
     "XTrimoGeneRunner",
     "activation_bytes",
+    "checkpoint_path",
     "cross_validate",
     "draw_labelled",
     "draw_rows",

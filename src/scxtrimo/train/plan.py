@@ -139,13 +139,24 @@ class XTrimoGenePlan(pl.LightningModule):
         self.finetuning = finetuning or FinetuningConfig()
         self.earlier_history: dict[str, pd.DataFrame] = {}
 
-    def _loss(self, batch: dict[str, Tensor], epoch: int) -> LossOutput:
+    def prepare(self, batch: dict[str, Tensor], epoch: int = 0) -> dict[str, Tensor]:
+        """Return a batch as the network is trained on: thinned, if it knows depths, and masked.
+
+        Parameters
+        ----------
+        batch
+            A ragged batch.
+        epoch
+            Other epochs have other masks.
+        """
         n_genes = self.module.n_genes
         if self.module.config.read_depth_aware:
             batch = thin_batch(batch, self.masking.thinning_probability, n_genes, self.seed, epoch)
         tell_hidden = self.module.sees_all_genes
-        masked = mask_batch(batch, self.masking, n_genes, self.seed, epoch, tell_hidden)
-        return self.module(masked)[2]
+        return mask_batch(batch, self.masking, n_genes, self.seed, epoch, tell_hidden)
+
+    def _loss(self, batch: dict[str, Tensor], epoch: int) -> LossOutput:
+        return self.module(self.prepare(batch, epoch))[2]
 
     def _log(self, losses: LossOutput, mode: str) -> None:
         self.log_dict(

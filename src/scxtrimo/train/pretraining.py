@@ -29,18 +29,23 @@ class PretrainingPlan(XTrimoGenePlan):
     module, optimizer, masking, seed
         See :class:`XTrimoGenePlan`.
     on_non_finite
-        What to do in a step of which the loss or a gradient is not finite: ``"raise"``, or
-        ``"skip"`` the step and count it.
-
-    Notes
-    -----
-    Whether a step is skipped is decided by its gradient, which is the same in all processes.
+        What to do in a step of which the gradient is not finite, as it is where a loss is not:
+        ``"raise"``, or ``"skip"`` the step and count it. All processes have the same gradient.
+    resumed_from
+        The checkpoint that this process found, if any.
     """
 
-    def __init__(self, *args: Any, on_non_finite: OnNonFinite = "raise", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        on_non_finite: OnNonFinite = "raise",
+        resumed_from: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.on_non_finite = on_non_finite
+        self.on_non_finite, self.resumed_from = on_non_finite, resumed_from
         self.n_skipped_steps, self._n_in_a_row = 0, 0
+        self.n_skipped_cells = 0  # of all processes
         self.sums: dict[str, Tensor | float] = defaultdict(float)  # since the last entry
         self._pending: dict[str, Tensor | float] = defaultdict(float)  # of this step
         self._losses: list[tuple[Tensor, Tensor]] = []  # of the batches of this step
@@ -59,6 +64,15 @@ class PretrainingPlan(XTrimoGenePlan):
             fully_shard(layer, mesh=mesh["data_parallel"])
         empty = {p for p in self.module.parameters() if not p.numel()}
         fully_shard(self.module, mesh=mesh["data_parallel"], ignored_params=empty)
+
+    def on_fit_start(self) -> None:
+        """Make sure that all processes see the same checkpoints."""
+        of_first = self.trainer.strategy.broadcast(self.resumed_from)
+        if of_first != self.resumed_from:
+            raise ValueError(
+                f"The first process goes on from {of_first}, this one from {self.resumed_from}: "
+                "`out` must be on a file system that all processes see."
+            )
 
     def _log_training(self, losses: LossOutput, batch: dict[str, Tensor]) -> None:
         n_cells = len(batch["cell_ids"])
@@ -125,12 +139,12 @@ class PretrainingPlan(XTrimoGenePlan):
         """Keep the history, the counters and the number of batches per step."""
         checkpoint["scxtrimo_plan"] = type(self).__name__
         checkpoint["scxtrimo_history"] = history_to_dict(self.step_history)
-        checkpoint["scxtrimo_skipped_steps"] = self.n_skipped_steps
+        checkpoint["scxtrimo_skipped"] = [self.n_skipped_steps, self.n_skipped_cells]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the history, and count batches as this number of processes does."""
         self.step_history = history_from_dict(checkpoint.get("scxtrimo_history", {}))
-        self.n_skipped_steps = checkpoint.get("scxtrimo_skipped_steps", 0)
+        self.n_skipped_steps, self.n_skipped_cells = checkpoint.get("scxtrimo_skipped", [0, 0])
         n_batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         loop = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (loop["current"], loop["total"]):
@@ -159,7 +173,7 @@ class StepMeter(Callback):
         self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.started = time.monotonic()
         self.last_step = -1
-        self.totals = {"cells": 0.0, "tokens": 0.0}
+        self.n_skipped = 0  # cells that the loader of this process left out
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -174,6 +188,8 @@ class StepMeter(Callback):
         if step == self.last_step or step % self.every_n_steps or not pl_module.sums:
             return
         sums, pl_module.sums = pl_module.sums, defaultdict(float)
+        loader = trainer.datamodule.train_loader  # type: ignore[attr-defined]
+        sums["skipped"], self.n_skipped = loader.n_skipped - self.n_skipped, loader.n_skipped
         names = sorted(sums)
         local = torch.stack([torch.as_tensor(sums[n], dtype=torch.float64).cpu() for n in names])
         total = local
@@ -184,18 +200,24 @@ class StepMeter(Callback):
         values = dict(zip(names, total.tolist(), strict=True))
         now = time.monotonic()
         seconds, self.started, self.last_step = now - self.started, now, step
-        self.totals = {n: self.totals[n] + values.get(n, 0.0) for n in self.totals}
+        pl_module.n_skipped_cells += int(values.pop("skipped"))
         entry = self._entry(values, seconds, trainer.world_size)
-        index = pd.Index([step], name="step")
-        for name, value in entry.items():
-            row = pd.DataFrame({name: [value]}, index=index)
-            before = pl_module.step_history.get(name)
-            pl_module.step_history[name] = row if before is None else pd.concat([before, row])
+        _append(pl_module.step_history, step, entry)
         shown = {"train_loss", "cells_per_second", "tokens_per_second", "mfu"}
         for name, value in entry.items():
             if name == "train_loss":
                 pl_module.log(PROGRESS_METRIC, value, prog_bar=True, logger=False)
             pl_module.log(name, value, prog_bar=name in shown - {"train_loss"}, on_step=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make an entry of the held-out cells."""
+        assert isinstance(pl_module, PretrainingPlan)
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if "validation" in name
+        }
+        _append(pl_module.step_history, trainer.global_step, metrics)
 
     def _entry(
         self, values: dict[str, float], seconds: float, world_size: int
@@ -211,3 +233,9 @@ class StepMeter(Callback):
             rate = entry["tokens_per_second"] * self.flops_per_token
             entry["mfu"] = rate / (self.peak_flops * world_size)
         return entry
+
+
+def _append(history: dict[str, pd.DataFrame], step: int, entry: dict[str, float]) -> None:
+    for name, value in entry.items():
+        row = pd.DataFrame({name: [value]}, index=pd.Index([step], name="step"))
+        history[name] = pd.concat([history[name], row]) if name in history else row

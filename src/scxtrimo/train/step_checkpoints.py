@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from .._logging import logger
 
 PARTIAL = ".partial"
+NAME = "step-{step:09d}"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -66,7 +67,7 @@ def step_checkpoints(directory: str | os.PathLike, every_n_steps: int, keep: int
     """
     return ModelCheckpoint(
         dirpath=Path(directory),
-        filename="step-{step:09d}",
+        filename=NAME,
         auto_insert_metric_name=False,
         every_n_train_steps=every_n_steps,
         save_on_train_epoch_end=False,
@@ -75,6 +76,11 @@ def step_checkpoints(directory: str | os.PathLike, every_n_steps: int, keep: int
         save_top_k=keep,
         enable_version_counter=False,
     )
+
+
+def checkpoint_path(directory: str | os.PathLike, step: int) -> Path:
+    """Return the path of the checkpoint of a step."""
+    return Path(directory) / f"{NAME.format(step=step)}.ckpt"
 
 
 def checkpoints_in(directory: str | os.PathLike) -> list[Path]:

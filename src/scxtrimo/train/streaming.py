@@ -51,7 +51,7 @@ class StreamLoader:
     Attributes
     ----------
     n_skipped
-        Cells that were left out so far, those of all epochs.
+        Cells of this process that were left out so far, those of all epochs.
 
     Notes
     -----
@@ -111,7 +111,8 @@ class StreamLoader:
     def _batches(self, lane: int) -> Generator[dict[str, Any]]:
         """Iterate over the batches of a lane, without end."""
         for epoch, window, skip, counts, rows in prefetch(self._windows(lane), 1):
-            self.n_skipped += window.n_cells - len(rows)
+            if not skip:  # not again, if a run goes on inside a window
+                self.n_skipped += window.n_cells - len(rows)
             n_tokens = np.diff(counts.indptr)
             places = window.batches(n_tokens, self.plan.by_tokens, self.plan.shuffle)
             for place in places[skip:]:
