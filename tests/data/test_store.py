@@ -11,7 +11,15 @@ import pytest
 from helpers import make_cells
 from scipy import sparse
 
-from scxtrimo.data import CellFile, CellStore, DamagedStoreError, is_store, store, write_store
+from scxtrimo.data import (
+    CellFile,
+    CellStore,
+    DamagedStoreError,
+    RowReader,
+    is_store,
+    store,
+    write_store,
+)
 from scxtrimo.data.cell_file import hash_cells
 
 FEW = {"min_genes": 1, "validation_size": 0.1, "memory": 20_000}
@@ -210,6 +218,84 @@ def test_bad_files_are_named_or_skipped(kind, files, tmp_path):
     assert made.report["train"].sum() == made.n_cells
 
 
+def test_genes_that_a_later_file_has_twice_are_refused(files, tmp_path):
+    cells = make_cells(120)
+    names = [f"GENE{i}" for i in range(40)] + [f"NEW{i // 2}" for i in range(20)]
+    cells.var_names = names
+    cells.write_h5ad(tmp_path / "bad.h5ad")
+    with pytest.raises(ValueError, match="bad.h5ad has 10 duplicate gene identifiers"):
+        write_store([files[0], tmp_path / "bad.h5ad"], tmp_path / "store.zarr", **FEW)
+
+
+def test_genes_without_identifier_are_left_out(files, tmp_path):
+    cells = make_cells(120)
+    cells.var["symbol"] = [None] * 5 + [f"GENE{i}" for i in range(5, 60)]
+    cells.var_names = [f"ENSG{i}" for i in range(60)]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    made = write_store([files[0], tmp_path / "cells.h5ad"], tmp_path / "store.zarr", **FEW)
+    assert "" not in made.vocabulary.gene_ids
+    assert len(made.vocabulary) == 60
+    assert made.report["n_matched"].tolist() == [60, 55]
+
+
+def test_only_a_few_cells_are_read_at_a_time(tmp_path, monkeypatch):
+    make_cells(6000, 20).write_h5ad(tmp_path / "cells.h5ad")
+    read, longest = RowReader.read, []
+
+    def watched(self, rows):
+        longest.append(rows.stop - rows.start)
+        return read(self, rows)
+
+    monkeypatch.setattr(RowReader, "read", watched)
+    write_store([tmp_path / "cells.h5ad"], tmp_path / "store.zarr", min_genes=1)
+    assert max(longest) <= 1024  # also for the few that are held out
+
+
+def test_a_reading_that_fails_for_a_moment_is_repeated(files, tmp_path, monkeypatch):
+    made = write_store(files, tmp_path / "store.zarr", **FEW)
+    expected = made.read([slice(0, 200)])
+    check, calls = store.checksums, []
+
+    def once_wrong(counts, weights):
+        calls.append(0)
+        return check(counts, weights) + (len(calls) == 1)
+
+    monkeypatch.setattr(store, "checksums", once_wrong)
+    again = CellStore(tmp_path / "store.zarr").read([slice(0, 100), slice(100, 200)])
+    assert (again != expected).nnz == 0
+    assert len(calls) > 1
+
+
+def test_checksums_notice_what_sums_do_not():
+    counts = sparse.csr_matrix(np.array([[1, 2, 0, 3], [2, 1, 0, 3], [1, 0, 2, 3]], np.uint16))
+    assert len(set(store.checksums(counts, store.gene_weights(4)).tolist())) == 3
+
+
+@pytest.mark.parametrize("place", ["X/indptr", "obs/checksum"])
+def test_damage_to_what_all_depends_on_is_named(place, files, tmp_path):
+    write_store(files, tmp_path / "store.zarr", **FEW)
+    (file,) = (p for p in (tmp_path / "store.zarr/train/dataset_0" / place / "c").rglob("*"))
+    file.write_bytes(file.read_bytes()[:3])
+    made = CellStore(tmp_path / "store.zarr")
+    with pytest.raises(DamagedStoreError, match=f"dataset_0/{place} cannot be read"):
+        made.n_tokens if place == "X/indptr" else made.read([slice(0, 5)])
+
+
+def test_only_stores_are_replaced(files, tmp_path):
+    with pytest.raises(FileExistsError, match="is no store of scxtrimo and is not replaced"):
+        write_store([files[0]], files[1], overwrite=True, **FEW)
+    assert anndata.read_zarr(files[1]).n_obs == 120
+
+
+def test_a_layer_may_be_called_raw(tmp_path):
+    cells = make_cells(50)
+    cells.layers["raw"] = cells.X.copy()
+    cells.X = cells.X * 0.5
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    file = CellFile(tmp_path / "cells.h5ad")
+    assert file.reader.read(slice(0, 50)).sum() == cells.layers["raw"].sum()
+
+
 def test_a_full_disk_leaves_the_store_before(files, tmp_path, monkeypatch):
     import annbatch
 
@@ -290,6 +376,7 @@ def test_files_and_stores_may_be_remote(files, tmp_path):
         ({"validation_size": 1.0}, "must be at least 0 and below 1"),
         ({"layer": "nothing"}, "has no 'nothing'; it has"),
         ({"on_bad_file": "ignore"}, "must be 'raise' or 'skip'"),
+        ({"obs_columns": ["source"]}, "which every store has of its own"),
     ],
 )
 def test_impossible_arguments(arguments, message, files, tmp_path):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from helpers import make_cells
 
 import scxtrimo
 from scxtrimo import DataConfig, EngineConfig, PretrainConfig, RecordConfig
-from scxtrimo.data import write_store
+from scxtrimo.data import CellStore, write_store
 from scxtrimo.module import XTrimoGeneModule
 from scxtrimo.train import PretrainingPlan
 from scxtrimo.train.step_checkpoints import checkpoints_in
@@ -34,7 +35,7 @@ def store(tmp_path_factory):
 
 def configure(store, out, **changes):
     config = PretrainConfig(
-        DataConfig(store, batch_size=16, batches_per_step=2, window_size=100),
+        DataConfig(store, batch_size=8, batches_per_step=4, window_size=100),
         out=str(out),
         size="tiny",
         model={"dropout": 0.1},
@@ -195,7 +196,7 @@ def make_nan(monkeypatch, steps):
         result = loss(self, *args, **kwargs)
         if self.training:
             calls.append(0)
-            if (len(calls) - 2) // 2 in steps:  # two batches a step, after one that is counted
+            if (len(calls) - 2) // 4 in steps:  # four batches a step, after one that is counted
                 result.loss = result.loss * float("nan")
         return result
 
@@ -221,8 +222,82 @@ def test_or_is_left_out_and_counted(store, tmp_path, monkeypatch):
 def test_another_configuration_needs_another_directory(store, tmp_path):
     config = configure(store, tmp_path / "run", steps=4)
     scxtrimo.pretrain(config)
-    with pytest.raises(ValueError, match="config: size: 'tiny' there, '1m' here|tiny there"):
+    with pytest.raises(ValueError, match="another configuration: config: size: tiny there, 1m"):
         scxtrimo.pretrain(replace(config, size="1m"))
+
+
+def test_sharded_runs_stay_so(store, tmp_path):
+    config = configure(store, tmp_path / "run", steps=4)
+    scxtrimo.pretrain(config)
+    (tmp_path / "run" / "model" / "model.json").unlink()
+    engine = EngineConfig(accelerator="cpu", devices=1, strategy="fsdp2")
+    with pytest.raises(ValueError, match="sharded: False there, True here"):
+        scxtrimo.pretrain(replace(config, engine=engine))
+
+
+def test_a_store_with_other_cells_is_another_run(store, tmp_path):
+    config = configure(store, tmp_path / "run", steps=4)
+    scxtrimo.pretrain(config)
+    cells = [str(tmp_path / "cells.h5ad")]
+    make_cells(400).write_h5ad(cells[0])
+    other = write_store(
+        cells, tmp_path / "other.zarr", min_genes=1, validation_size=0.1, memory=60_000, seed=7
+    )
+    with pytest.raises(ValueError, match="store: "):
+        scxtrimo.pretrain(replace(config, data=replace(config.data, store=other.path)))
+
+
+def test_a_header_that_was_cut_is_named(store, tmp_path):
+    config = configure(store, tmp_path / "run", steps=4)
+    scxtrimo.pretrain(config)
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="run.json is damaged"):
+        scxtrimo.pretrain(config)
+
+
+def test_single_fields_leave_the_other_defaults(store, tmp_path, caplog):
+    model = {"n_hidden": 128}
+    config = configure(
+        store, tmp_path / "run", steps=2, model=model, optimizer={"weight_decay": 0.1}
+    )
+    scxtrimo.pretrain(config)
+    assert "learning rate 0.0005" in caplog.text  # that of the width, not of OptimizerConfig
+
+
+def test_held_out_cells_are_in_the_history(whole):
+    validation = whole.history["validation_loss"]["validation_loss"]
+    assert validation.index.tolist() == [6, 12, 18, 24]
+    assert validation.iloc[-1] < validation.iloc[0]
+    assert float(whole.provenance["last validation_loss"]) == validation.iloc[-1]
+
+
+def test_the_last_step_has_a_checkpoint(store, tmp_path):
+    scxtrimo.pretrain(configure(store, tmp_path / "run", steps=5))
+    last = checkpoints_in(tmp_path / "run" / "checkpoints")[0]
+    assert last.name == "step-000000005.ckpt"
+
+
+def test_cells_that_cannot_be_read_are_counted_across_interruptions(store, tmp_path, monkeypatch):
+    copied = tmp_path / "store.zarr"
+    shutil.copytree(store, copied)
+    shard = sorted(p for p in (copied / "train").rglob("data/c/*") if p.is_file())[0]
+    shard.write_bytes(shard.read_bytes()[:200])
+    data = replace(configure(store, "").data, store=str(copied), on_damage="skip")
+    config = configure(store, tmp_path / "run", data=data, steps=12)
+    step = PretrainingPlan.training_step
+
+    def interrupted(self, batch, batch_idx):
+        if self.global_step == 7:
+            raise Interrupted
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(PretrainingPlan, "training_step", interrupted)
+    with pytest.raises(Interrupted):
+        scxtrimo.pretrain(config)
+    monkeypatch.setattr(PretrainingPlan, "training_step", step)
+    n_damaged = int(CellStore(copied).ends[0])  # some runs of cells reach into the next data set
+    left_out = int(scxtrimo.pretrain(config).provenance["cells_left_out"])
+    assert n_damaged <= left_out <= 2 * (n_damaged + 64)
 
 
 def test_a_complete_run_gives_its_model_again(store, tmp_path):

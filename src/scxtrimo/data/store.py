@@ -20,6 +20,7 @@ import zarr
 from anndata import AnnData
 from scipy import sparse
 
+from .._logging import logger
 from .vocabulary import GeneVocabulary
 
 STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
@@ -184,6 +185,7 @@ class CellStore:
         self.group = self.root[split]
         names = [name for name in list(self.group) if name.startswith("dataset_")]
         self.names = sorted(names, key=lambda name: int(name.removeprefix("dataset_")))
+        self._damaged: set[int] = set()
         self._check_complete()
 
     def _check_complete(self) -> None:
@@ -282,6 +284,26 @@ class CellStore:
             return sparse.vstack([self.read([part]) for part in parts], format="csr")
         return counts
 
+    def readable(self, slices: Sequence[slice]) -> list[slice]:
+        """Return those of some slices that can be read; of the others a warning is given once.
+
+        Parameters
+        ----------
+        slices
+            Rows of the split.
+        """
+        found = []
+        for one in slices:
+            try:
+                self.read([one])
+            except DamagedStoreError as error:
+                if one.start not in self._damaged:
+                    logger.warning(f"Left out: {error}")
+                self._damaged.add(one.start)
+            else:
+                found.append(one)
+        return found
+
     def _within_datasets(self, rows: slice) -> list[slice]:
         """Cut a slice where a data set ends."""
         inside = self.ends[(self.ends > rows.start) & (self.ends < rows.stop)].tolist()
@@ -316,7 +338,9 @@ class CellStore:
             parts.append(obs.iloc[mine - start].astype(object).set_axis(mine))
         return pd.concat(parts).loc[rows]
 
-    def sample(self, n_cells: int, seed: int, chunk: int = 64) -> AnnData:
+    def sample(
+        self, n_cells: int, seed: int, chunk: int = 64, skip_damaged: bool = False
+    ) -> AnnData:
         """Return about so many cells drawn at random, as an AnnData in memory.
 
         Parameters
@@ -327,11 +351,15 @@ class CellStore:
             Seed of the draw.
         chunk
             Cells per run.
+        skip_damaged
+            Leave out runs that cannot be read, instead of raising.
         """
         starts = np.arange(0, self.n_cells, chunk)
         n_chunks = max(1, min(len(starts), n_cells // chunk))
         chosen = np.sort(np.random.default_rng(seed).choice(starts, n_chunks, replace=False))
         slices = [slice(int(s), int(min(s + chunk, self.n_cells))) for s in chosen]
+        if skip_damaged:
+            slices = self.readable(slices) or slices
         rows = np.concatenate([np.arange(s.start, s.stop) for s in slices])
         obs = pd.DataFrame(index=rows.astype(str))
         var = pd.DataFrame(index=list(self.vocabulary.gene_ids))

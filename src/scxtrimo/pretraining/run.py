@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from anndata import AnnData
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from .._logging import logger
@@ -249,10 +250,11 @@ class _Run:
     def _check_out(self, header: dict[str, Any]) -> None:
         path = self.out / HEADER
         if not path.is_file():
-            if (self.out / MODEL).exists() or checkpoints_exist(self.out):
-                raise ValueError(f"{self.out} has something else in it. Choose another `out`.")
             return
-        known = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}. Remove it to go on.") from error
         now = json.loads(json.dumps(header))
         if different := [*_differences(known, now)]:
             raise ValueError(
@@ -267,17 +269,21 @@ class _Run:
         self.model._prepare_training(_all_rows(sample))
         self._detach()
 
-    def _sample(self) -> Any:
+    def _sample(self) -> AnnData:
         per_cell = self.n_tokens / self.store.n_cells
         n_cells = int(min(MAX_CELLS, max(1000, MAX_SAMPLE_TOKENS / per_cell)))
-        return self.store.sample(n_cells, self.config.seed)
+        return self._some_cells(n_cells)
+
+    def _some_cells(self, n_cells: int, chunk: int = 64) -> AnnData:
+        skip = self.config.data.on_damage == "skip"
+        return self.store.sample(n_cells, self.config.seed, chunk, skip_damaged=skip)
 
     def _detach(self) -> None:
         self.model._adata = self.model._adata_manager = None  # type: ignore[assignment]
 
     def _set_up_meter(self, plan: PretrainingPlan) -> None:
-        counts = self.store.read([slice(0, FEW_CELLS)])
-        batch = ragged_batch(counts, np.arange(counts.shape[0]))
+        few = self._some_cells(FEW_CELLS, FEW_CELLS)
+        batch = ragged_batch(few.X, np.arange(few.n_obs))
         flops = training_flops(plan.module, plan.prepare(batch))
         self.meter.flops_per_token = flops / len(batch["counts"])
         is_half = "16" in str(self.trainer.precision)
@@ -358,11 +364,6 @@ def _write_text(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
-
-
-def checkpoints_exist(out: Path) -> bool:
-    """Return whether there are files of checkpoints."""
-    return any((out / CHECKPOINTS).glob("*.ckpt"))
 
 
 def _differences(known: Any, now: Any, place: str = "") -> Any:

@@ -14,7 +14,6 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from .._logging import logger
 from ..data import CellStore, DamagedStoreError, gather_rows, prefetch
 from .stream_plan import StreamPlan, Window
 
@@ -39,7 +38,8 @@ class StreamLoader:
     rank, world_size
         Which of how many processes this is.
     on_damage
-        What to do with cells that cannot be read: ``"raise"``, or ``"skip"`` and count them.
+        What to do with cells that cannot be read: ``"raise"``, or ``"skip"`` and count them. Where
+        that leaves a window without cells, others stand in.
     pin_memory
         Whether batches go to a GPU.
 
@@ -81,7 +81,6 @@ class StreamLoader:
         self.on_damage, self.pin_memory = on_damage, pin_memory
         self.first_step, self.n_yielded = 0, 0
         self.n_skipped = 0
-        self._damaged: set[int] = set()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -110,9 +109,9 @@ class StreamLoader:
 
     def _batches(self, lane: int) -> Generator[dict[str, Any]]:
         """Iterate over the batches of a lane, without end."""
-        for epoch, window, skip, counts, rows in prefetch(self._windows(lane), 1):
+        for epoch, window, skip, counts, rows, n_lost in prefetch(self._windows(lane), 1):
             if not skip:  # not again, if a run goes on inside a window
-                self.n_skipped += window.n_cells - len(rows)
+                self.n_skipped += n_lost
             n_tokens = np.diff(counts.indptr)
             places = window.batches(n_tokens, self.plan.by_tokens, self.plan.shuffle)
             for place in places[skip:]:
@@ -121,7 +120,7 @@ class StreamLoader:
                     batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
                 yield batch | {"epoch": epoch, "lane": lane}
 
-    def _windows(self, lane: int) -> Iterator[tuple[int, Window, int, sparse.csr_matrix, Any]]:
+    def _windows(self, lane: int) -> Iterator[tuple[int, Window, int, Any, np.ndarray, int]]:
         """Read one window after the other, from the first step on."""
         first_epoch, skip = divmod(self.first_step, self.plan.n_steps)
         for epoch in count(first_epoch):
@@ -132,30 +131,40 @@ class StreamLoader:
                 yield epoch, window, skip, *self._read(window)
                 skip = 0
 
-    def _read(self, window: Window) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """Return the cells of a window and their rows in the store."""
-        slices = window.slices
+    def _read(self, window: Window) -> tuple[sparse.csr_matrix, np.ndarray, int]:
+        """Return the cells of a window, their rows in the store, and how many were lost."""
+        slices, n_lost = window.slices, 0
         with self._lock:  # the lanes of a process share a reader
             try:
                 counts = self.store.read(slices)
             except DamagedStoreError:
                 if self.on_damage == "raise":
                     raise
-                slices = [one for one in slices if self._is_whole(one)]
-                if sum(one.stop - one.start for one in slices) < window.n_batches:
-                    raise
+                slices = self.store.readable(slices)
+                n_lost = window.n_cells - _n_cells(slices)
+                if _n_cells(slices) < window.n_batches:
+                    slices = slices + self._stand_ins(window)
                 counts = self.store.read(slices)
-        return counts, np.concatenate([np.arange(one.start, one.stop) for one in slices])
+        rows = np.concatenate([np.arange(one.start, one.stop) for one in slices])
+        return counts, rows, n_lost
 
-    def _is_whole(self, one: slice) -> bool:
-        try:
-            self.store.read([one])
-        except DamagedStoreError as error:
-            if one.start not in self._damaged:  # it is met again in every epoch
-                logger.warning(f"Left out: {error}")
-            self._damaged.add(one.start)
-            return False
-        return True
+    def _stand_ins(self, window: Window) -> list[slice]:
+        """Return cells from elsewhere for a window of which hardly any can be read.
+
+        All processes take all steps, so that no batch may be empty.
+        """
+        size, first = self.plan.chunk_size, window.slices[0].start // self.plan.chunk_size
+        found: list[slice] = []
+        for i in range(1, self.plan.n_chunks):
+            start = (first + i) % self.plan.n_chunks * size
+            found += self.store.readable([slice(start, min(start + size, self.store.n_cells))])
+            if _n_cells(found) >= window.n_batches:
+                return found
+        raise OSError(f"{self.store.path}: too few cells can be read to go on.")
+
+
+def _n_cells(slices: list[slice]) -> int:
+    return sum(one.stop - one.start for one in slices)
 
 
 def ragged_batch(
