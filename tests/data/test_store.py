@@ -266,6 +266,23 @@ def test_a_reading_that_fails_for_a_moment_is_repeated(files, tmp_path, monkeypa
     assert len(calls) > 1
 
 
+def test_readers_share_the_codecs_and_leave_those_of_the_user(files, tmp_path):
+    import threading
+
+    import zarr
+
+    made = write_store(files, tmp_path / "store.zarr", **FEW)
+    before = zarr.config.get("codec_pipeline.path")
+    with store.fast_codecs():
+        thread = threading.Thread(target=made.read, args=([slice(0, 10)],))
+        thread.start()
+        thread.join(timeout=30)
+        assert not thread.is_alive()
+        inside = zarr.config.get("codec_pipeline.path")
+    assert inside != before or store.find_spec("zarrs") is None
+    assert zarr.config.get("codec_pipeline.path") == before
+
+
 def test_checksums_notice_what_sums_do_not():
     counts = sparse.csr_matrix(np.array([[1, 2, 0, 3], [2, 1, 0, 3], [1, 0, 2, 3]], np.uint16))
     assert len(set(store.checksums(counts, store.gene_weights(4)).tolist())) == 3

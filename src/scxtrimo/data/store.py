@@ -27,6 +27,7 @@ STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
 ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 CHECKSUM = "checksum"
 CELLS_AT_A_TIME = 128
+ZARRS = "zarrs.ZarrsCodecPipeline"
 Split = Literal["train", "validation"]
 
 
@@ -81,7 +82,12 @@ def checksums(counts: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
     return (sums >> np.uint64(32)).astype(np.uint32)
 
 
-_codecs_lock = threading.RLock()  # the choice is one for the whole process
+class _Codecs:
+    """Who uses zarrs at the moment; the choice is one for the whole process."""
+
+    lock = threading.Lock()
+    n_users = 0
+    setting: Any = None
 
 
 @contextmanager
@@ -90,8 +96,18 @@ def fast_codecs() -> Iterator[None]:
     if find_spec("zarrs") is None:
         yield
         return
-    with _codecs_lock, zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+    with _Codecs.lock:
+        _Codecs.n_users += 1
+        if _Codecs.n_users == 1:
+            _Codecs.setting = zarr.config.set({"codec_pipeline.path": ZARRS})
+            _Codecs.setting.__enter__()
+    try:
         yield
+    finally:
+        with _Codecs.lock:
+            _Codecs.n_users -= 1
+            if _Codecs.n_users == 0:
+                _Codecs.setting.__exit__(None, None, None)
 
 
 def backed_anndata(group: Any) -> AnnData:
