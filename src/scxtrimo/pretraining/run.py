@@ -221,7 +221,8 @@ class _Run:
                 "same command again, to go on."
             )
         if self.n_steps % self.config.record.checkpoint_every_n_steps:
-            self.trainer.save_checkpoint(checkpoint_path(self.out / CHECKPOINTS, self.n_steps))
+            last = checkpoint_path(self.out / CHECKPOINTS, self.n_steps)
+            self.trainer.save_checkpoint(last, weights_only=False)  # the optimiser as well
         return self._finish(plan)
 
     def _set_up_validation(self) -> None:

@@ -99,6 +99,11 @@ class _Bar(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description("Pretraining")
 
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        """Show metrics alone."""
+        metrics = super().get_metrics(*args)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
     @property
     def total_train_batches(self) -> int:
         """Batches of the whole run, not steps."""
