@@ -20,7 +20,7 @@ from scxtrimo.data import (
     store,
     write_store,
 )
-from scxtrimo.data.cell_file import hash_cells
+from scxtrimo.data.checksums import hash_cells
 
 FEW = {"min_genes": 1, "validation_size": 0.1, "memory": 20_000}
 

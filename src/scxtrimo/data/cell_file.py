@@ -8,7 +8,6 @@ from typing import Any
 
 import anndata
 import h5py
-import numpy as np
 import pandas as pd
 import zarr
 
@@ -128,23 +127,3 @@ def _open(path: str) -> Any:
         return h5py.File(fsspec.open(path, "rb").open(), "r")
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} cannot be read, it may be truncated: {error}") from error
-
-
-def hash_cells(counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
-    """Return a number per cell that is equal for equal counts of the same genes.
-
-    Parameters
-    ----------
-    counts, gene_ids, cu_seqlens
-        A ragged batch, see :class:`RaggedDataset`.
-
-    Returns
-    -------
-    uint64, shape ``(n_cells,)``. The order of the genes does not matter.
-    """
-    with np.errstate(over="ignore"):
-        x = gene_ids.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x, dtype=np.uint64)])
-        return total[cu_seqlens[1:]] - total[cu_seqlens[:-1]]

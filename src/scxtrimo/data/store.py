@@ -21,12 +21,12 @@ from anndata import AnnData
 from scipy import sparse
 
 from .._logging import logger
+from .checksums import checksums, gene_weights
 from .vocabulary import GeneVocabulary
 
 STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
 ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 CHECKSUM = "checksum"
-CELLS_AT_A_TIME = 128
 ZARRS = "zarrs.ZarrsCodecPipeline"
 Split = Literal["train", "validation"]
 
@@ -44,42 +44,6 @@ def require_annbatch() -> None:
     raise ImportError(
         'Streaming cells from disk needs annbatch: `pip install "scxtrimo[stream]"`.'
     )
-
-
-def gene_weights(n_genes: int) -> np.ndarray:
-    """Return a fixed random number per gene, uint64, that checksums weigh its counts with."""
-    return np.random.default_rng(0).integers(0, 2**64, n_genes, dtype=np.uint64)
-
-
-def checksums(counts: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
-    """Return a number per cell that other counts, or the same of other genes, would change.
-
-    Codecs do not notice everything: where a file is missing zarr fills in zeros, and zarrs leaves
-    the checksums of parts of chunks alone.
-
-    Parameters
-    ----------
-    counts
-        Counts without empty cells.
-    weights
-        See :func:`gene_weights`.
-
-    Returns
-    -------
-    uint32, shape ``(n_cells,)``.
-    """
-    starts = counts.indptr[:-1]
-    if len(starts) == 0 or (np.diff(counts.indptr) == 0).any():
-        return np.zeros(len(starts), np.uint32)
-    sums = np.empty(len(starts), np.uint64)
-    for first in range(0, len(starts), CELLS_AT_A_TIME):  # what is small stays in the cache
-        place = slice(first, first + CELLS_AT_A_TIME)
-        ends = counts.indptr[first : place.stop + 1]
-        tokens = slice(ends[0], ends[-1])
-        weighted = weights[counts.indices[tokens]]
-        weighted *= counts.data[tokens].astype(np.uint64)
-        sums[place] = np.add.reduceat(weighted, ends[:-1] - ends[0])
-    return (sums >> np.uint64(32)).astype(np.uint32)
 
 
 class _Codecs:

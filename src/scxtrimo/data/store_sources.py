@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .cell_file import CellFile, hash_cells
+from .cell_file import CellFile
+from .checksums import hash_cells
 from .counts import CHUNK, problem_with
 from .dataset import to_ragged
 from .gene_table import GeneTable

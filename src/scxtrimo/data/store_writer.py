@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from .._logging import logger
 from .cell_file import AUTO, CellFile
+from .checksums import checksums, gene_weights
 from .counts import CHUNK
 from .dataset import to_ragged
 from .gene_table import GeneAliases, read_aliases
@@ -30,9 +31,7 @@ from .store import (
     FORMAT_VERSION,
     STORE_KEY,
     CellStore,
-    checksums,
     fast_codecs,
-    gene_weights,
     is_store,
     require_annbatch,
 )
