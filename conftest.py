@@ -18,7 +18,12 @@ def _in_empty_directory(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def _example() -> dict:
-    """`scxtrimo`, and on the bundled cells `adata`, `model` and `annotator`, hardly trained."""
+    """`scxtrimo`, and on the bundled cells `adata`, `model` and `annotator`, hardly trained.
+
+    Besides `perturbed_cells`, which are made up, and a `perturbation_model` of them.
+    """
+    from helpers import make_perturbed_cells
+
     import scxtrimo
 
     adata = scxtrimo.pp.pbmc68k_counts()
@@ -29,4 +34,16 @@ def _example() -> dict:
         model, labels_key="bulk_labels"
     )
     annotator.train()
-    return {"scxtrimo": scxtrimo, "adata": adata, "model": model, "annotator": annotator}
+    perturbed_cells = make_perturbed_cells()
+    scxtrimo.model.XTrimoGenePerturbation.setup_anndata(perturbed_cells, "condition")
+    perturbation_model = scxtrimo.model.XTrimoGenePerturbation(perturbed_cells, size="tiny")
+    effects = scxtrimo.train.EffectsConfig(n_steps=20)
+    perturbation_model.train(max_epochs=1, effects=effects, enable_progress_bar=False)
+    return {
+        "scxtrimo": scxtrimo,
+        "adata": adata,
+        "model": model,
+        "annotator": annotator,
+        "perturbed_cells": perturbed_cells,
+        "perturbation_model": perturbation_model,
+    }

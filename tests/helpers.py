@@ -29,6 +29,48 @@ def make_cells(
     return adata
 
 
+SINGLES = ["GENE1", "GENE2", "GENE3", "GENE4", "OUTSIDE1", "OUTSIDE2", "OUTSIDE3", "OUTSIDE4"]
+PAIRS = [("GENE1", "GENE2"), ("GENE3", "OUTSIDE1"), ("GENE4", "OUTSIDE2"), ("GENE1", "OUTSIDE3")]
+
+
+def make_perturbed_cells(
+    n_cells: int = 40,
+    n_genes: int = 60,
+    targets: list[str] | None = None,
+    pairs: list[tuple[str, str]] | None = None,
+    effects: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
+) -> anndata.AnnData:
+    """Cells in which genes were perturbed, alone and in pairs; half of these are not measured.
+
+    Effects on the logarithm of rates add up; those of the targets are in ``uns["effects"]``.
+    """
+    rng = np.random.default_rng(seed)
+    targets = SINGLES if targets is None else targets
+    pairs = PAIRS if pairs is None else pairs
+    rates = 0.5 + rng.gamma(1.0, 2.0, size=n_genes)
+    drawn = rng.normal(0, 1.5, (len(targets), n_genes)) * (
+        rng.random((len(targets), n_genes)) < 0.3
+    )
+    effects = effects or dict(zip(targets, drawn, strict=True))
+    conditions = [("control",), *((target,) for target in targets), *pairs]
+    counts, names = [], []
+    for condition in conditions:
+        n = 2 * n_cells if condition == ("control",) else n_cells
+        change = sum((effects[t] for t in condition if t in effects), np.zeros(n_genes))
+        depth = rng.lognormal(0, 0.2, size=(n, 1))
+        counts.append(rng.poisson(rates * np.exp(np.clip(change, -4, 3)) * depth))
+        names += ["+".join(condition)] * n
+    counts = np.concatenate(counts).astype(np.float32)
+    counts[:, 0] += 1  # no empty cells
+    adata = anndata.AnnData(sparse.csr_matrix(counts))
+    adata.obs_names = [f"cell{i}" for i in range(len(counts))]
+    adata.var_names = [f"GENE{i}" for i in range(n_genes)]
+    adata.obs["condition"] = names
+    adata.uns["effects"] = effects
+    return adata
+
+
 def train_tiny(
     adata: anndata.AnnData, max_epochs: int = 2, setup: dict | None = None, **kwargs
 ) -> scxtrimo.model.XTrimoGene:

@@ -6,6 +6,13 @@ from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, gather_ro
 from .fields import CategoryField, CountsField, LabelsField
 from .gene_index import read_gene_index, read_genes
 from .gene_table import GeneTable
+from .perturbations import (
+    GroupMoments,
+    LibrarySizeField,
+    PerturbationField,
+    PerturbationNames,
+    group_moments,
+)
 from .prefetching import PrefetchLoader, prefetch
 from .store import CellStore, DamagedStoreError, backed_anndata, is_store, require_annbatch
 from .store_writer import write_store
@@ -21,7 +28,11 @@ __all__ = [
     "GeneAlignment",
     "GeneTable",
     "GeneVocabulary",
+    "GroupMoments",
     "LabelsField",
+    "LibrarySizeField",
+    "PerturbationField",
+    "PerturbationNames",
     "PrefetchLoader",
     "RaggedDataManager",
     "RaggedDataset",
@@ -31,6 +42,7 @@ __all__ = [
     "check_counts",
     "covariate_keys",
     "gather_rows",
+    "group_moments",
     "is_store",
     "prefetch",
     "read_gene_index",

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
 from anndata import AnnData
 from mudata import MuData
-from scvi import REGISTRY_KEYS
 from scvi.data import _constants
 
 from ..data import LabelsField
 from ..module import XTrimoGeneAnnotatorConfig, XTrimoGeneAnnotatorModule
 from ._annotator_training import AnnotatorTrainingMixin
 from ._base import XTrimoGeneBase
+from ._derive import derive_model
 from ._explanation import ExplanationMixin
-from ._setup import UNLABELED, own_view
+from ._setup import UNLABELED
 from ._xtrimogene import XTrimoGene
 
 
@@ -155,40 +154,15 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
         data = model.adata if adata is None else adata
         if data is None:
             raise ValueError("The model was loaded without data; pass `adata=...`.")
-        setup_args = setup_args | {"labels_key": labels_key, UNLABELED: unlabeled_category}
-        labelled = cls._select_modality(data, setup_args)
-        own_view(labelled)
-        registry = deepcopy(model.registry_) | {
-            _constants._MODEL_NAME_KEY: cls.__name__,
-            _constants._SETUP_ARGS_KEY: setup_args,
-        }
-        field = LabelsField(labels_key, unlabeled_category)
-        state = field.register_field(labelled)
-        registry[_constants._FIELD_REGISTRIES_KEY][REGISTRY_KEYS.LABELS_KEY] = {
-            _constants._DATA_REGISTRY_KEY: field.get_data_registry(),
-            _constants._STATE_REGISTRY_KEY: state,
-            _constants._SUMMARY_STATS_KEY: field.get_summary_stats(state),
-        }
         own = XTrimoGeneAnnotatorConfig.__annotations__.keys()
         if foreign := sorted(hyperparameters.keys() - own):
             raise TypeError(f"{foreign} are hyper-parameters of the model, which is trained.")
-        annotator = cls(
-            registry=registry,
-            config=XTrimoGeneAnnotatorConfig(**(asdict(model.config_) | hyperparameters)),
-            seed=model.seed_ if seed is None else seed,
+        return derive_model(
+            cls,
+            model,
+            data,
+            {"labels_key": labels_key, UNLABELED: unlabeled_category},
+            [LabelsField(labels_key, unlabeled_category)],
+            XTrimoGeneAnnotatorConfig(**(asdict(model.config_) | hyperparameters)),
+            seed=seed,
         )
-        annotator.module.load_state_dict(model.module.state_dict(), strict=False)
-        annotator.size_, annotator.provenance_ = model.size_, dict(model.provenance_)
-        annotator._remember_names(model.gene_aliases_, model.min_gene_overlap_)
-        annotator.is_trained_ = True
-        if prepared := model._prepared.get(id(labelled)):
-            annotator.prepare_query_anndata(
-                labelled,
-                gene_aliases=prepared.gene_aliases,
-                min_gene_overlap=prepared.min_gene_overlap,
-                **(prepared.setup_args | {"labels_key": labels_key}),
-            )
-        annotator._attach(data)
-        annotator.to_device(model.device)
-        annotator.module.eval()
-        return annotator

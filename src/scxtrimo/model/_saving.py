@@ -88,6 +88,7 @@ class SavingMixin(BaseModelClass):
             "gene_aliases": self.gene_aliases_,
             "min_gene_overlap": self.min_gene_overlap_,
             "history": history_to_dict(self.history_ or {}),
+            "extra": self._extra_state(),
         }
         data_path = Path(dir_path) / f"{prefix or ''}adata.h5ad"
         if save_anndata and data_path.exists() and not overwrite:
@@ -167,6 +168,7 @@ class SavingMixin(BaseModelClass):
             config=_config(cls._config_cls, metadata["config"], dir_path),
             seed=metadata["seed"],
         )
+        model._restore_extra_state(metadata.get("extra", {}))
         _load_tensors(model, tensors, dir_path)
         model._remember_names(metadata["gene_aliases"], metadata["min_gene_overlap"])
         model._remember_names(gene_aliases, min_gene_overlap)
@@ -185,6 +187,13 @@ class SavingMixin(BaseModelClass):
         model.to_device(torch_device)
         model.module.eval()
         return model
+
+    def _extra_state(self) -> dict[str, Any]:
+        """Return what a class keeps beside weights and set-up, as JSON holds it."""
+        return {}
+
+    def _restore_extra_state(self, state: dict[str, Any]) -> None:
+        """Take this back, before the weights are loaded."""
 
     @staticmethod
     def load_registry(dir_path: str | os.PathLike, prefix: str | None = None) -> dict[str, Any]:

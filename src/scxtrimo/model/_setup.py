@@ -16,10 +16,19 @@ from scvi.data import _constants
 from scvi.model.base import BaseModelClass
 
 from .._logging import logger
-from ..data import CategoryField, CountsField, LabelsField, RaggedDataManager
+from ..data import (
+    CategoryField,
+    CountsField,
+    LabelsField,
+    LibrarySizeField,
+    PerturbationField,
+    PerturbationNames,
+    RaggedDataManager,
+)
 from ..data.dataset import CATEGORICAL_PREFIX
 from ..data.fields import get_column
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
+from ..data.perturbations import POPULATION
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES
 
 MODALITY_KEY = "_scxtrimo_modality"
@@ -353,7 +362,22 @@ def make_manager(
         fields.append(LabelsField(args["labels_key"], args[UNLABELED]))
     elif args["labels_key"] is not None:
         fields.append(CategoryField(REGISTRY_KEYS.LABELS_KEY, args["labels_key"]))
-    return RaggedDataManager(fields=fields, setup_method_args=setup_method_args)
+    return RaggedDataManager(
+        fields=fields + perturbation_fields(args), setup_method_args=setup_method_args
+    )
+
+
+def perturbation_fields(args: Mapping[str, Any]) -> list[Any]:
+    """Return the fields with perturbations, if the set-up asks for any."""
+    if "perturbation_key" not in args:
+        return []
+    names = PerturbationNames(args["control"], args["separator"])
+    fields: list[Any] = [PerturbationField(args["perturbation_key"], names)]
+    if args["population_key"] is not None:
+        fields.append(CategoryField(POPULATION, args["population_key"]))
+    if args["library_size_key"] is not None:
+        fields.append(LibrarySizeField(args["library_size_key"]))
+    return fields
 
 
 def registry_of_genes(

@@ -9,19 +9,26 @@ from .config import (
     choose_size,
 )
 from .depth import TargetDepth
+from .effects import Controls, EffectModel, EffectSizes, Query
 from .latent_space import LatentSpace, Panel
+from .perturbation import XTrimoGenePerturbationModule
 from .xtrimogene import XTrimoGeneModule, target_values
 
 __all__ = [
     "SIZES",
+    "Controls",
+    "EffectModel",
+    "EffectSizes",
     "LabelPanel",
     "LatentSpace",
     "Panel",
+    "Query",
     "TargetDepth",
     "XTrimoGeneAnnotatorConfig",
     "XTrimoGeneAnnotatorModule",
     "XTrimoGeneConfig",
     "XTrimoGeneModule",
+    "XTrimoGenePerturbationModule",
     "as_published",
     "choose_size",
     "target_values",

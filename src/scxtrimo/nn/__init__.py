@@ -10,8 +10,10 @@ from .decoder import (
     HiddenGenes,
     PerformerDecoder,
 )
+from .effect_net import EffectNet
 from .embedding import AutoDiscretization, TokenEmbedding, normalize_counts
 from .encoder import Encoder, EncoderLayer, FeedForward
+from .mixed_effects import Design, MixedEffects, cosine, stack_designs
 from .performer import FavorAttention, Performer, PerformerLayer
 from .pooling import CellPooling, pool_tokens
 from .ragged import CellBoundaries
@@ -26,6 +28,8 @@ __all__ = [
     "CrossAttention",
     "CrossAttentionDecoder",
     "Decoder",
+    "Design",
+    "EffectNet",
     "EncodedCells",
     "Encoder",
     "EncoderLayer",
@@ -33,6 +37,7 @@ __all__ = [
     "FeedForward",
     "GeneClassifier",
     "HiddenGenes",
+    "MixedEffects",
     "Performer",
     "PerformerDecoder",
     "PerformerLayer",
@@ -40,7 +45,9 @@ __all__ = [
     "TokenEmbedding",
     "XTrimoGeneNet",
     "average_log_probabilities",
+    "cosine",
     "normalize_counts",
     "pool_tokens",
     "ragged_attention",
+    "stack_designs",
 ]

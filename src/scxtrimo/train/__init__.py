@@ -2,6 +2,7 @@
 
 from .annotation import AnnotationConfig, AnnotatorPlan, label_weights
 from .datamodule import RaggedDataSplitter
+from .effects import EffectsConfig, HeldOut, fit_effects, n_stages
 from .finetuning import FinetuningConfig, finetuned
 from .flops import activation_bytes, peak_flops, training_flops
 from .initialization import draw_rows, gene_statistics, log_normalize, read_counts
@@ -19,6 +20,7 @@ from .linear import (
 from .masking import MaskingConfig, mask_batch
 from .plan import OptimizerConfig, XTrimoGenePlan
 from .pretraining import PretrainingPlan, StepMeter
+from .relations import relation_features
 from .sampler import EpochShuffler, TokenBudgetShuffler
 from .step_checkpoints import (
     AtomicCheckpointIO,
@@ -42,8 +44,10 @@ __all__ = [
     "AnnotationConfig",
     "AnnotatorPlan",
     "AtomicCheckpointIO",
+    "EffectsConfig",
     "EpochShuffler",
     "FinetuningConfig",
+    "HeldOut",
     "KeepBest",
     "LinearData",
     "LinearModels",
@@ -68,6 +72,7 @@ __all__ = [
     "draw_rows",
     "finetuned",
     "fit_cell_classifier",
+    "fit_effects",
     "fit_gene_classifier",
     "fit_latent_space",
     "fit_temperature",
@@ -77,11 +82,13 @@ __all__ = [
     "log_normalize",
     "map_batches",
     "mask_batch",
+    "n_stages",
     "objective_of",
     "peak_flops",
     "quiet_lightning",
     "ragged_batch",
     "read_counts",
+    "relation_features",
     "split_labelled",
     "step_checkpoints",
     "thin_batch",

@@ -1,0 +1,38 @@
+"""The module with a model of the effects of perturbations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .effects import EffectModel, EffectSizes
+from .xtrimogene import XTrimoGeneModule
+
+
+class XTrimoGenePerturbationModule(XTrimoGeneModule):
+    """An :class:`XTrimoGeneModule` with an :class:`EffectModel`.
+
+    The network says how much alike populations of cells and genes are; the effect model what
+    perturbations do to them.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        See :class:`XTrimoGeneModule`.
+    """
+
+    effects: EffectModel | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.effects = None  # its sizes depend on the perturbations of the training
+
+    def make_effects(self, sizes: EffectSizes) -> EffectModel:
+        """Make an effect model that has seen nothing yet.
+
+        Parameters
+        ----------
+        sizes
+            Sizes of its training data.
+        """
+        self.effects = EffectModel(sizes).to(self.net.gene_embeddings.device)
+        return self.effects

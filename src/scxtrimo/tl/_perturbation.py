@@ -1,0 +1,280 @@
+"""Observed effects of perturbations, and what to make of effects, observed or predicted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from ..data import PerturbationNames, RowReader, group_moments
+from ..data.counts import check_counts, get_layer
+from ..data.effects import CONTROL, EFFECT, STD, check_effects, effects_anndata
+from ..data.fields import get_column
+from ..data.perturbations import library_sizes
+from ..data.vocabulary import preview
+
+ALL_CELLS = "all"
+
+
+def perturbation_effects(
+    adata: AnnData,
+    perturbation_key: str,
+    control: str = "control",
+    separator: str = "+",
+    population_key: str | None = None,
+    library_size_key: str | None = None,
+    layer: str | None = None,
+) -> AnnData:
+    """Measure what perturbations do to the mean expression of cells.
+
+    Parameters
+    ----------
+    adata
+        Control and perturbed cells with raw counts.
+    perturbation_key, control, separator, population_key, library_size_key, layer
+        See :meth:`scxtrimo.model.XTrimoGenePerturbation.setup_anndata`.
+
+    Returns
+    -------
+    AnnData with a row per perturbation and population, as
+    :meth:`scxtrimo.model.XTrimoGenePerturbation.predict` returns it: ``X`` is the mean
+    log-normalised expression, the layer ``effect`` its difference to that of the control cells
+    (layer ``control``), ``std`` its standard error, the control cells taken as they are.
+    ``obs["n_cells"]`` is the number of perturbed cells.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, counts are not raw counts, or a population has no control cells.
+
+    Examples
+    --------
+    >>> effects = scxtrimo.tl.perturbation_effects(perturbed_cells, "condition")
+    >>> effects.n_obs
+    12
+    """
+    check_counts(adata, layer)
+    names = PerturbationNames(control, separator)
+    labels = get_column(adata.obs, "obs", perturbation_key).astype(str)
+    canonical = labels.map({label: names.name(names.targets(label)) for label in labels.unique()})
+    if population_key is None:
+        population = pd.Series(ALL_CELLS, index=adata.obs_names)
+    else:
+        population = get_column(adata.obs, "obs", population_key).astype(str)
+    totals = None if library_size_key is None else library_sizes(adata, library_size_key)
+    groups = pd.MultiIndex.from_arrays([population, canonical])
+    codes, distinct = pd.factorize(groups, sort=True)
+    reader = RowReader(get_layer(adata, layer))
+    moments = group_moments(reader.chunks(), codes, len(distinct), totals)
+    place = {group: i for i, group in enumerate(distinct)}
+    if without := sorted({p for p, _ in distinct if (p, control) not in place}):
+        found = preview(labels.unique())
+        raise ValueError(
+            f"No control cells {control!r} in {preview(without)}; "
+            f"adata.obs[{perturbation_key!r}] has {found}. Name them with `control=`."
+        )
+    perturbed = [(p, c) for p, c in distinct if c != control]
+    if not perturbed:
+        raise ValueError(f"adata.obs[{perturbation_key!r}] has control cells only.")
+    rows = np.array([place[group] for group in perturbed])
+    controls = np.array([place[p, control] for p, _ in perturbed])
+    degrees = np.maximum(moments.n_cells - 1, 0)
+    variance = degrees @ moments.variance / max(degrees.sum(), 1)
+    obs = pd.DataFrame(perturbed, columns=["population", "perturbation"])
+    obs["n_targets"] = [len(names.targets(name)) for name in obs["perturbation"]]
+    obs["n_cells"], obs["n_control_cells"] = moments.n_cells[rows], moments.n_cells[controls]
+    return effects_anndata(
+        obs,
+        adata.var_names,
+        moments.mean[rows] - moments.mean[controls],
+        np.sqrt(variance / moments.n_cells[rows][:, None]),
+        moments.mean[controls],
+    )
+
+
+def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataFrame:
+    """Rank the genes that perturbations change, by effect in units of its standard deviation.
+
+    Parameters
+    ----------
+    effects
+        Effects, observed or predicted.
+    n_genes
+        Genes per perturbation; ``None`` for all.
+
+    Returns
+    -------
+    Data frame with the columns ``perturbation``, ``population``, ``gene``, ``effect``, ``std``,
+    ``score`` (effect over standard deviation) and ``control`` (mean of the control cells), the
+    most certain changes first.
+
+    Examples
+    --------
+    >>> effects = scxtrimo.tl.perturbation_effects(perturbed_cells, "condition")
+    >>> scxtrimo.tl.rank_perturbed_genes(effects, 3).groupby("perturbation").size().unique()
+    array([3])
+    """
+    check_effects(effects, "effects")
+    if n_genes is not None and n_genes < 1:
+        raise ValueError(f"n_genes={n_genes} must be positive.")
+    parts = []
+    for i in range(effects.n_obs):
+        effect, std, control = (np.asarray(effects.layers[k])[i] for k in (EFFECT, STD, CONTROL))
+        score = effect / np.maximum(std, 1e-12)
+        order = np.argsort(-np.abs(score), kind="stable")[:n_genes]
+        part = pd.DataFrame(
+            {
+                "gene": effects.var_names[order],
+                "effect": effect[order],
+                "std": std[order],
+                "score": score[order],
+                "control": control[order],
+            }
+        )
+        for j, key in enumerate(("perturbation", "population")):
+            part.insert(j, key, effects.obs[key].iloc[i])
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) -> pd.DataFrame:
+    """Compare predicted with observed effects.
+
+    Parameters
+    ----------
+    predicted
+        Predicted effects.
+    observed
+        Observed effects of the same perturbations and populations, and maybe others; genes are
+        matched by name.
+    n_top
+        Number of differential genes, those with the largest observed effects in units of their
+        standard error.
+
+    Returns
+    -------
+    Data frame with a row per row of ``predicted``: ``mse`` and ``mse_top`` (mean squared error
+    over all and over the differential genes), ``pearson`` and ``pearson_top`` (correlation of the
+    effects; 0 where nothing is predicted to change), and ``direction`` (fraction of the
+    differential genes that change in the predicted direction).
+
+    Raises
+    ------
+    ValueError
+        If a perturbation was not observed or there are no genes in common.
+
+    Examples
+    --------
+    >>> observed = scxtrimo.tl.perturbation_effects(perturbed_cells, "condition")
+    >>> scores = scxtrimo.tl.perturbation_scores(perturbation_model.predict(), observed)
+    >>> bool(scores["pearson"].median() > 0.5)
+    True
+    """
+    check_effects(predicted, "predicted")
+    check_effects(observed, "observed")
+    keys = ["population", "perturbation"]
+    place = {tuple(row): i for i, row in enumerate(observed.obs[keys].astype(str).to_numpy())}
+    asked = [tuple(row) for row in predicted.obs[keys].astype(str).to_numpy()]
+    if missing := [pair for pair in asked if pair not in place]:
+        raise ValueError(
+            f"(population, perturbation) {preview(missing)} was not observed; `observed` has "
+            f"{preview(place)}."
+        )
+    genes = [gene for gene in observed.var_names if gene in set(predicted.var_names)]
+    if not genes:
+        raise ValueError("predicted and observed have no genes in common.")
+    truth = observed[[place[pair] for pair in asked], genes]
+    effect = np.asarray(predicted[:, genes].layers[EFFECT], dtype=np.float64)
+    target = np.asarray(truth.layers[EFFECT], dtype=np.float64)
+    score = np.abs(target) / np.maximum(np.asarray(truth.layers[STD]), 1e-12)
+    top = np.argsort(-score, axis=1, kind="stable")[:, :n_top]
+    of_top = [np.take_along_axis(values, top, axis=1) for values in (effect, target)]
+    result = predicted.obs[keys].copy()
+    result["mse"] = np.square(effect - target).mean(axis=1)
+    result["mse_top"] = np.square(of_top[0] - of_top[1]).mean(axis=1)
+    result["pearson"] = _correlations(effect, target)
+    result["pearson_top"] = _correlations(*of_top)
+    result["direction"] = (np.sign(of_top[0]) == np.sign(of_top[1])).mean(axis=1)
+    return result
+
+
+def genetic_interactions(
+    effects: AnnData, separator: str = "+", singles: AnnData | None = None
+) -> pd.DataFrame:
+    r"""Describe how the effect of two genes differs from the sum of their effects.
+
+    The effect of the pair is regressed on those of its genes,
+    :math:`\delta_{ab} \approx c_a \delta_a + c_b \delta_b` :cite:p:`Norman2019`.
+
+    Parameters
+    ----------
+    effects
+        Effects of pairs and of their genes, observed or predicted.
+    separator
+        What stands between the genes of a pair.
+    singles
+        Effects of single genes, if they are not in ``effects``.
+
+    Returns
+    -------
+    Data frame with a row per pair of which both genes are there: the coefficients ``c_a`` and
+    ``c_b``; ``magnitude`` :math:`\sqrt{c_a^2 + c_b^2}`, above :math:`\sqrt 2` for synergy and
+    below for buffering; ``fit``, the correlation of the pair with the regression, low if
+    something new happens (neomorphism); ``equality``, the smaller coefficient over the larger
+    one, low if one gene dominates (epistasis); ``similarity``, the correlation of the effects of
+    the two genes; and ``ratio``, the length of the effect over that of the sum.
+
+    Raises
+    ------
+    ValueError
+        If there is no pair of which both genes are there.
+
+    Examples
+    --------
+    >>> effects = scxtrimo.tl.perturbation_effects(perturbed_cells, "condition")
+    >>> interactions = scxtrimo.tl.genetic_interactions(effects)
+    >>> bool(interactions.loc["GENE1+GENE2", "fit"] > 0.5)
+    True
+    """
+    check_effects(effects, "effects")
+    single_effects = effects if singles is None else singles
+    check_effects(single_effects, "singles")
+    if list(single_effects.var_names) != list(effects.var_names):
+        raise ValueError("effects and singles must have the same genes in the same order.")
+    keys = ["population", "perturbation"]
+    of_single = {
+        tuple(row): np.asarray(single_effects.layers[EFFECT][i], dtype=np.float64)
+        for i, row in enumerate(single_effects.obs[keys].astype(str).to_numpy())
+    }
+    rows = {}
+    for i, (population, name) in enumerate(effects.obs[keys].astype(str).to_numpy()):
+        parts = [(population, gene) for gene in name.split(separator)]
+        if len(parts) != 2 or not all(part in of_single for part in parts):
+            continue
+        pair = np.asarray(effects.layers[EFFECT][i], dtype=np.float64)
+        genes = np.stack([of_single[part] for part in parts], axis=1)
+        c = np.linalg.lstsq(genes, pair, rcond=None)[0]
+        size = np.abs(c)
+        rows[effects.obs_names[i]] = {
+            "population": population,
+            "c_a": c[0],
+            "c_b": c[1],
+            "magnitude": np.hypot(*c),
+            "fit": _correlations((genes @ c)[None], pair[None])[0],
+            "equality": float(size.min()) / max(float(size.max()), 1e-12),
+            "similarity": _correlations(genes[:, :1].T, genes[:, 1:].T)[0],
+            "ratio": np.linalg.norm(pair) / max(np.linalg.norm(genes.sum(axis=1)), 1e-12),
+        }
+    if not rows:
+        raise ValueError(
+            "There is no pair of genes of which both are perturbed alone as well; predict them "
+            "together, for instance `model.predict(['A', 'B', 'A+B'])`."
+        )
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return Pearson correlations of rows; 0 where a row is constant."""
+    a, b = (values - values.mean(axis=1, keepdims=True) for values in (a, b))
+    length = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
+    return np.where(length > 0, (a * b).sum(axis=1) / np.maximum(length, 1e-30), 0.0)
