@@ -165,7 +165,8 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
 
         Returns
         -------
-        AnnData of log-normalised expression (CSR, float32) with the names of the control cells.
+        AnnData of log-normalised expression (CSR, float32); ``obs["control_cell"]`` says which
+        control cell each was drawn from, and is its name if each was drawn once.
 
         Examples
         --------
@@ -189,11 +190,13 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
             rows = rng.choice(rows, n_cells)
         values = self._expression(data, rows, effects.gene_ids.cpu().numpy())
         drawn = change_means(values, np.asarray(mean.X)[0], rng)
+        names = data.obs_names[rows].to_numpy()
+        obs = pd.DataFrame(
+            {"perturbation": mean.obs["perturbation"].iloc[0], "control_cell": names}
+        )
         return AnnData(
             drawn,
-            obs=pd.DataFrame(
-                {"perturbation": mean.obs["perturbation"].iloc[0]}, index=data.obs_names[rows]
-            ),
+            obs=obs.set_axis(names if n_cells is None else obs.index.astype(str), axis=0),
             var=mean.var.copy(),
         )
 
@@ -207,6 +210,8 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         targets = [self._names.targets(name) for name in perturbations]
         if not targets:
             raise ValueError("perturbations is empty: name at least one.")
+        if twice := [self._names.name(t) for t in targets if targets.count(t) > 1]:
+            raise ValueError(f"perturbations names {preview(set(twice))} more than once.")
         if () in targets:
             raise ValueError(
                 f"{self._names.control!r} is the control, of which there is no effect to predict."

@@ -188,21 +188,25 @@ class PerturbationTrainingMixin(PerturbationQueryMixin):
             {
                 "perturbation": [self._names.name(groups[i][1]) for i in rows],
                 "population": [populations[groups[i][0]] for i in rows],
-                "left_out": np.where(held_out.without_targets, "targets", "perturbation"),
-                "has_unknown_target": held_out.has_unknown,
+                "left_out": np.where(held_out.without_targets, "target", "perturbation"),
+                "unseen_targets": [
+                    self._names.separator.join(
+                        np.asarray(groups[i][1])[is_unseen[: len(groups[i][1])]]
+                    )
+                    for i, is_unseen in zip(rows, held_out.is_unseen, strict=True)
+                ],
             }
         )
         model, _ = self._trained_effects()
         genes = np.asarray(self.vocabulary.gene_ids)[model.gene_ids.cpu()]
         control = model.control_mean.cpu().numpy()[[groups[i][0] for i in rows]]
-        obs["left_out"] += " left out"
         adata = effects_anndata(
             obs,
             genes,
             held_out.predicted,
             held_out.std,
             control,
-            named_by=("population", "left_out"),
+            named_by=("population", "left_out", "unseen_targets"),
         )
         adata.layers["observed"] = observed[rows].astype(np.float32)
         adata.layers["observed_std"] = std[rows].astype(np.float32)
@@ -212,10 +216,12 @@ class PerturbationTrainingMixin(PerturbationQueryMixin):
     def held_out(self) -> AnnData:
         """What was predicted for the training perturbations without having seen them.
 
-        Every perturbation of every population twice: predicted by a model that has seen all but
-        this perturbation, and by one that has seen none with any of its targets
-        (``obs["left_out"]``). The layer ``observed`` is the truth, ``observed_std`` how far it is
-        off for want of cells, the control cells taken as they are. It is not saved with the model.
+        Every perturbation of every population at least twice: predicted by a model that has seen
+        all but this perturbation, and by models that have seen none with one of its targets
+        (``obs["left_out"]`` is ``"perturbation"`` or ``"target"``). ``obs["unseen_targets"]`` says
+        which of the targets were then not seen in any other perturbation. The layer ``observed``
+        is the truth, ``observed_std`` how far it is off for want of cells, the control cells
+        taken as they are. It is not saved with the model.
 
         Raises
         ------
@@ -226,7 +232,7 @@ class PerturbationTrainingMixin(PerturbationQueryMixin):
         --------
         >>> held_out = perturbation_model.held_out
         >>> sorted(held_out.obs["left_out"].unique())
-        ['perturbation left out', 'targets left out']
+        ['perturbation', 'target']
         """
         if self._held_out is None:
             raise ValueError("The model was not trained since it was loaded.")

@@ -263,7 +263,7 @@ def genetic_interactions(
             "fit": _correlations((genes @ c)[None], pair[None])[0],
             "equality": float(size.min()) / max(float(size.max()), 1e-12),
             "similarity": _correlations(genes[:, :1].T, genes[:, 1:].T)[0],
-            "ratio": np.linalg.norm(pair) / max(np.linalg.norm(genes.sum(axis=1)), 1e-12),
+            "ratio": _length(pair) / max(_length(genes.sum(axis=1)), 1e-12),
         }
     if not rows:
         raise ValueError(
@@ -278,3 +278,7 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = (values - values.mean(axis=1, keepdims=True) for values in (a, b))
     length = np.sqrt(np.square(a).sum(axis=1) * np.square(b).sum(axis=1))
     return np.where(length > 0, (a * b).sum(axis=1) / np.maximum(length, 1e-30), 0.0)
+
+
+def _length(values: np.ndarray) -> float:
+    return float(np.sqrt(np.square(values).sum()))

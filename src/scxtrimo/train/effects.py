@@ -61,9 +61,10 @@ class HeldOut(NamedTuple):
     group
         Which of the training groups, int64, shape ``(n_rows,)``; some come twice.
     without_targets
-        Whether nothing was seen of its targets either, bool, shape ``(n_rows,)``.
-    has_unknown
-        Whether a target was not seen, bool, shape ``(n_rows,)``.
+        Whether all with one of its targets were left out, or only this perturbation, bool, shape
+        ``(n_rows,)``.
+    is_unseen
+        Which of its targets were not seen, bool, shape ``(n_rows, max_targets)``.
     predicted
         Effects in units of log-normalised expression, shape ``(n_rows, n_genes)``.
     std
@@ -72,7 +73,7 @@ class HeldOut(NamedTuple):
 
     group: np.ndarray
     without_targets: np.ndarray
-    has_unknown: np.ndarray
+    is_unseen: np.ndarray
     predicted: np.ndarray
     std: np.ndarray
 
@@ -82,10 +83,15 @@ class _Rows(NamedTuple):
 
     group: Tensor
     without_targets: Tensor
-    has_unknown: Tensor
+    is_unseen_gt: Tensor
     inputs: NetInputs
     observed_gn: Tensor
     n_cells_g: Tensor
+
+    @property
+    def has_unseen_g(self) -> Tensor:
+        """Which rows have a target that was not seen."""
+        return self.is_unseen_gt.any(dim=1)
 
 
 def fit_effects(
@@ -113,7 +119,7 @@ def fit_effects(
     Returns
     -------
     What is predicted for every training group by a model that has not seen its perturbation, and
-    by one that has not seen any of its targets.
+    by models that have not seen one of its targets.
     """
     model.mixed.fit(seed)
     update()
@@ -131,17 +137,17 @@ def fit_effects(
             update()
         model.gate.copy_(_choose_gate(model.gene_sd, rows, correction_gn))
         if bool(model.gate.any()):
-            everything = torch.ones_like(rows.has_unknown)
+            everything = torch.ones_like(rows.has_unseen_g)
             net = _train_net(model, rows, everything, config, seed)
             model.net.load_state_dict(net.state_dict())
         update()
-    gated_gn = rows.inputs.base_gn + model.gate[rows.has_unknown.long()][:, None] * correction_gn
+    gated_gn = rows.inputs.base_gn + model.gate[rows.has_unseen_g.long()][:, None] * correction_gn
     model.calibration.copy_(_calibrate(rows, rows.observed_gn - gated_gn))
     std_gn = rows.inputs.variance_g.sqrt()[:, None] * (model.gene_sd * model.calibration)
     return HeldOut(
         rows.group.numpy(),
         rows.without_targets.numpy(),
-        rows.has_unknown.numpy(),
+        rows.is_unseen_gt.numpy(),
         (gated_gn * model.gene_sd).numpy(),
         std_gn.numpy(),
     )
@@ -155,7 +161,7 @@ def n_stages(config: EffectsConfig) -> int:
 def _leave_out(
     model: EffectModel, query: Query, n_folds: int, seed: int, update: Callable[[], object]
 ) -> _Rows:
-    """Predict every group without its perturbation, and without all that share a target."""
+    """Predict every group without its perturbation, and without all that have one target."""
     n_groups = len(query.design.targets_gt)
     max_rows = max(8, MAX_NET_ENTRIES // model.sizes.n_genes // 2)
     drawn = torch.zeros(n_groups, dtype=torch.bool)
@@ -180,7 +186,7 @@ def _leave_out(
                     _Rows(
                         rows,
                         torch.full((len(rows),), without_targets),
-                        asked.has_unknown_g,
+                        asked.is_target_gt & ~asked.is_known_gt,
                         model.inputs(asked, model.controls, mixed),
                         model.mixed.effects_gn[rows],
                         model.mixed.n_cells_g[rows],
@@ -272,8 +278,8 @@ def _choose_gate(gene_sd: Tensor, rows: _Rows, correction_gn: Tensor) -> Tensor:
     weight_n = gene_sd.square()
     missed_gn = rows.observed_gn - rows.inputs.base_gn
     gate = torch.zeros(2)
-    for has_unknown in (False, True):
-        of_kind = rows.has_unknown == has_unknown
+    for has_unseen in (False, True):
+        of_kind = rows.has_unseen_g == has_unseen
         if int(of_kind.sum()) < MIN_JUDGED:
             continue
         missed, correction = missed_gn[of_kind], correction_gn[of_kind]
@@ -283,7 +289,7 @@ def _choose_gate(gene_sd: Tensor, rows: _Rows, correction_gn: Tensor) -> Tensor:
         gain = 2 * weight * overlap - weight**2 * size
         standard_error = gain.std() / len(gain) ** 0.5
         if gain.mean() > standard_error:
-            gate[int(has_unknown)] = weight
+            gate[int(has_unseen)] = weight
     return gate
 
 
