@@ -52,10 +52,10 @@ def gears(
     seed
         Of the weights, the validation conditions and the control cells that are drawn.
     epochs
-        Of training; the learning rate is halved after each.
+        Of training; the learning rate is halved after each, so later ones change little.
     gene2go
         File of the download `gene2go_all.pkl` (gene to set of terms). With it, genes of similar
-        function are linked, but among the genes of `adata` only instead of the 9,853 of GEARS.
+        function are linked, among those of `adata` instead of the list that GEARS downloads.
     n_hidden
         Width of the network.
     """
@@ -67,18 +67,18 @@ def gears(
         cells = adata[~names.isin(held_out).to_numpy()]
         perturbed = {g for c in {*names, *test} - {CONTROL} for g in c.split("+")}
         terms = _terms(perturbed, list(adata.var_names), gene2go)
-        files = Path(folder, "gene2go_all.pkl"), Path(folder, "genes.pkl")
-        for file, content in zip(files, (terms, list(terms)), strict=True):
-            file.write_bytes(pickle.dumps(content))
+        Path(folder, "gene2go_all.pkl").write_bytes(pickle.dumps(terms))
+        genes_file = Path(folder, "genes.pkl")
+        genes_file.write_bytes(pickle.dumps(list(terms)))
 
-        data = PertData(folder, gene_set_path=str(files[1]), default_pert_graph=False)
+        data = PertData(folder, gene_set_path=str(genes_file), default_pert_graph=False)
         data.new_data_process("data", adata=_in_their_terms(cells))
         # instead of its own splits; with "no_test" it evaluates on nothing after training
         data.split, data.seed, data.set2conditions = "no_test", seed, _split(data.adata, seed)
         data.get_dataloader(batch_size=32)
 
         x_cg = data.adata.X
-        data.adata.X = x_cg.toarray()  # it indexes by a Series, which scipy no longer takes
+        data.adata.X = x_cg.toarray()  # it indexes by a Series, which no sparse matrix takes
         model = GEARS(data, device="cpu")
         model.adata.X = x_cg
         edges, weights = _similar([terms[gene] for gene in data.pert_names])
@@ -120,8 +120,7 @@ def _in_their_terms(adata: AnnData) -> AnnData:
 def _split(adata: AnnData, seed: int) -> dict[str, list[str]]:
     """Set a tenth of the perturbations aside, to choose the epoch with.
 
-    Where possible of genes that remaining ones perturb too: of others GEARS without GO knows
-    nothing, and what it happens to say of them is no reason to choose an epoch.
+    Of genes that others perturb too, where possible: of any other it knows nothing without GO.
     """
     perturbations = sorted(set(adata.obs["condition"]) - {"ctrl"})
     shuffled = np.random.default_rng(seed).permutation(perturbations).tolist()

@@ -188,12 +188,12 @@ def populations(effect_in_b: float):
     first = make_perturbed_cells(seed=1)
     own = {name: effect_in_b * effect for name, effect in first.uns["effects"].items()}
     second = make_perturbed_cells(seed=2, effects=own)
-    cells = scxtrimo_concat([first, second])
+    cells = joined([first, second])
     cells.obs["line"] = np.repeat(["a", "b"], [first.n_obs, second.n_obs])
     return cells
 
 
-def scxtrimo_concat(parts):
+def joined(parts):
     import anndata
 
     for i, part in enumerate(parts):
@@ -218,6 +218,8 @@ def test_a_perturbation_is_carried_over_from_another_population():
     observed = scxtrimo.tl.perturbation_effects(cells, "condition", population_key="line")
     model = train(cells[~hidden.to_numpy()].copy(), population_key="line")
     predicted = model.predict("OUTSIDE4", population="b")
+    assert not predicted.obs["is_trained"].any()
+    assert model.predict("OUTSIDE4", population="a").obs["is_trained"].all()
     scores = scxtrimo.tl.perturbation_scores(predicted, observed)
     assert scores["pearson"].iloc[0] > 0.8
 

@@ -48,9 +48,18 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         >>> "GENE1" in perturbation_model.perturbations
         True
         """
+        return sorted({name for _, name in self._measured()})
+
+    def _measured(self) -> set[tuple[str, str]]:
+        """Return populations and perturbations of the training."""
         effects, names = self._trained_effects()
-        rows = {tuple(np.flatnonzero(row)) for row in effects.mixed.targets_gt.cpu().numpy()}
-        return sorted(self._names.name(names.targets[i] for i in row) for row in rows)
+        mixed = effects.mixed
+        return {
+            (names.populations[p], self._names.name(names.targets[i] for i in np.flatnonzero(row)))
+            for p, row in zip(
+                mixed.population_g.tolist(), mixed.targets_gt.cpu().numpy(), strict=True
+            )
+        }
 
     def predict(
         self,
@@ -123,7 +132,7 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         effect, std = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
         row = np.array([p for p, _ in groups])
         known = set(names.targets)
-        seen = {(p, g) for p in names.populations for g in self.perturbations}
+        seen = self._measured() if adata is None else set()
         obs = pd.DataFrame(
             {
                 "perturbation": [self._names.name(genes) for _, genes in groups],
