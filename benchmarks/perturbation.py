@@ -171,7 +171,7 @@ def gears_effects(split: Split) -> Effects:
 
     cells = split.train[split.train.obs["cell_type"] == split.population].copy()
     names = list(split.test)
-    mean = gears(cells, names, names, split.seed, 1 if split.quick else 20)
+    mean = gears(cells, names, names, split.seed, 1 if split.quick else 10)
     control = np.asarray(cells.X[(cells.obs["condition"] == "control").to_numpy()].mean(axis=0))
     return {name: mean[name] - control.ravel() for name in names}
 

@@ -65,7 +65,33 @@ def test_the_posterior_mean_is_that_of_henderson():
     # The combination asked for is another one than that of the training.
     covariance = np.linalg.inv(z.T @ z * 50 + prior)
     variance = np.diag(z_asked @ covariance @ z_asked.T) + np.array([0.2, 0])
-    np.testing.assert_allclose(predicted.variance_g, variance, rtol=2e-3)
+    np.testing.assert_allclose(predicted.variance_gn[:, 0], variance, rtol=2e-3)
+
+
+def test_the_scale_of_a_gene_multiplies_its_variances():
+    targets, _, observed = simulated()
+    asked = design(targets[:3])
+    twice, scaled = model_of(targets, observed), model_of(targets, observed)
+    twice.log_variances += np.log(2.0)
+    scaled.gene_scale.fill_(2.0)
+    for a, b in zip(twice.predict(asked), scaled.predict(asked), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_genes_that_do_not_react_are_left_alone():
+    """Their noise is not taken for effects, and those that react are not shrunk."""
+    rng = np.random.default_rng(2)
+    targets, true, observed = simulated()
+    observed[:, 100:] += rng.normal(0, 0.1, (len(targets), 100)) - true[:, 100:]
+    true[:, 100:] = 0
+    model = model_of(targets, observed)
+    model.fit()
+    predicted = model.predict(design(targets))
+    error = np.square(predicted.effect_gn.numpy() - true).mean(axis=0)
+    assert error[100:].mean() < 0.3 * np.square(observed - true)[:, 100:].mean()
+    assert model.gene_scale[:100].median() > 30 * model.gene_scale[100:].median()
+    z = (predicted.effect_gn.numpy() - true) / predicted.effect_variance_gn.sqrt().numpy()
+    assert 0.85 < z[:, :100].std() < 1.15
 
 
 def test_variances_are_recovered():
@@ -103,7 +129,7 @@ def test_without_data_on_a_target_the_common_effect_is_predicted():
     torch.testing.assert_close(predicted.mean_gn[0], predicted.mean_gn[1])
     assert np.corrcoef(predicted.mean_gn[0], observed[:30].mean(axis=0))[0, 1] > 0.9
     seen = model.predict(design(padded[:1]))
-    assert predicted.variance_g[0] > 10 * seen.variance_g[0]
+    assert predicted.variance_gn[0].mean() > 10 * seen.variance_gn[0].mean()
 
 
 def test_effects_are_shared_between_populations_as_far_as_they_are_alike():
@@ -129,6 +155,7 @@ def test_leaving_groups_out_is_training_without_them():
     left = model.without(keep)
     alone = model_of(targets[:40], observed[:40])
     alone.log_variances.copy_(model.log_variances)
+    alone.gene_scale.copy_(model.gene_scale)
     asked = design(targets[40:])
     torch.testing.assert_close(left.predict(asked).mean_gn, alone.predict(asked).mean_gn)
 

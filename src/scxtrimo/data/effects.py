@@ -12,7 +12,9 @@ from scipy import sparse
 EFFECT = "effect"
 STD = "std"
 CONTROL = "control"
-LAYERS = (EFFECT, STD, CONTROL)
+SCORE = "score"
+MIN_SD = 0.01  # of a gene between cells: one that no cell expresses has not changed by much
+LAYERS = (EFFECT, STD, SCORE, CONTROL)
 
 
 def effects_anndata(
@@ -20,6 +22,7 @@ def effects_anndata(
     genes: np.ndarray | pd.Index,
     effect: np.ndarray,
     std: np.ndarray,
+    score: np.ndarray,
     control: np.ndarray,
     named_by: Sequence[str] = ("population",),
 ) -> AnnData:
@@ -31,9 +34,10 @@ def effects_anndata(
         What the rows are, with the columns ``perturbation`` and ``population``.
     genes
         Names of the genes.
-    effect, std, control
-        Change of the mean log-normalised expression, its standard deviation, and the mean of the
-        control cells, all of shape ``(n_rows, n_genes)``.
+    effect, std, score, control
+        Change of the mean log-normalised expression; standard deviation of this change from the
+        control cells as they are; the effect in units of its standard deviation, the noise of the
+        control cells included; their mean. All of shape ``(n_rows, n_genes)``.
     named_by
         Columns that are part of the names of the rows, if they differ between rows.
     """
@@ -46,7 +50,7 @@ def effects_anndata(
         obs=obs,
         var=pd.DataFrame(index=pd.Index(np.asarray(genes, dtype=object))),
     )
-    for name, values in zip(LAYERS, (effect, std, control), strict=True):
+    for name, values in zip(LAYERS, (effect, std, score, control), strict=True):
         adata.layers[name] = np.asarray(values, dtype=np.float32)
     return adata
 

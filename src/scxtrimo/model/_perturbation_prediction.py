@@ -91,9 +91,10 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         AnnData with a row per perturbation and population and a column per measured gene. ``X`` is
         the mean log-normalised expression after the perturbation; the layer ``effect`` its
         difference to that of the control cells (layer ``control``), ``std`` the standard deviation
-        of this prediction. ``obs`` says how many targets there are (``n_targets``), how many of
-        them were never perturbed in the training (``n_unknown``), and if this very perturbation
-        was (``is_trained``).
+        of this prediction; ``score`` the effect in units of its standard deviation, where the
+        control cells have noise, too. ``obs`` says how many targets there are (``n_targets``), how
+        many of them were never perturbed in the training (``n_unknown``), and if this very
+        perturbation was (``is_trained``).
 
         Raises
         ------
@@ -129,7 +130,7 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
             for rows in torch.arange(len(groups)).split(ROWS_PER_PREDICTION)
         ]
         effects.to(self.device)
-        effect, std = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+        effect, std, score = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
         row = np.array([p for p, _ in groups])
         known = set(names.targets)
         seen = self._measured() if adata is None else set()
@@ -146,7 +147,7 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
             pair in seen for pair in zip(obs["population"], obs["perturbation"], strict=True)
         ]
         genes = np.asarray(self.vocabulary.gene_ids)[effects.gene_ids.cpu()]
-        return effects_anndata(obs, genes, effect, std, controls.mean_pn.numpy()[row])
+        return effects_anndata(obs, genes, effect, std, score, controls.mean_pn.numpy()[row])
 
     def predict_cells(
         self,

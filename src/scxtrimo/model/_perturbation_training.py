@@ -12,7 +12,7 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from .._logging import logger
-from ..data.effects import effects_anndata
+from ..data.effects import MIN_SD, effects_anndata
 from ..data.vocabulary import preview
 from ..module import Controls, EffectModel, EffectSizes
 from ..train import EffectsConfig, HeldOut, fit_effects, n_stages, relation_features
@@ -20,7 +20,6 @@ from ._batches import PROGRESS_SECONDS
 from ._perturbation_query import EffectNames, Group, PerturbationQueryMixin
 
 N_CONTEXT = 8
-MIN_SD = 0.01
 MAX_FEATURES = 64
 
 
@@ -205,6 +204,7 @@ class PerturbationTrainingMixin(PerturbationQueryMixin):
             genes,
             held_out.predicted,
             held_out.std,
+            held_out.score,
             control,
             named_by=("population", "left_out", "unseen_targets"),
         )

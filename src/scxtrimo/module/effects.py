@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..nn import Design, EffectNet, MixedEffects
+from ..nn import Design, EffectNet, MixedEffects, Prediction
 
 N_TARGET_INPUTS = 3
 N_OWN_GENE_INPUTS = 9
@@ -125,14 +125,13 @@ class NetInputs(NamedTuple):
 
     Parameters
     ----------
-    base_gn, variance_g
-        Effects of the mixed model and their variance, see :class:`~scxtrimo.nn.MixedEffects`.
+    base
+        What the mixed model predicts.
     targets_gtnu, is_target_gt, genes_gnx
         See :meth:`~scxtrimo.nn.EffectNet.forward`.
     """
 
-    base_gn: Tensor
-    variance_g: Tensor
+    base: Prediction
     targets_gtnu: Tensor
     is_target_gt: Tensor
     genes_gnx: Tensor
@@ -143,13 +142,13 @@ class EffectModel(nn.Module):
 
     .. math::
         \Delta_{pn} = s_n \left( \delta_{pn} + \lambda \, r_{pn} \right), \qquad
-        \operatorname{sd}_{pn} = s_n \, c_n \sqrt{v_p}
+        \operatorname{sd}_{pn} = s_n \, c \sqrt{v_{pn}}
 
     :math:`\delta` and :math:`v` come from the :class:`~scxtrimo.nn.MixedEffects`, :math:`r` from
     the :class:`~scxtrimo.nn.EffectNet`; :math:`s_n` is the standard deviation of a gene between
-    cells. The weight :math:`\lambda`, from 0 to 1, is chosen on perturbations that neither part
-    has seen, apart for perturbations with and without unseen targets, and so is the calibration
-    :math:`c_n`.
+    cells. The weight :math:`\lambda`, from 0 to 1, and the calibration :math:`c` are chosen on
+    perturbations that were left out, apart for those with and without targets that were never
+    seen. For perturbations of the training :math:`c` is 1.
 
     Parameters
     ----------
@@ -180,7 +179,7 @@ class EffectModel(nn.Module):
         self.net = EffectNet(N_TARGET_INPUTS, N_OWN_GENE_INPUTS + sizes.n_context)
         self.register_buffer("gene_ids", torch.zeros(n_genes, dtype=torch.int64))
         self.register_buffer("gene_sd", torch.ones(n_genes))
-        self.register_buffer("calibration", torch.ones(n_genes))
+        self.register_buffer("calibration", torch.ones(2))
         self.register_buffer("gate", torch.zeros(2))
         self.register_buffer("control_mean", torch.zeros(n_populations, n_genes))
         self.register_buffer("control_expressing", torch.zeros(n_populations, n_genes))
@@ -279,7 +278,6 @@ class EffectModel(nn.Module):
         of_group = torch.stack(
             [
                 base.mean_gn.square().mean(dim=1).sqrt(),
-                base.variance_g.sqrt(),
                 query.design.n_targets_g - 1,
             ],
             dim=1,
@@ -292,6 +290,7 @@ class EffectModel(nn.Module):
             mean_gn,
             controls.expressing_pn[query.population_g],
             self.gene_sd.expand_as(mean_gn),
+            base.variance_gn.sqrt(),
         ]
         genes_gnx = torch.cat(
             [
@@ -301,12 +300,10 @@ class EffectModel(nn.Module):
             ],
             dim=-1,
         )
-        return NetInputs(
-            base.mean_gn, base.variance_g, targets_gtnu, query.is_target_gt, genes_gnx
-        )
+        return NetInputs(base, targets_gtnu, query.is_target_gt, genes_gnx)
 
     @torch.inference_mode()
-    def predict(self, query: Query, controls: Controls) -> tuple[Tensor, Tensor]:
+    def predict(self, query: Query, controls: Controls) -> tuple[Tensor, Tensor, Tensor]:
         """Return effects and their standard deviations, in units of log-normalised expression.
 
         Parameters
@@ -318,13 +315,19 @@ class EffectModel(nn.Module):
 
         Returns
         -------
-        Two float32 tensors of shape ``(n_groups, n_genes)``.
+        Three float32 tensors of shape ``(n_groups, n_genes)``; the last is the effect in units of
+        its standard deviation, where the noise of the control cells counts as well.
         """
         known = self.inputs(query, controls, self.mixed)
-        gate_g = self.gate[query.has_unknown_g.long()]
-        effect_gn = known.base_gn
+        kind_g = query.has_unknown_g.long()
+        gate_g = self.gate[kind_g]
+        correction_gn = torch.zeros_like(known.base.mean_gn)
         if bool(gate_g.any()):
             correction_gn = self.net(known.targets_gtnu, known.is_target_gt, known.genes_gnx)
-            effect_gn = effect_gn + gate_g[:, None] * correction_gn
-        std_gn = known.variance_g.sqrt()[:, None] * (self.gene_sd * self.calibration)
-        return effect_gn * self.gene_sd, std_gn
+            correction_gn = gate_g[:, None] * correction_gn
+        is_trained_g = self.mixed.is_trained(query.design)
+        calibration_g1 = torch.where(is_trained_g, 1.0, self.calibration[kind_g])[:, None]
+        effect_gn = (known.base.mean_gn + correction_gn) * self.gene_sd
+        std_gn = calibration_g1 * known.base.variance_gn.sqrt() * self.gene_sd
+        effect_std_gn = calibration_g1 * known.base.effect_variance_gn.sqrt()
+        return effect_gn, std_gn, (known.base.effect_gn + correction_gn) / effect_std_gn

@@ -13,7 +13,7 @@ from .decoder import (
 from .effect_net import EffectNet
 from .embedding import AutoDiscretization, TokenEmbedding, normalize_counts
 from .encoder import Encoder, EncoderLayer, FeedForward
-from .mixed_effects import Design, MixedEffects, cosine, stack_designs
+from .mixed_effects import Design, MixedEffects, Prediction, cosine, stack_designs
 from .performer import FavorAttention, Performer, PerformerLayer
 from .pooling import CellPooling, pool_tokens
 from .ragged import CellBoundaries
@@ -41,6 +41,7 @@ __all__ = [
     "Performer",
     "PerformerDecoder",
     "PerformerLayer",
+    "Prediction",
     "SelfAttention",
     "TokenEmbedding",
     "XTrimoGeneNet",

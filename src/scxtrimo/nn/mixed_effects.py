@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MAX_FITTED = 1000
+SCALE_WIDTH = 2.0
+MIN_VARIANCE = 1e-6
 JITTER = 1e-6
 
 
@@ -46,14 +48,32 @@ class Prediction(NamedTuple):
 
     Parameters
     ----------
-    mean_gn
-        Expected effects, shape ``(n_groups, n_genes)``.
-    variance_g
-        Their variance, the same for all genes, shape ``(n_groups,)``.
+    mean_gn, variance_gn
+        Mean and variance of the differences to the control cells that were measured, shape
+        ``(n_groups, n_genes)``.
+    effect_gn, effect_variance_gn
+        Mean and variance of the effects themselves: the control cells have noise too.
     """
 
     mean_gn: Tensor
-    variance_g: Tensor
+    variance_gn: Tensor
+    effect_gn: Tensor
+    effect_variance_gn: Tensor
+
+
+class _Solution(NamedTuple):
+    """The training groups in the basis in which noise and covariance are diagonal.
+
+    There the posterior of every gene, with a scale of its own, is a division.
+    """
+
+    basis_gi: Tensor
+    eigenvalues_i: Tensor
+    effects_in: Tensor
+
+    def divisors(self, scale_n: Tensor) -> Tensor:
+        """Return the variances of the effects in this basis, shape ``(n_groups, n_genes)``."""
+        return self.eigenvalues_i[:, None] * scale_n + 1
 
 
 class MixedEffects(nn.Module):
@@ -71,9 +91,9 @@ class MixedEffects(nn.Module):
     combination does beyond the sum, :math:`i`. Each is shared between populations in as far as
     they are alike. The noise :math:`\varepsilon` is known from the numbers of cells; that of the
     control cells is the same for all perturbations of a population. The variances are fitted by
-    maximum likelihood, and effects are predicted by their posterior mean
-    :cite:p:`Henderson1975`. The additive model, the mean of the training perturbations and ridge
-    regression on features are special cases.
+    maximum likelihood, then one factor for every gene, as few genes react and these strongly;
+    effects are predicted by their posterior mean :cite:p:`Henderson1975`. The additive model, the
+    mean of the training perturbations and ridge regression on features are special cases.
 
     Parameters
     ----------
@@ -93,6 +113,7 @@ class MixedEffects(nn.Module):
     effects_gn: Tensor
     log_variances: Tensor
     shared: Tensor
+    gene_scale: Tensor
 
     def __init__(
         self,
@@ -115,7 +136,8 @@ class MixedEffects(nn.Module):
         # Common effect, target, combination, and one for every block of features.
         self.register_buffer("log_variances", torch.full((3 + len(feature_blocks),), -4.0))
         self.register_buffer("shared", torch.ones(()))
-        self._solved: tuple[Tensor, Tensor] | None = None
+        self.register_buffer("gene_scale", torch.ones(n_genes))
+        self._solved: _Solution | None = None
 
     @property
     def design(self) -> Design:
@@ -198,6 +220,20 @@ class MixedEffects(nn.Module):
         if not one_population:
             self.shared.copy_(parameters.detach()[-1].sigmoid())
         self._solved = None
+        self._fit_gene_scale()
+
+    @torch.no_grad()
+    def _fit_gene_scale(self) -> None:
+        """Fit by how much larger the variances are for each gene, on a grid."""
+        solution = self._solution()
+        squares_in = solution.effects_in.square()
+        best_n = torch.full((squares_in.shape[1],), -torch.inf, dtype=torch.float64)
+        for log_scale in torch.linspace(-7, 7, 29, dtype=torch.float64):
+            variance_i = (solution.eigenvalues_i * log_scale.exp() + 1)[:, None]
+            log_likelihood_n = -0.5 * (variance_i.log() + squares_in / variance_i).sum(dim=0)
+            log_posterior_n = log_likelihood_n - 0.5 * (log_scale / SCALE_WIDTH) ** 2
+            self.gene_scale[log_posterior_n > best_n] = log_scale.exp().float()
+            best_n = torch.maximum(best_n, log_posterior_n)
 
     def without(self, keep_g: Tensor) -> MixedEffects:
         """Return the model that has not seen some of the groups, with the same variances.
@@ -215,23 +251,44 @@ class MixedEffects(nn.Module):
         )
         model.log_variances.copy_(self.log_variances)
         model.shared.copy_(self.shared)
+        model.gene_scale.copy_(self.gene_scale)
         return model
 
     @torch.no_grad()
     def predict(self, design: Design) -> Prediction:
-        """Return the expected effects against the control cells that were measured.
+        """Return what is expected of groups of cells.
 
         Parameters
         ----------
         design
             The groups to predict, the same in every population or not.
         """
-        inverse_gg, weights_gn = self._solution()
-        cross_qg = self._covariance_with(design) + self._shared_noise(design)
-        variance_q = self._own_variance(design)
-        explained_q = ((cross_qg @ inverse_gg) * cross_qg).sum(dim=1)
-        mean_qn = (cross_qg @ weights_gn).float()
-        return Prediction(mean_qn, (variance_q - explained_q).clamp(min=1e-6).float())
+        solution, scale_n = self._solution(), self.gene_scale.double()
+        signal_qi = self._covariance_with(design) @ solution.basis_gi
+        noise_qi = self._shared_noise(design) @ solution.basis_gi
+        precision_in = 1 / solution.divisors(scale_n)
+        weights_in = precision_in * solution.effects_in
+        signal_q, noise_q = self._own_variances(design)
+        effect_qn = scale_n * (signal_qi @ weights_in)
+        effect_variance_qn = scale_n * (
+            signal_q[:, None] - scale_n * (signal_qi.square() @ precision_in)
+        )
+        mean_qn = effect_qn + noise_qi @ weights_in
+        variance_qn = effect_variance_qn + noise_q[:, None]
+        variance_qn = variance_qn - 2 * scale_n * ((signal_qi * noise_qi) @ precision_in)
+        variance_qn = variance_qn - noise_qi.square() @ precision_in
+        return Prediction(
+            mean_qn.float(),
+            variance_qn.clamp(min=MIN_VARIANCE).float(),
+            effect_qn.float(),
+            effect_variance_qn.clamp(min=MIN_VARIANCE).float(),
+        )
+
+    def is_trained(self, design: Design) -> Tensor:
+        """Return which groups are among those of the training, bool."""
+        same_size = design.n_targets_g[:, None] == self.n_targets_g[None]
+        same = (design.targets_gt @ self.targets_gt.T == self.n_targets_g[None]) & same_size
+        return (same & (design.population_g[:, None] == self.population_g[None])).any(dim=1)
 
     @torch.no_grad()
     def target_effects(self, design: Design) -> Tensor:
@@ -246,16 +303,24 @@ class MixedEffects(nn.Module):
         -------
         Shape ``(n_rows, n_genes)``.
         """
-        return (self._covariance_with(design) @ self._solution()[1]).float()
+        solution, scale_n = self._solution(), self.gene_scale.double()
+        weights_in = solution.effects_in / solution.divisors(scale_n)
+        signal_qi = self._covariance_with(design) @ solution.basis_gi
+        return (scale_n * (signal_qi @ weights_in)).float()
 
-    def _solution(self) -> tuple[Tensor, Tensor]:
-        """Return the inverse of the covariance of the training groups, and it times effects."""
+    def _solution(self) -> _Solution:
+        """Return the basis in which the noise is 1 and the covariance of effects diagonal."""
         if self._solved is None:
             everything = torch.arange(len(self.n_cells_g), device=self.n_cells_g.device)
-            covariance_gg = self._covariance_with(self.design) + self._noise(everything).double()
-            factor = torch.linalg.cholesky(covariance_gg)
-            inverse_gg = torch.cholesky_inverse(factor)
-            self._solved = inverse_gg, inverse_gg @ self.effects_gn.double()
+            factor = torch.linalg.cholesky(self._noise(everything).double())
+            covariance_gg = self._covariance_with(self.design)
+            whitened = torch.linalg.solve_triangular(factor, covariance_gg, upper=False)
+            whitened = torch.linalg.solve_triangular(factor, whitened.T, upper=False)
+            eigenvalues_i, vectors_gi = torch.linalg.eigh((whitened + whitened.T) / 2)
+            basis_gi = torch.linalg.solve_triangular(factor.T, vectors_gi, upper=True)
+            self._solved = _Solution(
+                basis_gi, eigenvalues_i.clamp(min=0), basis_gi.T @ self.effects_gn.double()
+            )
         return self._solved
 
     def _covariance_with(self, design: Design) -> Tensor:
@@ -278,8 +343,8 @@ class MixedEffects(nn.Module):
         likeness = a.similarity_gp[:, b.population_g.long()]
         return covariance * (shared + (1 - shared) * likeness)
 
-    def _own_variance(self, design: Design) -> Tensor:
-        """Return the variance of effects, with the noise of the control cells, before any data."""
+    def _own_variances(self, design: Design) -> tuple[Tensor, Tensor]:
+        """Return variances of effects, and of the noise of the control cells, before any data."""
         variances = self.log_variances.double().exp()
         n_targets = design.n_targets_g.double()
         variance_q = variances[0] * n_targets**2 + variances[1] * n_targets
@@ -289,7 +354,7 @@ class MixedEffects(nn.Module):
             variance_q = variance_q + variance * of_block.square().sum(dim=1)
         is_known = design.population_g >= 0
         noise_q = 1 / self.n_controls_p.double()[design.population_g.clamp(min=0)]
-        return variance_q + noise_q * is_known
+        return variance_q, noise_q * is_known
 
     def _shared_noise(self, design: Design) -> Tensor:
         """Return the covariance that comes from the same control cells."""

@@ -8,7 +8,7 @@ from anndata import AnnData
 
 from ..data import PerturbationNames, RowReader, group_moments
 from ..data.counts import check_counts, get_layer
-from ..data.effects import CONTROL, EFFECT, STD, check_effects, effects_anndata
+from ..data.effects import EFFECT, LAYERS, MIN_SD, SCORE, check_effects, effects_anndata
 from ..data.fields import get_column
 from ..data.perturbations import library_sizes
 from ..data.vocabulary import preview
@@ -39,8 +39,9 @@ def perturbation_effects(
     AnnData with a row per perturbation and population, as
     :meth:`scxtrimo.model.XTrimoGenePerturbation.predict` returns it: ``X`` is the mean
     log-normalised expression, the layer ``effect`` its difference to that of the control cells
-    (layer ``control``), ``std`` its standard error, the control cells taken as they are.
-    ``obs["n_cells"]`` is the number of perturbed cells.
+    (layer ``control``), ``std`` its standard error, the control cells taken as they are, and
+    ``score`` the effect in units of its standard error, theirs included. ``obs["n_cells"]`` is
+    the number of perturbed cells.
 
     Raises
     ------
@@ -79,15 +80,18 @@ def perturbation_effects(
     rows = np.array([place[group] for group in perturbed])
     controls = np.array([place[p, control] for p, _ in perturbed])
     degrees = np.maximum(moments.n_cells - 1, 0)
-    variance = degrees @ moments.variance / max(degrees.sum(), 1)
+    sd = np.sqrt(degrees @ moments.variance / max(degrees.sum(), 1) + MIN_SD**2)
+    effect = moments.mean[rows] - moments.mean[controls]
+    per_cell, per_control = (1 / moments.n_cells[group][:, None] for group in (rows, controls))
     obs = pd.DataFrame(perturbed, columns=["population", "perturbation"])
     obs["n_targets"] = [len(names.targets(name)) for name in obs["perturbation"]]
     obs["n_cells"], obs["n_control_cells"] = moments.n_cells[rows], moments.n_cells[controls]
     return effects_anndata(
         obs,
         adata.var_names,
-        moments.mean[rows] - moments.mean[controls],
-        np.sqrt(variance / moments.n_cells[rows][:, None]),
+        effect,
+        sd * np.sqrt(per_cell),
+        effect / (sd * np.sqrt(per_cell + per_control)),
         moments.mean[controls],
     )
 
@@ -105,8 +109,7 @@ def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataF
     Returns
     -------
     Data frame with the columns ``perturbation``, ``population``, ``gene``, ``effect``, ``std``,
-    ``score`` (effect over standard deviation) and ``control`` (mean of the control cells), the
-    most certain changes first.
+    ``score`` and ``control``, see :func:`perturbation_effects`, the most certain changes first.
 
     Examples
     --------
@@ -119,8 +122,7 @@ def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataF
         raise ValueError(f"n_genes={n_genes} must be positive.")
     parts = []
     for i in range(effects.n_obs):
-        effect, std, control = (np.asarray(effects.layers[k])[i] for k in (EFFECT, STD, CONTROL))
-        score = effect / np.maximum(std, 1e-12)
+        effect, std, score, control = (np.asarray(effects.layers[k])[i] for k in LAYERS)
         order = np.argsort(-np.abs(score), kind="stable")[:n_genes]
         part = pd.DataFrame(
             {
@@ -186,7 +188,7 @@ def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) 
     truth = observed[[place[pair] for pair in asked], genes]
     effect = np.asarray(predicted[:, genes].layers[EFFECT], dtype=np.float64)
     target = np.asarray(truth.layers[EFFECT], dtype=np.float64)
-    score = np.abs(target) / np.maximum(np.asarray(truth.layers[STD]), 1e-12)
+    score = np.abs(np.asarray(truth.layers[SCORE]))
     top = np.argsort(-score, axis=1, kind="stable")[:, :n_top]
     of_top = [np.take_along_axis(values, top, axis=1) for values in (effect, target)]
     result = predicted.obs[keys].copy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..module.effects import EffectModel, NetInputs, Query
-from ..nn import EffectNet
+from ..nn import EffectNet, Prediction
 
 MAX_NET_ENTRIES = 3_000_000
 MIN_JUDGED = 5
-PRIOR_PERTURBATIONS = 5.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ class HeldOut(NamedTuple):
         Effects in units of log-normalised expression, shape ``(n_rows, n_genes)``.
     std
         Their standard deviations, of the same shape.
+    score
+        Effects in units of their standard deviations, the noise of the control cells included.
     """
 
     group: np.ndarray
@@ -76,6 +77,7 @@ class HeldOut(NamedTuple):
     is_unseen: np.ndarray
     predicted: np.ndarray
     std: np.ndarray
+    score: np.ndarray
 
 
 class _Rows(NamedTuple):
@@ -141,15 +143,19 @@ def fit_effects(
             net = _train_net(model, rows, everything, config, seed)
             model.net.load_state_dict(net.state_dict())
         update()
-    gated_gn = rows.inputs.base_gn + model.gate[rows.has_unseen_g.long()][:, None] * correction_gn
-    model.calibration.copy_(_calibrate(rows, rows.observed_gn - gated_gn))
-    std_gn = rows.inputs.variance_g.sqrt()[:, None] * (model.gene_sd * model.calibration)
+    kind_g, base = rows.has_unseen_g.long(), rows.inputs.base
+    correction_gn = model.gate[kind_g][:, None] * correction_gn
+    predicted_gn = base.mean_gn + correction_gn
+    model.calibration.copy_(_calibrate(rows, rows.observed_gn - predicted_gn))
+    calibration_g1 = model.calibration[kind_g][:, None]
+    score_gn = (base.effect_gn + correction_gn) / base.effect_variance_gn.sqrt() / calibration_g1
     return HeldOut(
         rows.group.numpy(),
         rows.without_targets.numpy(),
         rows.is_unseen_gt.numpy(),
-        (gated_gn * model.gene_sd).numpy(),
-        std_gn.numpy(),
+        (predicted_gn * model.gene_sd).numpy(),
+        (calibration_g1 * base.variance_gn.sqrt() * model.gene_sd).numpy(),
+        score_gn.numpy(),
     )
 
 
@@ -193,13 +199,20 @@ def _leave_out(
                     )
                 )
             update()
-    inputs = NetInputs(*(torch.cat(part) for part in zip(*(p.inputs for p in parts), strict=True)))
+    inputs = NetInputs(
+        Prediction(*_joined([part.inputs.base for part in parts])),
+        *_joined([part.inputs[1:] for part in parts]),
+    )
     joined = {
         name: torch.cat([getattr(part, name) for part in parts])
         for name in _Rows._fields
         if name != "inputs"
     }
     return _Rows(inputs=inputs, **joined)
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
 
 def _as_if_seen(query: Query, is_seen_t: Tensor) -> Query:
@@ -232,7 +245,7 @@ def _train_net(
         sizes = rows.inputs.targets_gtnu.shape[-1], rows.inputs.genes_gnx.shape[-1]
         net = EffectNet(*sizes)
     used = torch.nonzero(use_g)[:, 0]
-    missed_gn = rows.observed_gn - rows.inputs.base_gn
+    missed_gn = rows.observed_gn - rows.inputs.base.mean_gn
     weight_n = model.gene_sd.square() / model.gene_sd.square().mean()
     scale = (missed_gn[used].square() * weight_n).mean().clamp(min=1e-12)
     optimizer = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
@@ -266,7 +279,7 @@ def _apply(net: EffectNet, known: NetInputs, use_g: Tensor) -> Tensor:
         net(known.targets_gtnu[part], known.is_target_gt[part], known.genes_gnx[part])
         for part in rows.split(16)
     ]
-    return torch.cat(parts) if parts else known.base_gn[rows]
+    return torch.cat(parts) if parts else known.base.mean_gn[rows]
 
 
 def _choose_gate(gene_sd: Tensor, rows: _Rows, correction_gn: Tensor) -> Tensor:
@@ -276,7 +289,7 @@ def _choose_gate(gene_sd: Tensor, rows: _Rows, correction_gn: Tensor) -> Tensor:
     perturbations, so that chance is not taken for skill.
     """
     weight_n = gene_sd.square()
-    missed_gn = rows.observed_gn - rows.inputs.base_gn
+    missed_gn = rows.observed_gn - rows.inputs.base.mean_gn
     gate = torch.zeros(2)
     for has_unseen in (False, True):
         of_kind = rows.has_unseen_g == has_unseen
@@ -294,10 +307,20 @@ def _choose_gate(gene_sd: Tensor, rows: _Rows, correction_gn: Tensor) -> Tensor:
 
 
 def _calibrate(rows: _Rows, error_gn: Tensor) -> Tensor:
-    """Return by how much errors are larger than the mixed model expects, gene by gene."""
-    excess_gn = error_gn.square() - (1 / rows.n_cells_g)[:, None]
-    expected = rows.inputs.variance_g
-    overall = (excess_gn.mean() / expected.mean()).clamp(min=0.01)
-    prior = PRIOR_PERTURBATIONS * expected.mean()
-    ratio_n = (excess_gn.sum(dim=0) + prior * overall) / (expected.sum() + prior)
-    return ratio_n.clamp(min=0.1 * float(overall)).sqrt()
+    """Return the factors of the standard deviation that make the errors most likely.
+
+    One for perturbations without and one with unseen targets.
+    """
+    noise_gn = (1 / rows.n_cells_g)[:, None].expand_as(error_gn)
+    factors = torch.ones(2)
+    for has_unseen in (False, True):
+        of_kind = rows.has_unseen_g == has_unseen
+        if int(of_kind.sum()) < MIN_JUDGED:
+            continue
+        best = torch.tensor(-torch.inf)
+        for log_factor in torch.linspace(-1.5, 1.5, 31):
+            variance_gn = (2 * log_factor).exp() * rows.inputs.base.variance_gn + noise_gn
+            terms_gn = variance_gn.log() + error_gn.square() / variance_gn
+            if (likelihood := -terms_gn[of_kind].mean()) > best:
+                best, factors[int(has_unseen)] = likelihood, log_factor.exp()
+    return factors
