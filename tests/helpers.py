@@ -43,9 +43,10 @@ def make_perturbed_cells(
 ) -> anndata.AnnData:
     """Cells in which genes were perturbed, alone and in pairs; half of these are not measured.
 
-    Effects on the logarithm of rates add up; those of the targets are in ``uns["effects"]``.
+    Effects on the logarithm of rates add up; those of the targets are in ``uns["effects"]``. The
+    seed is that of the counts: another one makes the same experiment again.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     targets = SINGLES if targets is None else targets
     pairs = PAIRS if pairs is None else pairs
     rates = 0.5 + rng.gamma(1.0, 2.0, size=n_genes)
@@ -55,6 +56,7 @@ def make_perturbed_cells(
     effects = effects or dict(zip(targets, drawn, strict=True))
     conditions = [("control",), *((target,) for target in targets), *pairs]
     counts, names = [], []
+    rng = np.random.default_rng(seed)
     for condition in conditions:
         n = 2 * n_cells if condition == ("control",) else n_cells
         change = sum((effects[t] for t in condition if t in effects), np.zeros(n_genes))

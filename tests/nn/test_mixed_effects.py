@@ -7,7 +7,7 @@ import torch
 from scxtrimo.nn import Design, EffectNet, MixedEffects
 
 
-def design(targets: np.ndarray, population=None, n_populations: int = 1) -> Design:
+def design(targets, population=None, n_populations=1, n_controls=100.0) -> Design:
     targets = torch.as_tensor(targets, dtype=torch.float32)
     population = torch.zeros(len(targets), dtype=torch.int64) if population is None else population
     return Design(
@@ -16,10 +16,11 @@ def design(targets: np.ndarray, population=None, n_populations: int = 1) -> Desi
         torch.zeros(len(targets), 0),
         torch.eye(n_populations)[population],
         population,
+        torch.full((len(targets),), float(n_controls)),
     )
 
 
-def model_of(targets, effects, n_cells=100.0, n_controls=100.0, **kwargs) -> MixedEffects:
+def model_of(targets, effects, n_cells=100.0, **kwargs) -> MixedEffects:
     of_training = design(targets, **kwargs)
     n_populations = of_training.similarity_gp.shape[1]
     model = MixedEffects(len(targets), np.shape(targets)[1], n_populations, effects.shape[1])
@@ -27,7 +28,6 @@ def model_of(targets, effects, n_cells=100.0, n_controls=100.0, **kwargs) -> Mix
         of_training,
         torch.as_tensor(effects, dtype=torch.float32),
         torch.full((len(targets),), float(n_cells)),
-        torch.full((n_populations,), float(n_controls)),
     )
     return model
 
@@ -60,7 +60,7 @@ def test_the_posterior_mean_is_that_of_henderson():
     z_asked = np.hstack(
         [asked.sum(axis=1, keepdims=True), asked, np.zeros((2, 1)), np.ones((2, 1))]
     )
-    predicted = model.predict(design(asked))
+    predicted = model.predict(design(asked, n_controls=80.0))
     np.testing.assert_allclose(predicted.mean_gn, z_asked @ u, rtol=2e-4, atol=1e-5)
     # The combination asked for is another one than that of the training.
     covariance = np.linalg.inv(z.T @ z * 50 + prior)
@@ -106,7 +106,7 @@ def test_variances_are_recovered():
 
 def test_it_beats_the_additive_model_and_the_mean():
     targets, true, observed = simulated()
-    model = model_of(targets[:50], observed[:50], n_cells=100, n_controls=100)
+    model = model_of(targets[:50], observed[:50], n_cells=100)
     model.fit()
     predicted = model.predict(design(targets[50:])).mean_gn.numpy()
     additive = targets[50:] @ observed[:30]
@@ -132,19 +132,26 @@ def test_without_data_on_a_target_the_common_effect_is_predicted():
     assert predicted.variance_gn[0].mean() > 10 * seen.variance_gn[0].mean()
 
 
-def test_effects_are_shared_between_populations_as_far_as_they_are_alike():
+@pytest.mark.parametrize("sign", [1.0, 0.0, -1.0])
+def test_effects_are_shared_between_populations_if_they_are_the_same(sign):
     rng = np.random.default_rng(3)
     n_targets, n_genes = 20, 200
     single = rng.normal(0, 0.5, (n_targets, n_genes))
-    other = rng.normal(0, 0.5, (n_targets, n_genes))
+    other = sign * single + (1 - abs(sign)) * rng.normal(0, 0.5, (n_targets, n_genes))
     targets = np.vstack([np.eye(n_targets)] * 2)
     population = torch.arange(2).repeat_interleave(n_targets)
-    noise = rng.normal(0, 0.1, (2 * n_targets, n_genes))
-    for second, low, high in ((single, 0.9, 1.0), (other, 0.0, 0.1)):
-        effects = np.vstack([single, second]) + noise
-        model = model_of(targets, effects, population=population, n_populations=2)
-        model.fit()
-        assert low <= float(model.shared) <= high
+    effects = np.vstack([single, other]) + rng.normal(0, 0.1, (2 * n_targets, n_genes))
+    model = model_of(targets, effects, population=population, n_populations=2)
+    # Two populations say nothing about how effects depend on how much alike they are.
+    model.similarity_gp.copy_(torch.tensor([[1.0, 0.6], [0.6, 1.0]])[population])
+    model.fit()
+    alike = float(model.sharing[0] + 0.6 * model.sharing[1])
+    assert alike > 0.9 if sign == 1 else alike < 0.15
+    hidden = torch.arange(len(targets)) != 2 * n_targets - 1
+    predicted = model.without(hidden).predict(model.design.rows(torch.tensor([-1]))).effect_gn
+    error = np.square(predicted.numpy() - other[-1]).mean()
+    nothing = np.square(other[-1]).mean()
+    assert error < 0.1 * nothing if sign == 1 else error < 1.1 * nothing
 
 
 def test_leaving_groups_out_is_training_without_them():
@@ -155,7 +162,7 @@ def test_leaving_groups_out_is_training_without_them():
     left = model.without(keep)
     alone = model_of(targets[:40], observed[:40])
     alone.log_variances.copy_(model.log_variances)
-    alone.gene_scale.copy_(model.gene_scale)
+    alone._fit_gene_scale()
     asked = design(targets[40:])
     torch.testing.assert_close(left.predict(asked).mean_gn, alone.predict(asked).mean_gn)
 

@@ -6,12 +6,13 @@ from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, gather_ro
 from .fields import CategoryField, CountsField, LabelsField
 from .gene_index import read_gene_index, read_genes
 from .gene_table import GeneTable
+from .group_moments import GroupMoments, group_moments
 from .perturbations import (
-    GroupMoments,
+    CellGroups,
     LibrarySizeField,
     PerturbationField,
     PerturbationNames,
-    group_moments,
+    group_cells,
 )
 from .prefetching import PrefetchLoader, prefetch
 from .store import CellStore, DamagedStoreError, backed_anndata, is_store, require_annbatch
@@ -22,6 +23,7 @@ __all__ = [
     "COVERAGE_KEY",
     "CategoryField",
     "CellFile",
+    "CellGroups",
     "CellStore",
     "CountsField",
     "DamagedStoreError",
@@ -42,6 +44,7 @@ __all__ = [
     "check_counts",
     "covariate_keys",
     "gather_rows",
+    "group_cells",
     "group_moments",
     "is_store",
     "prefetch",

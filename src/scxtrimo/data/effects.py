@@ -13,7 +13,6 @@ EFFECT = "effect"
 STD = "std"
 CONTROL = "control"
 SCORE = "score"
-MIN_SD = 0.01  # of a gene between cells: one that no cell expresses has not changed by much
 LAYERS = (EFFECT, STD, SCORE, CONTROL)
 
 
@@ -45,8 +44,9 @@ def effects_anndata(
     if more := [key for key in named_by if obs[key].nunique() > 1]:
         names = names + " (" + obs[more].astype(str).agg(", ".join, axis=1) + ")"
     obs = obs.set_axis(pd.Index(names.to_numpy(), dtype=object), axis=0)
+    effect = np.maximum(effect, -control)  # expression is not negative
     adata = AnnData(
-        np.maximum(control + effect, 0).astype(np.float32),
+        (control + effect).astype(np.float32),
         obs=obs,
         var=pd.DataFrame(index=pd.Index(np.asarray(genes, dtype=object))),
     )

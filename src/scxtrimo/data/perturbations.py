@@ -1,4 +1,4 @@
-"""Which genes were perturbed in which cells, and the mean expression of such groups of cells."""
+"""Which genes were perturbed in which cells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 from scvi.data import _constants
 from scvi.data.fields import BaseAnnDataField
 
@@ -19,7 +18,9 @@ from .vocabulary import preview
 PERTURBATION = "perturbation"
 POPULATION = "population"
 LIBRARY_SIZE = "library_size"
-SCALE = 1e4
+ALL_CELLS = "all"
+Group = tuple[int, tuple[str, ...]]
+"""Number of a population, and the perturbed genes."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class PerturbationNames:
         ValueError
             If a name is empty or a gene is named twice.
         """
-        parts = str(name).split(self.separator) if isinstance(name, str) else map(str, name)
+        if isinstance(name, str) and name.strip() == self.control:
+            return ()  # before splitting: the name of the control may hold the separator
+        parts = name.split(self.separator) if isinstance(name, str) else map(str, name)
         genes = [part.strip() for part in parts]
         if "" in genes or not genes:
             raise ValueError(
@@ -199,83 +202,94 @@ def library_sizes(adata: AnnData, key: str) -> np.ndarray:
     return values
 
 
-class GroupMoments(NamedTuple):
-    """Log-normalised expression of groups of cells.
+class CellGroups(NamedTuple):
+    """Cells with the same perturbation and population.
 
     Parameters
     ----------
-    n_cells
-        Cells of every group, int64, shape ``(n_groups,)``.
-    mean
-        float64, shape ``(n_groups, n_genes)``.
-    variance
-        Variance within groups, float64, shape ``(n_groups, n_genes)``.
-    expressing
-        Fraction of the cells that express a gene, float64, shape ``(n_groups, n_genes)``.
-    """
-
-    n_cells: np.ndarray
-    mean: np.ndarray
-    variance: np.ndarray
-    expressing: np.ndarray
-
-
-def group_moments(
-    chunks: Iterable[sparse.csr_matrix],
-    codes: np.ndarray,
-    n_groups: int,
-    totals: np.ndarray | None = None,
-) -> GroupMoments:
-    """Return means and variances of ``log1p`` of counts per 10,000, group by group.
-
-    Parameters
-    ----------
-    chunks
-        Counts of all cells in their order, a part of them at a time.
+    groups
+        Population and perturbed genes of every group of perturbed cells.
     codes
-        Group of every cell, int64, shape ``(n_cells,)``; -1 for none.
-    n_groups
-        Number of groups.
-    totals
-        Total counts of the cells, shape ``(n_cells,)``; by default the sums of the rows.
+        Group of every cell, -1 for control cells, int64, shape ``(n_cells,)``.
+    control_codes
+        Population of every control cell, -1 for perturbed ones, of the same shape.
+    populations
+        Names of the populations.
     """
-    sums: list[Any] = [0.0, 0.0, 0.0]
-    start = 0
-    for chunk in chunks:
-        rows = slice(start, start := start + chunk.shape[0])
-        logged = log_normalized(chunk, None if totals is None else totals[rows])
-        squares, ones = logged.copy(), logged.copy()
-        squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
-        members = np.flatnonzero(codes[rows] >= 0)
-        of_group = sparse.csr_matrix(
-            (np.ones(len(members)), (codes[rows][members], members)),
-            shape=(n_groups, chunk.shape[0]),
-        )
-        for i, values in enumerate((logged, squares, ones)):
-            sums[i] = sums[i] + (of_group @ values).toarray()
-    n_cells = np.bincount(codes[codes >= 0], minlength=n_groups)
-    mean, mean_square, expressing = (total / np.maximum(n_cells, 1)[:, None] for total in sums)
-    variance = np.maximum(mean_square - mean**2, 0)
-    variance *= (n_cells / np.maximum(n_cells - 1, 1))[:, None]
-    return GroupMoments(n_cells, mean, variance, expressing)
+
+    groups: list[Group]
+    codes: np.ndarray
+    control_codes: np.ndarray
+    populations: list[str]
 
 
-def log_normalized(
-    counts: sparse.csr_matrix, totals: np.ndarray | None = None
-) -> sparse.csr_matrix:
-    """Return ``log1p`` of counts per 10,000, float64.
+def group_cells(
+    adata: AnnData, names: PerturbationNames, perturbation_key: str, population_key: str | None
+) -> CellGroups:
+    """Sort cells by what was done to them.
 
     Parameters
     ----------
-    counts
-        Raw counts, shape ``(n_cells, n_genes)``.
-    totals
-        Total counts of the cells, shape ``(n_cells,)``; by default the sums of the rows.
+    adata
+        Control and perturbed cells.
+    names
+        How the names of perturbations are read.
+    perturbation_key, population_key
+        Columns of ``adata.obs``.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing or has missing values, there are only control cells, or a
+        population has none.
     """
-    if totals is None:
-        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    logged = sparse.csr_matrix(
-        sparse.diags_array(SCALE / np.maximum(totals, 1e-9)) @ counts.astype(np.float64)
-    )
-    logged.data = np.log1p(logged.data)
-    return logged
+    labels = complete_column(adata, perturbation_key)
+    targets = {label: names.targets(label) for label in labels.unique()}
+    population, populations = population_codes(adata, population_key)
+    conditions = sorted(set(targets.values()))
+    condition = labels.map({label: conditions.index(t) for label, t in targets.items()}).to_numpy()
+    is_control = np.array([not conditions[c] for c in condition])
+    if is_control.all():
+        raise ValueError(f"adata.obs[{perturbation_key!r}] has control cells only.")
+    control_codes = np.where(is_control, population, -1)
+    without = sorted(set(range(len(populations))) - set(control_codes.tolist()))
+    if without and population_key is None:
+        raise ValueError(
+            f"adata.obs[{perturbation_key!r}] has no control cells {names.control!r}; it has "
+            f"{preview(targets)}. Name them with `control=`."
+        )
+    if without:
+        raise ValueError(
+            f"The populations {preview([populations[i] for i in without])} of "
+            f"adata.obs[{population_key!r}] have no control cells {names.control!r}: effects need "
+            "something to be compared with. Leave these cells out, or name the control with "
+            "`control=`."
+        )
+    pairs = list(zip(population.tolist(), condition.tolist(), strict=True))
+    distinct = sorted({pair for pair in pairs if conditions[pair[1]]})
+    place = {pair: i for i, pair in enumerate(distinct)}
+    codes = np.array([place.get(pair, -1) for pair in pairs])
+    groups = [(population, conditions[condition]) for population, condition in distinct]
+    return CellGroups(groups, codes, control_codes, populations)
+
+
+def complete_column(adata: AnnData, key: str) -> pd.Series:
+    """Return a column of ``adata.obs`` as text; missing values are refused."""
+    CategoryField(PERTURBATION, key).validate_field(adata)
+    return adata.obs[key].astype(str)
+
+
+def population_codes(adata: AnnData, key: str | None) -> tuple[np.ndarray, list[str]]:
+    """Return the population of every cell, and the names of the populations.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    key
+        Column of ``adata.obs``; without one all cells are one population.
+    """
+    if key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64), [ALL_CELLS]
+    codes, names = pd.factorize(complete_column(adata, key), sort=True)
+    return codes.astype(np.int64), [str(name) for name in names]

@@ -92,7 +92,8 @@ class XTrimoGenePerturbation(PerturbationTrainingMixin, PerturbationPredictionMi
             of the genes; by default the sum of its counts. Effects are measured on counts per
             10,000 of these; the encoder uses the sum of what it sees.
         layer, batch_key, labels_key, categorical_covariate_keys, gene_id_key, modality, **kwargs
-            See :meth:`XTrimoGene.setup_anndata`.
+            See :meth:`XTrimoGene.setup_anndata`. Effects are not corrected for batches: where
+            batches have different perturbations, make them populations.
 
         Raises
         ------

@@ -9,16 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
-from scvi import REGISTRY_KEYS
 
-from ..data import RowReader
 from ..data.effects import change_means, effects_anndata
-from ..data.fields import CountsField
-from ..data.perturbations import library_sizes, log_normalized
+from ..data.group_moments import log_normalized
+from ..data.perturbations import complete_column, population_codes
 from ..data.vocabulary import preview
 from ..module import Controls
-from ._perturbation_query import PerturbationQueryMixin
+from ._perturbation_query import Effects, PerturbationQueryMixin
 
 Perturbation = str | Sequence[str]
 UnknownTargets = Literal["raise", "average"]
@@ -37,7 +34,7 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         >>> perturbation_model.targets[:2]
         ['GENE1', 'GENE2']
         """
-        return list(self._trained_effects()[1].targets)
+        return list(self._trained_effects().names.targets)
 
     @property
     def perturbations(self) -> list[str]:
@@ -48,18 +45,10 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         >>> "GENE1" in perturbation_model.perturbations
         True
         """
-        return sorted({name for _, name in self._measured()})
-
-    def _measured(self) -> set[tuple[str, str]]:
-        """Return populations and perturbations of the training."""
-        effects, names = self._trained_effects()
-        mixed = effects.mixed
-        return {
-            (names.populations[p], self._names.name(names.targets[i] for i in np.flatnonzero(row)))
-            for p, row in zip(
-                mixed.population_g.tolist(), mixed.targets_gt.cpu().numpy(), strict=True
-            )
-        }
+        effects = self._trained_effects()
+        rows = np.unique(effects.model.mixed.targets_gt.numpy(), axis=0)
+        targets = np.array(effects.names.targets)
+        return sorted(self._names.name(targets[row > 0]) for row in rows)
 
     def predict(
         self,
@@ -73,8 +62,8 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         Parameters
         ----------
         perturbations
-            Names such as ``"KLF1"`` or ``"KLF1+BAK1"``, or tuples of genes. By default those of
-            the training. The order of the genes is no matter.
+            A name such as ``"KLF1"`` or ``"KLF1+BAK1"``, a tuple of genes perturbed together, or a
+            list of these. By default those of the training. The order of the genes is no matter.
         population
             Populations of the training, by default all.
         adata
@@ -107,46 +96,46 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         >>> effects.obs_names.tolist()
         ['GENE1+GENE2', 'GENE2+GENE3']
         """
-        effects, names = self._trained_effects()
+        effects = self._trained_effects()
         if unknown_targets not in ("raise", "average"):
             raise ValueError(f"unknown_targets={unknown_targets!r} must be 'raise' or 'average'.")
         targets = self._asked(perturbations)
         if unknown_targets == "raise":
-            self._check_known(targets)
-        if adata is not None:
-            if population is not None:
-                raise ValueError("Give either `population` or `adata`, not both.")
-            controls, populations, n_cells = self._other_controls(adata)
-            trained = torch.full((len(populations),), -1)
+            self._check_known(effects, targets)
+        if adata is not None and population is not None:
+            raise ValueError("Give either `population` or `adata`, not both.")
+        if adata is None:
+            populations, trained = self._known_populations(effects, population)
+            controls = Controls(*(part[trained] for part in effects.model.controls))
+            n_cells = self._n_controls(effects)[trained]
         else:
-            populations, trained = self._known_populations(population)
-            controls = Controls(*(part.cpu()[trained] for part in effects.controls))
-            n_cells = effects.mixed.n_controls_p.cpu()[trained].numpy()
+            data = self._validate_anndata(adata)
+            codes, populations = self._control_codes(data)
+            controls, n_cells = self._other_controls(effects, data, codes, len(populations))
+            trained = np.full(len(populations), -1)
         groups = [(p, genes) for p in range(len(populations)) for genes in targets]
-        similarity = effects.cpu().similarity(controls.latent_pz)
-        query = self._query(groups, similarity, trained)
+        model = effects.model
+        query = self._query(
+            effects, groups, controls, torch.from_numpy(trained), torch.from_numpy(n_cells)
+        ).as_seen_in(model.mixed.design)
         parts = [
-            effects.predict(query.rows(rows), controls)
+            model.predict(query.rows(rows), controls)
             for rows in torch.arange(len(groups)).split(ROWS_PER_PREDICTION)
         ]
-        effects.to(self.device)
         effect, std, score = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
         row = np.array([p for p, _ in groups])
-        known = set(names.targets)
-        seen = self._measured() if adata is None else set()
+        known = set(effects.names.targets)
         obs = pd.DataFrame(
             {
                 "perturbation": [self._names.name(genes) for _, genes in groups],
-                "population": [populations[p] for p, _ in groups],
+                "population": [populations[p] for p in row],
                 "n_targets": [len(genes) for _, genes in groups],
                 "n_unknown": [sum(gene not in known for gene in genes) for _, genes in groups],
-                "n_control_cells": n_cells[row].astype(int),
+                "n_control_cells": n_cells[row],
+                "is_trained": model.mixed.is_trained(query.design).numpy(),
             }
         )
-        obs["is_trained"] = [
-            pair in seen for pair in zip(obs["population"], obs["perturbation"], strict=True)
-        ]
-        genes = np.asarray(self.vocabulary.gene_ids)[effects.gene_ids.cpu()]
+        genes = np.asarray(self.vocabulary.gene_ids)[model.gene_ids]
         return effects_anndata(obs, genes, effect, std, score, controls.mean_pn.numpy()[row])
 
     def predict_cells(
@@ -162,7 +151,8 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
 
         Their mean is that of :meth:`predict`. Of a gene that goes down, expressing cells lose
         their expression at random; of one that goes up, other cells take over the expression of
-        control cells that express it, or, where all do already, all rise alike.
+        control cells that express it, or, where all do already, all rise alike. All control
+        cells are held in memory as a dense matrix.
 
         Parameters
         ----------
@@ -184,21 +174,25 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
         >>> cells.n_obs
         20
         """
-        effects, names = self._trained_effects()
         mean = self.predict([perturbation], population, adata, unknown_targets)
         if mean.n_obs > 1:
             raise ValueError(
-                f"There are {mean.n_obs} populations, {preview(mean.obs['population'])}: name one."
+                f"There are {mean.n_obs} populations, {preview(mean.obs['population'])}: name one "
+                "with `population=`, or give cells of one as `adata`."
             )
         data = self._validate_anndata(adata)
-        rows = self._control_rows(data)
-        codes, populations = self._population_codes(data)
-        if len(populations) > 1:
-            rows = rows[codes[rows] == populations.index(mean.obs["population"].iloc[0])]
+        codes, populations = self._control_codes(data)
+        name = mean.obs["population"].iloc[0]
+        if name not in populations:
+            raise ValueError(
+                f"The data of this model have no control cells of {name!r}; pass them as `adata`."
+            )
+        rows = np.flatnonzero(codes == populations.index(name))
         rng = np.random.default_rng(self.seed_ if seed is None else seed)
         if n_cells is not None:
             rows = rng.choice(rows, n_cells)
-        values = self._expression(data, rows, effects.gene_ids.cpu().numpy())
+        model = self._trained_effects().model
+        values = self._expression(data, rows, model.gene_ids.numpy())
         drawn = change_means(values, np.asarray(mean.X)[0], rng)
         names = data.obs_names[rows].to_numpy()
         obs = pd.DataFrame(
@@ -215,7 +209,7 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
     ) -> list[tuple[str, ...]]:
         if perturbations is None:
             perturbations = self.perturbations
-        elif isinstance(perturbations, str):
+        elif isinstance(perturbations, str | tuple):
             perturbations = [perturbations]
         targets = [self._names.targets(name) for name in perturbations]
         if not targets:
@@ -228,76 +222,73 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
             )
         return targets
 
-    def _check_known(self, targets: list[tuple[str, ...]]) -> None:
-        _, names = self._trained_effects()
-        genes = sorted({gene for of_one in targets for gene in of_one} - set(names.targets))
+    def _check_known(self, effects: Effects, targets: list[tuple[str, ...]]) -> None:
+        known = effects.names.targets
+        genes = sorted({gene for of_one in targets for gene in of_one} - set(known))
         if not genes:
             return
-        _, features = self._target_vectors(genes)
+        _, features = self._target_vectors(effects, genes)
         unknown = [g for g, f in zip(genes, features, strict=True) if not bool((f != 0).any())]
         if unknown:
             raise ValueError(
                 f"Nothing is known about {preview(unknown)}: not perturbed in the training "
-                f"({preview(names.targets)} were), and without features. Train with "
+                f"({preview(known)} were), and without features. Train with "
                 "`target_features=` or `relations=` that have these genes, or accept the average "
                 'of all perturbations with `unknown_targets="average"`.'
             )
 
+    def _n_controls(self, effects: Effects) -> np.ndarray:
+        """Return the control cells of every population of the training."""
+        mixed = effects.model.mixed
+        n_controls = np.zeros(len(effects.names.populations), dtype=np.int64)
+        n_controls[mixed.population_g.numpy()] = mixed.n_controls_g.numpy()
+        return np.maximum(n_controls, 1)  # one without perturbed cells has no group that says it
+
     def _known_populations(
-        self, population: str | Sequence[str] | None
-    ) -> tuple[list[str], torch.Tensor]:
-        known = list(self._trained_effects()[1].populations)
-        asked = [population] if isinstance(population, str) else list(population or known)
+        self, effects: Effects, population: str | Sequence[str] | None
+    ) -> tuple[list[str], np.ndarray]:
+        known = list(effects.names.populations)
+        if population is None:
+            asked = known
+        elif isinstance(population, list | tuple | np.ndarray | pd.Index):
+            asked = [str(name) for name in population]
+        else:
+            asked = [str(population)]
         if missing := [name for name in asked if name not in known]:
             raise ValueError(
                 f"population={preview(missing)} is not one of the training, {preview(known)}. "
                 "For other cells pass their control cells as `adata`."
             )
-        return asked, torch.tensor([known.index(name) for name in asked])
+        if len(set(asked)) < len(asked) or not asked:
+            raise ValueError(f"population={asked} must name at least one, each once.")
+        return asked, np.array([known.index(name) for name in asked])
 
-    def _control_rows(self, adata: AnnData) -> np.ndarray:
-        """Return the rows of control cells; all cells, if it is not said which are perturbed."""
-        key = self.registry_["setup_args"]["perturbation_key"]
+    def _control_codes(self, adata: AnnData) -> tuple[np.ndarray, list[str]]:
+        """Return the population of control cells, -1 for perturbed ones, and their names.
+
+        All are control cells if it is not said which are perturbed.
+        """
+        args = self.registry_["setup_args"]
+        key, population_key = args["perturbation_key"], args["population_key"]
+        codes, names = population_codes(
+            adata, population_key if population_key in adata.obs else None
+        )
         if key not in adata.obs:
-            return np.arange(adata.n_obs)
-        rows = np.flatnonzero(adata.obs[key].astype(str) == self._names.control)
-        if len(rows) == 0:
+            return codes, names
+        labels = complete_column(adata, key)
+        is_control = np.array([not self._names.targets(label) for label in labels])
+        if not is_control.any():
             raise ValueError(
                 f"adata.obs[{key!r}] has no control cells {self._names.control!r}; it has "
-                f"{preview(adata.obs[key].unique())}."
+                f"{preview(labels.unique())}."
             )
-        return rows
-
-    def _other_controls(self, adata: AnnData) -> tuple[Controls, list[str], np.ndarray]:
-        effects, _ = self._trained_effects()
-        data = self._validate_anndata(adata)
-        rows = self._control_rows(data)
-        codes, populations = self._population_codes(data)
-        kept = np.unique(codes[rows])
-        place = np.full(len(populations), -1)
-        place[kept] = np.arange(len(kept))
-        control_codes = np.full(data.n_obs, -1)
-        control_codes[rows] = place[codes[rows]]
-        moments, latent, context = self._read_controls(
-            data, control_codes, len(kept), effects.gene_ids.cpu().numpy()
-        )
-        effects.cpu()
-        controls = self._make_controls(moments, latent, context)
-        return controls, [populations[i] for i in kept], moments.n_cells
+        kept = np.unique(codes[is_control])
+        return np.where(is_control, np.searchsorted(kept, codes), -1), [names[i] for i in kept]
 
     def _expression(self, adata: AnnData, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Return log-normalised expression of genes of the vocabulary, 0 if not measured."""
-        manager = self.get_anndata_manager(adata, required=True)
-        assert manager is not None
-        counts = RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY)).read(rows)
-        state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
-        gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
-        used = np.flatnonzero(gene_of_column >= 0)
-        to_genes = sparse.csr_matrix(
-            (np.ones(len(used)), (used, gene_of_column[used])),
-            shape=(len(gene_of_column), len(self.vocabulary)),
-        )
-        key = self.registry_["setup_args"]["library_size_key"]
-        totals = None if key is None else library_sizes(adata, key)[rows]
-        logged = log_normalized(sparse.csr_matrix(counts @ to_genes), totals)
-        return logged[:, genes].toarray()
+        columns = self._columns_of(adata)[genes]
+        logged = log_normalized(self._reader(adata).read(rows), self._totals(adata)[rows])
+        values = np.zeros((len(rows), len(genes)))
+        values[:, columns >= 0] = logged[:, columns[columns >= 0]].toarray()
+        return values

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from anndata import AnnData
-from scipy import sparse
 from scvi import REGISTRY_KEYS
 from torch.nn import functional as F
 
-from ..data import (
-    CategoryField,
-    CountsField,
-    PerturbationField,
-    PerturbationNames,
-    RowReader,
-    group_moments,
-)
-from ..data.perturbations import PERTURBATION, POPULATION, GroupMoments, library_sizes
+from .._logging import logger
+from ..data import CountsField, GroupMoments, PerturbationNames, RowReader, group_moments
+from ..data.perturbations import Group, library_sizes
 from ..module import Controls, EffectModel, EffectSizes, Query, XTrimoGenePerturbationModule
+from ..module.effects import NEVER
 from ..nn import Design, cosine
 from ._base import XTrimoGeneBase
 
 MAX_ENCODED = 1000
-ALL_CELLS = "all"
 
 
 @dataclass(frozen=True)
@@ -49,8 +43,12 @@ class EffectNames:
     named: tuple[str, ...] = ()
 
 
-Group = tuple[int, tuple[str, ...]]
-"""Row of a population, and the perturbed genes."""
+@dataclass(frozen=True)
+class Effects:
+    """An effect model on the processor, with the names of what it knows."""
+
+    model: EffectModel
+    names: EffectNames
 
 
 class PerturbationQueryMixin(XTrimoGeneBase):
@@ -64,11 +62,14 @@ class PerturbationQueryMixin(XTrimoGeneBase):
         args = self.registry_["setup_args"]
         return PerturbationNames(args["control"], args["separator"])
 
-    def _trained_effects(self) -> tuple[EffectModel, EffectNames]:
+    def _trained_effects(self) -> Effects:
         """Return the effect model; raise if there is none yet."""
-        if self.module.effects is None or self._effect_names is None:
+        model = self.module.effects
+        if model is None or self._effect_names is None:
             raise ValueError("No effects were learned yet. Call `model.train()` first.")
-        return self.module.effects, self._effect_names
+        # It is small: what it is asked takes longer to move to another device than to compute.
+        on_processor = model.gene_sd.device.type == "cpu"
+        return Effects(model if on_processor else deepcopy(model).cpu(), self._effect_names)
 
     def _extra_state(self) -> dict[str, Any]:
         if self.module.effects is None or self._effect_names is None:
@@ -78,10 +79,23 @@ class PerturbationQueryMixin(XTrimoGeneBase):
     def _restore_extra_state(self, state: dict[str, Any]) -> None:
         if not state:
             return
-        sizes = dict(state["sizes"])
-        sizes["named_blocks"] = tuple(sizes["named_blocks"])
-        self.module.make_effects(EffectSizes(**sizes))
-        self._effect_names = EffectNames(**{k: tuple(v) for k, v in state["names"].items()})
+        try:
+            blocks = tuple(state["sizes"]["named_blocks"])
+            sizes = EffectSizes(**(state["sizes"] | {"named_blocks": blocks}))
+            names = EffectNames(**{k: tuple(v) for k, v in state["names"].items()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"What the model knows of perturbations is damaged: {error}"
+            ) from error
+        if (len(names.targets), len(names.populations), len(names.named)) != (
+            sizes.n_targets,
+            sizes.n_populations,
+            sizes.n_named,
+        ):
+            raise ValueError(
+                "What the model knows of perturbations is damaged: names are missing."
+            )
+        self.module.effects, self._effect_names = EffectModel(sizes), names
 
     def _moments(
         self, adata: AnnData, codes: np.ndarray, n_groups: int, genes: np.ndarray
@@ -90,21 +104,10 @@ class PerturbationQueryMixin(XTrimoGeneBase):
 
         Genes are positions in the vocabulary; those that the data do not have are NaN.
         """
-        manager = self.get_anndata_manager(adata, required=True)
-        assert manager is not None
-        reader = RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
-        state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
-        gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
-        column_of_gene = np.full(len(self.vocabulary), -1)
-        used = np.flatnonzero(gene_of_column >= 0)
-        column_of_gene[gene_of_column[used]] = used
-        columns = column_of_gene[genes]
+        columns = self._columns_of(adata)[genes]
         is_measured = columns >= 0
-        key = self.registry_["setup_args"]["library_size_key"]
-        if key is not None:
-            totals = library_sizes(adata, key)
-        else:
-            totals = np.concatenate([_totals(chunk[:, used]) for chunk in reader.chunks()])
+        reader = self._reader(adata)
+        totals = self._totals(adata)
         chunks = (chunk[:, columns[is_measured]] for chunk in reader.chunks())
         moments = group_moments(chunks, codes, n_groups, totals)
         full = []
@@ -114,29 +117,29 @@ class PerturbationQueryMixin(XTrimoGeneBase):
             full.append(wide)
         return GroupMoments(moments.n_cells, *full)
 
-    def _perturbation_codes(self, adata: AnnData) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        """Return the perturbation of every cell, -1 if unknown, and the genes of each."""
+    def _reader(self, adata: AnnData) -> RowReader:
         manager = self.get_anndata_manager(adata, required=True)
         assert manager is not None
-        state = manager.get_state_registry(PERTURBATION)
-        labels = [self._names.targets(name) for name in state[PerturbationField.MAPPING_KEY]]
-        conditions = sorted(set(labels))
-        place = np.array([conditions.index(label) for label in labels])
-        codes = np.asarray(state[CategoryField.CODES_KEY])
-        return np.where(codes >= 0, place[codes], -1), conditions
+        return RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
 
-    def _population_codes(self, adata: AnnData) -> tuple[np.ndarray, list[str]]:
-        """Return the population of every cell, and the names of the populations."""
-        key = self.registry_["setup_args"]["population_key"]
-        if key is None or key not in adata.obs:
-            return np.zeros(adata.n_obs, dtype=np.int64), [ALL_CELLS]
-        names = sorted(adata.obs[key].astype(str).unique())
+    def _columns_of(self, adata: AnnData) -> np.ndarray:
+        """Return the column of every gene of the vocabulary, -1 if the data do not have it."""
         manager = self.get_anndata_manager(adata, required=True)
         assert manager is not None
-        if POPULATION in manager.data_registry and adata.obs[key].isna().any():
-            raise ValueError(f"adata.obs[{key!r}] has missing values; give them a category.")
-        lookup = {name: i for i, name in enumerate(names)}
-        return adata.obs[key].astype(str).map(lookup).to_numpy(np.int64), names
+        state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+        gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
+        columns = np.full(len(self.vocabulary), -1)
+        used = np.flatnonzero(gene_of_column >= 0)
+        columns[gene_of_column[used]] = used
+        return columns
+
+    def _totals(self, adata: AnnData) -> np.ndarray:
+        """Return the total counts of all cells, shape ``(n_cells,)``."""
+        key = self.registry_["setup_args"]["library_size_key"]
+        if key is not None:
+            return library_sizes(adata, key)
+        chunks = self._reader(adata).chunks()
+        return np.concatenate([np.asarray(c.sum(axis=1, dtype=float)).ravel() for c in chunks])
 
     def _read_controls(
         self, adata: AnnData, codes: np.ndarray, n_populations: int, genes: np.ndarray
@@ -153,9 +156,8 @@ class PerturbationQueryMixin(XTrimoGeneBase):
             rows = np.flatnonzero(codes == population)
             if len(rows) > MAX_ENCODED:
                 rows = np.sort(rng.choice(rows, MAX_ENCODED, replace=False))
-            latent.append(
-                np.asarray(self.get_latent_representation(adata, rows.tolist())).mean(axis=0)
-            )
+            vectors = self.get_latent_representation(adata, rows.tolist())
+            latent.append(np.asarray(vectors).mean(axis=0))
             embedded = self.get_contextual_gene_embeddings(
                 adata, rows.tolist(), list(names), source="encoder"
             )
@@ -166,90 +168,114 @@ class PerturbationQueryMixin(XTrimoGeneBase):
             torch.from_numpy(np.stack(context)),
         )
 
-    def _make_controls(
-        self, moments: GroupMoments, latent: torch.Tensor, context: torch.Tensor
-    ) -> Controls:
-        """Return control cells; of genes that they lack, the average of the training."""
-        effects = self.module.effects
-        assert effects is not None
+    def _other_controls(
+        self, effects: Effects, adata: AnnData, codes: np.ndarray, n_populations: int
+    ) -> tuple[Controls, np.ndarray]:
+        """Return control cells of other data, and how many; of genes they lack, those known."""
+        model = effects.model
+        moments, latent, context = self._read_controls(
+            adata, codes, n_populations, model.gene_ids.numpy()
+        )
+        n_missing = int(np.isnan(moments.mean[0]).sum())
+        if n_missing and self.registry_["setup_args"]["library_size_key"] is None:
+            logger.warning(
+                f"The control cells lack {n_missing:,} of the model's genes, so that the sums of "
+                "their counts are smaller and their expression seems larger. Train with "
+                "`library_size_key=` and give the total counts of all genes in this column."
+            )
 
         def filled(values: np.ndarray, known: torch.Tensor) -> torch.Tensor:
             tensor = torch.from_numpy(values.astype(np.float32))
-            return torch.where(tensor.isnan(), known.cpu().mean(dim=0), tensor)
+            return torch.where(tensor.isnan(), known.mean(dim=0), tensor)
 
-        return Controls(
-            filled(moments.mean, effects.control_mean),
-            filled(moments.expressing, effects.control_expressing),
+        controls = Controls(
+            filled(moments.mean, model.control_mean),
+            filled(moments.expressing, model.control_expressing),
             latent,
-            torch.stack([effects.project_context(part) for part in context]),
+            torch.stack([model.project_context(part) for part in context]),
         )
+        return controls, moments.n_cells
 
     def _embeddings(self) -> torch.Tensor:
         """Return gene embeddings of the vocabulary, centred and of unit length."""
         weights = self.module.net.gene_embeddings.detach().float().cpu()
         return F.normalize(weights - weights.mean(dim=0))
 
-    def _target_vectors(self, genes: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _target_vectors(
+        self, effects: Effects, genes: Sequence[str]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return embeddings and all features of genes; 0 where there are none."""
-        effects, names = self._trained_effects()
         embeddings, lookup = self._embeddings(), self.vocabulary.lookup()
-        place = [lookup.get(gene, -1) for gene in genes]
-        padded = torch.cat([embeddings, torch.zeros(1, embeddings.shape[1])])
-        embedded = padded[torch.tensor(place)]
-        row = {name: i for i, name in enumerate(names.named)}
-        table = effects.named_features.cpu()
-        table = torch.cat([table, torch.zeros(1, table.shape[1])])
-        named = table[torch.tensor([row.get(gene, -1) for gene in genes])]
-        blocks = [embedded] if effects.sizes.n_embedding else []
-        return embedded, torch.cat([*blocks, named], dim=1)
+        embedded = _rows_or_zeros(embeddings, [lookup.get(gene, -1) for gene in genes])
+        row = {name: i for i, name in enumerate(effects.names.named)}
+        features = _rows_or_zeros(
+            effects.model.named_features, [row.get(gene, -1) for gene in genes]
+        )
+        blocks = [embedded] if effects.model.sizes.n_embedding else []
+        return embedded, torch.cat([*blocks, features], dim=1)
 
     def _query(
-        self, groups: Sequence[Group], similarity_pp: torch.Tensor, trained_p: torch.Tensor
+        self,
+        effects: Effects,
+        groups: Sequence[Group],
+        controls: Controls,
+        trained_p: torch.Tensor,
+        n_controls_p: torch.Tensor,
     ) -> Query:
-        """Return what to predict.
+        """Return what to predict, as a model sees it that has seen nothing.
 
         Parameters
         ----------
+        effects
+            The model.
         groups
             Population and perturbed genes of each.
-        similarity_pp
-            Similarity of the populations to those of the training.
+        controls
+            The populations.
         trained_p
             Which of the training populations they are, -1 for another.
+        n_controls_p
+            Their numbers of control cells.
         """
-        effects, names = self._trained_effects()
-        known = {target: i for i, target in enumerate(names.targets)}
+        model = effects.model
+        known = {target: i for i, target in enumerate(effects.names.targets)}
         genes = sorted({gene for _, targets in groups for gene in targets})
         place = {gene: i for i, gene in enumerate(genes)}
-        embedded, features = self._target_vectors(genes)
-        max_targets = max(len(targets) for _, targets in groups)
-        population = torch.tensor([p for p, _ in groups])
-        shape = (len(groups), max_targets)
-        one_hot = torch.zeros(*shape, len(known))
-        is_target = torch.zeros(shape)
-        single_features = torch.zeros(*shape, features.shape[1])
-        of_genes = self._embeddings()[effects.gene_ids.cpu()]
-        affinity = torch.zeros(*shape, len(of_genes))
-        cosines = cosine(embedded, of_genes)
+        embedded, features = self._target_vectors(effects, genes)
+        cosines = cosine(embedded, self._embeddings()[model.gene_ids])
+        shape = (len(groups), max(len(targets) for _, targets in groups))
+        gene_gt = torch.full(shape, -1)
+        one_hot_gtk = torch.zeros(*shape, len(known))
         for i, (_, targets) in enumerate(groups):
             for j, target in enumerate(targets):
-                is_target[i, j] = 1
+                gene_gt[i, j] = place[target]
                 if target in known:
-                    one_hot[i, j, known[target]] = 1
-                single_features[i, j] = features[place[target]]
-                affinity[i, j] = cosines[place[target]]
-        of_populations = similarity_pp[population], trained_p[population]
+                    one_hot_gtk[i, j, known[target]] = 1
+        is_target_gt = (gene_gt >= 0).float()
+        feature_gtf = _rows_or_zeros(features, gene_gt.flatten().tolist()).view(*shape, -1)
+        affinity_gtn = _rows_or_zeros(cosines, gene_gt.flatten().tolist()).view(*shape, -1)
+        population = torch.tensor([p for p, _ in groups])
+        of_populations = (
+            model.similarity(controls.latent_pz)[population],
+            trained_p[population],
+            n_controls_p[population].float(),
+        )
         design = Design(
-            one_hot.sum(dim=1), is_target.sum(dim=1), single_features.sum(dim=1), *of_populations
+            one_hot_gtk.sum(dim=1),
+            is_target_gt.sum(dim=1),
+            feature_gtf.sum(dim=1),
+            *of_populations,
         )
         singles = Design(
-            one_hot.flatten(0, 1),
-            is_target.flatten(),
-            single_features.flatten(0, 1),
-            *(part.repeat_interleave(max_targets, dim=0) for part in of_populations),
+            one_hot_gtk.flatten(0, 1),
+            is_target_gt.flatten(),
+            feature_gtf.flatten(0, 1),
+            *(part.repeat_interleave(shape[1], dim=0) for part in of_populations),
         )
-        return Query(design, singles, one_hot.sum(dim=2) > 0, affinity, population)
+        return Query(design, singles, torch.full(shape, NEVER), affinity_gtn, population)
 
 
-def _totals(counts: sparse.csr_matrix) -> np.ndarray:
-    return np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+def _rows_or_zeros(table: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    """Return rows of a table, zeros for -1."""
+    padded = torch.cat([table, torch.zeros(1, table.shape[1])])
+    return padded[torch.tensor(rows)]

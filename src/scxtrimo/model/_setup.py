@@ -332,7 +332,8 @@ class SetupMixin(BaseModelClass):
 
     @staticmethod
     def _select_modality(data: AnnData | MuData, args: dict[str, Any]) -> AnnData:
-        keys = [args["batch_key"], args["labels_key"], *(args["categorical_covariate_keys"] or ())]
+        own = ("batch_key", "labels_key", "perturbation_key", "population_key", "library_size_key")
+        keys = [*(args.get(name) for name in own), *(args["categorical_covariate_keys"] or ())]
         return select_modality(data, args["modality"], [key for key in keys if key])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..nn import Design, EffectNet, MixedEffects, Prediction
 
 N_TARGET_INPUTS = 3
+HERE, ELSEWHERE, NEVER = 0, 1, 2
 N_OWN_GENE_INPUTS = 9
 
 
@@ -82,8 +83,9 @@ class Query(NamedTuple):
     singles
         Their targets one by one, ``max_targets`` rows for every group; where a group has fewer,
         rows without a target.
-    is_known_gt
-        Which targets were perturbed in the training, bool, shape ``(n_groups, max_targets)``.
+    seen_gt
+        Where targets were perturbed in the training: ``HERE``, in the same population,
+        ``ELSEWHERE``, in another one, or ``NEVER``; int64, shape ``(n_groups, max_targets)``.
     affinity_gtn
         Cosine between the embeddings of targets and genes, 0 if the target has none, shape
         ``(n_groups, max_targets, n_genes)``.
@@ -93,28 +95,46 @@ class Query(NamedTuple):
 
     design: Design
     singles: Design
-    is_known_gt: Tensor
+    seen_gt: Tensor
     affinity_gtn: Tensor
     population_g: Tensor
 
     @property
     def is_target_gt(self) -> Tensor:
         """Which of the targets exist."""
-        return self.singles.n_targets_g.view(self.is_known_gt.shape) > 0
+        return self.singles.n_targets_g.view(self.seen_gt.shape) > 0
 
     @property
-    def has_unknown_g(self) -> Tensor:
-        """Which groups have a target that was never perturbed in the training."""
-        return (self.is_target_gt & ~self.is_known_gt).any(dim=1)
+    def kind_g(self) -> Tensor:
+        """Where the target of which least is known was seen."""
+        return (self.seen_gt * self.is_target_gt).max(dim=1).values
+
+    def as_seen_in(self, training: Design) -> Query:
+        """Return the query to a model that was trained on these groups.
+
+        Parameters
+        ----------
+        training
+            The groups.
+        """
+        is_seen_pt = torch.zeros(training.similarity_gp.shape[1], training.targets_gt.shape[1])
+        is_seen_pt.index_add_(0, training.population_g, training.targets_gt)
+        is_seen_pt = (is_seen_pt > 0).float()
+        population_s = self.singles.population_g
+        of_own_st = is_seen_pt[population_s.clamp(min=0)] * (population_s >= 0)[:, None]
+        here_s = (self.singles.targets_gt * of_own_st).sum(dim=1) > 0
+        anywhere_s = self.singles.targets_gt @ is_seen_pt.amax(dim=0) > 0
+        seen_s = torch.where(here_s, HERE, torch.where(anywhere_s, ELSEWHERE, NEVER))
+        return self._replace(seen_gt=seen_s.view(self.seen_gt.shape))
 
     def rows(self, index: Tensor) -> Query:
         """Return some of the groups."""
-        max_targets = self.is_known_gt.shape[1]
+        max_targets = self.seen_gt.shape[1]
         single = (index[:, None] * max_targets + torch.arange(max_targets)).flatten()
         return Query(
             self.design.rows(index),
             self.singles.rows(single),
-            self.is_known_gt[index],
+            self.seen_gt[index],
             self.affinity_gtn[index],
             self.population_g[index],
         )
@@ -148,7 +168,8 @@ class EffectModel(nn.Module):
     the :class:`~scxtrimo.nn.EffectNet`; :math:`s_n` is the standard deviation of a gene between
     cells. The weight :math:`\lambda`, from 0 to 1, and the calibration :math:`c` are chosen on
     perturbations that were left out, apart for those with and without targets that were never
-    seen. For perturbations of the training :math:`c` is 1.
+    seen, or only in other populations. For perturbations of the training :math:`c` is 1 and
+    :math:`\lambda` is 0.
 
     Parameters
     ----------
@@ -179,8 +200,8 @@ class EffectModel(nn.Module):
         self.net = EffectNet(N_TARGET_INPUTS, N_OWN_GENE_INPUTS + sizes.n_context)
         self.register_buffer("gene_ids", torch.zeros(n_genes, dtype=torch.int64))
         self.register_buffer("gene_sd", torch.ones(n_genes))
-        self.register_buffer("calibration", torch.ones(2))
-        self.register_buffer("gate", torch.zeros(2))
+        self.register_buffer("calibration", torch.ones(3))
+        self.register_buffer("gate", torch.zeros(3))
         self.register_buffer("control_mean", torch.zeros(n_populations, n_genes))
         self.register_buffer("control_expressing", torch.zeros(n_populations, n_genes))
         self.register_buffer("latent", torch.zeros(n_populations, sizes.n_latent))
@@ -223,8 +244,7 @@ class EffectModel(nn.Module):
             return
         self.context_mean.copy_(known_nd.mean(dim=0))
         # Their signs are arbitrary, but the network is trained on what they are here.
-        axes_dc = torch.linalg.svd(known_nd - self.context_mean, full_matrices=False)[2].T
-        axes_dc = axes_dc[:, : self.sizes.n_context]
+        axes_dc = torch.linalg.eigh(torch.cov(known_nd.T))[1].flip(1)[:, : self.sizes.n_context]
         spread_c = ((known_nd - self.context_mean) @ axes_dc).std(dim=0).clamp(min=1e-6)
         self.context_axes.copy_(axes_dc / spread_c)
 
@@ -263,7 +283,7 @@ class EffectModel(nn.Module):
             The mixed model, or one that has seen fewer groups.
         """
         base = mixed.predict(query.design)
-        n_groups, max_targets = query.is_known_gt.shape
+        n_groups, max_targets = query.seen_gt.shape
         effects_gtn = mixed.target_effects(query.singles).view(n_groups, max_targets, -1)
         anything = query.design._replace(
             targets_gt=torch.zeros_like(query.design.targets_gt),
@@ -271,7 +291,7 @@ class EffectModel(nn.Module):
             features_gf=torch.zeros_like(query.design.features_gf),
         )
         common_gn = mixed.target_effects(anything)
-        is_known_gtn = query.is_known_gt[:, :, None].expand(effects_gtn.shape)
+        is_known_gtn = (query.seen_gt == HERE)[:, :, None].expand(effects_gtn.shape)
         targets_gtnu = torch.stack(
             [effects_gtn.asinh(), is_known_gtn.float(), query.affinity_gtn], dim=-1
         )
@@ -318,16 +338,18 @@ class EffectModel(nn.Module):
         Three float32 tensors of shape ``(n_groups, n_genes)``; the last is the effect in units of
         its standard deviation, where the noise of the control cells counts as well.
         """
-        known = self.inputs(query, controls, self.mixed)
-        kind_g = query.has_unknown_g.long()
-        gate_g = self.gate[kind_g]
-        correction_gn = torch.zeros_like(known.base.mean_gn)
-        if bool(gate_g.any()):
-            correction_gn = self.net(known.targets_gtnu, known.is_target_gt, known.genes_gnx)
-            correction_gn = gate_g[:, None] * correction_gn
-        is_trained_g = self.mixed.is_trained(query.design)
+        base = self.mixed.predict(query.design)
+        is_trained_g, kind_g = self.mixed.is_trained(query.design), query.kind_g
+        # What was measured needs no correction: the network has learned from what was left out.
+        gate_g1 = torch.where(is_trained_g, 0.0, self.gate[kind_g])[:, None]
         calibration_g1 = torch.where(is_trained_g, 1.0, self.calibration[kind_g])[:, None]
-        effect_gn = (known.base.mean_gn + correction_gn) * self.gene_sd
-        std_gn = calibration_g1 * known.base.variance_gn.sqrt() * self.gene_sd
-        effect_std_gn = calibration_g1 * known.base.effect_variance_gn.sqrt()
-        return effect_gn, std_gn, (known.base.effect_gn + correction_gn) / effect_std_gn
+        correction_gn = torch.zeros_like(base.mean_gn)
+        if bool(gate_g1.any()):
+            known = self.inputs(query, controls, self.mixed)
+            correction_gn = gate_g1 * self.net(
+                known.targets_gtnu, known.is_target_gt, known.genes_gnx
+            )
+        effect_gn = (base.mean_gn + correction_gn) * self.gene_sd
+        std_gn = calibration_g1 * base.variance_gn.sqrt() * self.gene_sd
+        effect_std_gn = calibration_g1 * base.effect_variance_gn.sqrt()
+        return effect_gn, std_gn, (base.effect_gn + correction_gn) / effect_std_gn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .effects import EffectModel, EffectSizes
+from .effects import EffectModel
 from .xtrimogene import XTrimoGeneModule
 
 
@@ -25,14 +25,3 @@ class XTrimoGenePerturbationModule(XTrimoGeneModule):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.effects = None  # its sizes depend on the perturbations of the training
-
-    def make_effects(self, sizes: EffectSizes) -> EffectModel:
-        """Make an effect model that has seen nothing yet.
-
-        Parameters
-        ----------
-        sizes
-            Sizes of its training data.
-        """
-        self.effects = EffectModel(sizes).to(self.net.gene_embeddings.device)
-        return self.effects

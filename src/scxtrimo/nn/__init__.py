@@ -13,7 +13,7 @@ from .decoder import (
 from .effect_net import EffectNet
 from .embedding import AutoDiscretization, TokenEmbedding, normalize_counts
 from .encoder import Encoder, EncoderLayer, FeedForward
-from .mixed_effects import Design, MixedEffects, Prediction, cosine, stack_designs
+from .mixed_effects import Design, MixedEffects, Prediction, cosine
 from .performer import FavorAttention, Performer, PerformerLayer
 from .pooling import CellPooling, pool_tokens
 from .ragged import CellBoundaries
@@ -50,5 +50,4 @@ __all__ = [
     "normalize_counts",
     "pool_tokens",
     "ragged_attention",
-    "stack_designs",
 ]

@@ -30,6 +30,8 @@ class Design(NamedTuple):
         ``(n_groups, n_populations)``.
     population_g
         Which of the populations of the training it is, int64; -1 for another one.
+    n_controls_g
+        Control cells of the population.
     """
 
     targets_gt: Tensor
@@ -37,6 +39,7 @@ class Design(NamedTuple):
     features_gf: Tensor
     similarity_gp: Tensor
     population_g: Tensor
+    n_controls_g: Tensor
 
     def rows(self, index: Tensor) -> Design:
         """Return some of the groups."""
@@ -88,9 +91,10 @@ class MixedEffects(nn.Module):
 
     with independent normal effects: what all perturbations have in common, :math:`m`, what a
     target does, :math:`e_t`, what follows from its features, :math:`F_t w`, and what a
-    combination does beyond the sum, :math:`i`. Each is shared between populations in as far as
-    they are alike. The noise :math:`\varepsilon` is known from the numbers of cells; that of the
-    control cells is the same for all perturbations of a population. The variances are fitted by
+    combination does beyond the sum, :math:`i`. Each has a part that all populations share, one
+    shared in as far as they are alike, and one that each has for itself. The noise
+    :math:`\varepsilon` is known from the numbers of cells; that of the control cells is the same
+    for all perturbations of a population. The variances are fitted by
     maximum likelihood, then one factor for every gene, as few genes react and these strongly;
     effects are predicted by their posterior mean :cite:p:`Henderson1975`. The additive model, the
     mean of the training perturbations and ridge regression on features are special cases.
@@ -108,11 +112,11 @@ class MixedEffects(nn.Module):
     features_gf: Tensor
     similarity_gp: Tensor
     population_g: Tensor
+    n_controls_g: Tensor
     n_cells_g: Tensor
-    n_controls_p: Tensor
     effects_gn: Tensor
     log_variances: Tensor
-    shared: Tensor
+    sharing: Tensor
     gene_scale: Tensor
 
     def __init__(
@@ -131,11 +135,12 @@ class MixedEffects(nn.Module):
         self.register_buffer("similarity_gp", torch.zeros(n_groups, n_populations))
         self.register_buffer("population_g", torch.zeros(n_groups, dtype=torch.int64))
         self.register_buffer("n_cells_g", torch.ones(n_groups))
-        self.register_buffer("n_controls_p", torch.ones(n_populations))
+        self.register_buffer("n_controls_g", torch.ones(n_groups))
         self.register_buffer("effects_gn", torch.zeros(n_groups, n_genes))
         # Common effect, target, combination, and one for every block of features.
         self.register_buffer("log_variances", torch.full((3 + len(feature_blocks),), -4.0))
-        self.register_buffer("shared", torch.ones(()))
+        # Parts that all populations share, that those alike share, and that each has for itself.
+        self.register_buffer("sharing", torch.tensor([1.0, 0.0, 0.0]))
         self.register_buffer("gene_scale", torch.ones(n_genes))
         self._solved: _Solution | None = None
 
@@ -148,11 +153,10 @@ class MixedEffects(nn.Module):
             self.features_gf,
             self.similarity_gp,
             self.population_g,
+            self.n_controls_g,
         )
 
-    def set(
-        self, design: Design, effects_gn: Tensor, n_cells_g: Tensor, n_controls_p: Tensor
-    ) -> None:
+    def set(self, design: Design, effects_gn: Tensor, n_cells_g: Tensor) -> None:
         """Take the training data.
 
         Parameters
@@ -164,14 +168,11 @@ class MixedEffects(nn.Module):
             ``(n_groups, n_genes)``.
         n_cells_g
             Perturbed cells per group.
-        n_controls_p
-            Control cells per population.
         """
         for name, value in design._asdict().items():
             getattr(self, name).copy_(value)
         self.effects_gn.copy_(effects_gn)
         self.n_cells_g.copy_(n_cells_g)
-        self.n_controls_p.copy_(n_controls_p)
         self._solved = None
 
     def fit(self, seed: int = 0, n_steps: int = 60) -> None:
@@ -194,7 +195,7 @@ class MixedEffects(nn.Module):
         gram_gg = effects @ effects.T / n_genes
         noise_gg = self._noise(drawn).double()
         one_population = self.similarity_gp.shape[1] == 1
-        start = torch.cat([self.log_variances.double(), torch.zeros(1, dtype=torch.float64)])
+        start = torch.cat([self.log_variances.double(), torch.zeros(3, dtype=torch.float64)])
         parameters = start.requires_grad_()
         optimizer = torch.optim.LBFGS(
             [parameters], max_iter=n_steps, line_search_fn="strong_wolfe"
@@ -202,9 +203,9 @@ class MixedEffects(nn.Module):
 
         def negative_log_likelihood() -> Tensor:
             optimizer.zero_grad()
-            variances = parameters[:-1].clamp(-14, 6).exp()
-            shared = torch.ones(()) if one_population else parameters[-1].sigmoid()
-            covariance_gg = self._covariance(design, design, variances, shared) + noise_gg
+            variances = parameters[:-3].clamp(-14, 6).exp()
+            sharing = self.sharing.double() if one_population else parameters[-3:].softmax(dim=0)
+            covariance_gg = self._covariance(design, design, variances, sharing) + noise_gg
             factor = torch.linalg.cholesky(covariance_gg)
             loss = (
                 0.5 * torch.cholesky_solve(gram_gg, factor).trace() + factor.diagonal().log().sum()
@@ -216,9 +217,9 @@ class MixedEffects(nn.Module):
 
         with torch.enable_grad():
             optimizer.step(negative_log_likelihood)
-        self.log_variances.copy_(parameters.detach()[:-1].clamp(-14, 6))
+        self.log_variances.copy_(parameters.detach()[:-3].clamp(-14, 6))
         if not one_population:
-            self.shared.copy_(parameters.detach()[-1].sigmoid())
+            self.sharing.copy_(parameters.detach()[-3:].softmax(dim=0))
         self._solved = None
         self._fit_gene_scale()
 
@@ -238,6 +239,8 @@ class MixedEffects(nn.Module):
     def without(self, keep_g: Tensor) -> MixedEffects:
         """Return the model that has not seen some of the groups, with the same variances.
 
+        The scales of the genes are fitted again.
+
         Parameters
         ----------
         keep_g
@@ -246,12 +249,10 @@ class MixedEffects(nn.Module):
         kept = torch.nonzero(keep_g)[:, 0]
         sizes = (self.targets_gt.shape[1], self.similarity_gp.shape[1], self.effects_gn.shape[1])
         model = MixedEffects(len(kept), *sizes, self.feature_blocks).to(self.effects_gn.device)
-        model.set(
-            self.design.rows(kept), self.effects_gn[kept], self.n_cells_g[kept], self.n_controls_p
-        )
+        model.set(self.design.rows(kept), self.effects_gn[kept], self.n_cells_g[kept])
         model.log_variances.copy_(self.log_variances)
-        model.shared.copy_(self.shared)
-        model.gene_scale.copy_(self.gene_scale)
+        model.sharing.copy_(self.sharing)
+        model._fit_gene_scale()
         return model
 
     @torch.no_grad()
@@ -325,10 +326,10 @@ class MixedEffects(nn.Module):
 
     def _covariance_with(self, design: Design) -> Tensor:
         """Return the covariance of effects with those of the training groups."""
-        variances, shared = self.log_variances.double().exp(), self.shared.double()
-        return self._covariance(design, self.design, variances, shared)
+        variances, sharing = self.log_variances.double().exp(), self.sharing.double()
+        return self._covariance(design, self.design, variances, sharing)
 
-    def _covariance(self, a: Design, b: Design, variances: Tensor, shared: Tensor) -> Tensor:
+    def _covariance(self, a: Design, b: Design, variances: Tensor, sharing: Tensor) -> Tensor:
         a, b = (Design(*(part.double() for part in design)) for design in (a, b))
         overlap = a.targets_gt @ b.targets_gt.T
         covariance = variances[0] * torch.outer(a.n_targets_g, b.n_targets_g)
@@ -341,7 +342,8 @@ class MixedEffects(nn.Module):
             covariance = covariance + variance * of_a @ of_b.T
         # Populations of the training are named; others are only more or less like them.
         likeness = a.similarity_gp[:, b.population_g.long()]
-        return covariance * (shared + (1 - shared) * likeness)
+        is_same = a.population_g[:, None] == b.population_g[None]
+        return covariance * (sharing[0] + sharing[1] * likeness + sharing[2] * is_same)
 
     def _own_variances(self, design: Design) -> tuple[Tensor, Tensor]:
         """Return variances of effects, and of the noise of the control cells, before any data."""
@@ -352,29 +354,22 @@ class MixedEffects(nn.Module):
         features = design.features_gf.double().split(self.feature_blocks, dim=1)
         for variance, of_block in zip(variances[3:], features, strict=True):
             variance_q = variance_q + variance * of_block.square().sum(dim=1)
-        is_known = design.population_g >= 0
-        noise_q = 1 / self.n_controls_p.double()[design.population_g.clamp(min=0)]
-        return variance_q, noise_q * is_known
+        return variance_q, 1 / design.n_controls_g.double()
 
     def _shared_noise(self, design: Design) -> Tensor:
         """Return the covariance that comes from the same control cells."""
         is_same_qg = design.population_g[:, None] == self.population_g[None]
-        return is_same_qg / self.n_controls_p.double()[self.population_g][None]
+        return is_same_qg / self.n_controls_g.double()[None]
 
     def _noise(self, index: Tensor) -> Tensor:
         population = self.population_g[index]
         is_same = population[:, None] == population[None]
-        noise = is_same / self.n_controls_p[population][None]
+        noise = is_same / self.n_controls_g[index][None]
         return noise + torch.diag(1 / self.n_cells_g[index] + JITTER)
 
     def __getstate__(self) -> dict:
         """Leave out what can be computed again."""
         return self.__dict__ | {"_solved": None}
-
-
-def stack_designs(designs: list[Design]) -> Design:
-    """Return the groups of several designs, one after the other."""
-    return Design(*(torch.cat(parts) for parts in zip(*designs, strict=True)))
 
 
 def cosine(a_nd: Tensor, b_md: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def perturbation_effects(
     one = predicted[[_row(predicted, "predicted", perturbation, population)]]
     scores = tl.perturbation_scores(one, observed).iloc[0]
     truth = observed[[_row(observed, "observed", perturbation, scores["population"])]]
-    genes = [gene for gene in truth.var_names if gene in set(one.var_names)]
+    genes = truth.var_names[truth.var_names.isin(one.var_names)]
     x, x_std = (np.asarray(truth[:, genes].layers[name])[0] for name in (EFFECT, STD))
     y, y_std = (np.asarray(one[:, genes].layers[name])[0] for name in (EFFECT, STD))
     was_given = ax is not None

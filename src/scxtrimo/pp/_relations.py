@@ -13,7 +13,7 @@ from scipy import sparse
 
 from ..data import RowReader
 from ..data.counts import check_counts, get_layer
-from ..data.perturbations import log_normalized
+from ..data.group_moments import log_normalized
 from ..data.vocabulary import preview
 
 BLOCK = 1024
@@ -122,7 +122,7 @@ def relations_from_expression(
     if (columns < 0).any():
         raise ValueError(f"adata lacks the genes {preview(names[columns < 0])}.")
     reader = RowReader(get_layer(adata, layer))
-    parts = [log_normalized(chunk)[:, columns] for chunk in reader.chunks()]
+    parts = [log_normalized(chunk)[:, columns].astype(np.float32) for chunk in reader.chunks()]
     values = sparse.vstack(parts).tocsc()
     mean = np.asarray(values.mean(axis=0)).ravel()
     variance = np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2

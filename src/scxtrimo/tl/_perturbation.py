@@ -6,14 +6,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ..data import PerturbationNames, RowReader, group_moments
+from ..data import PerturbationNames, RowReader, group_cells, group_moments
 from ..data.counts import check_counts, get_layer
-from ..data.effects import EFFECT, LAYERS, MIN_SD, SCORE, check_effects, effects_anndata
-from ..data.fields import get_column
+from ..data.effects import EFFECT, LAYERS, SCORE, check_effects, effects_anndata
+from ..data.group_moments import pooled_sd
 from ..data.perturbations import library_sizes
 from ..data.vocabulary import preview
-
-ALL_CELLS = "all"
 
 
 def perturbation_effects(
@@ -56,43 +54,36 @@ def perturbation_effects(
     """
     check_counts(adata, layer)
     names = PerturbationNames(control, separator)
-    labels = get_column(adata.obs, "obs", perturbation_key).astype(str)
-    canonical = labels.map({label: names.name(names.targets(label)) for label in labels.unique()})
-    if population_key is None:
-        population = pd.Series(ALL_CELLS, index=adata.obs_names)
-    else:
-        population = get_column(adata.obs, "obs", population_key).astype(str)
+    cells = group_cells(adata, names, perturbation_key, population_key)
     totals = None if library_size_key is None else library_sizes(adata, library_size_key)
-    groups = pd.MultiIndex.from_arrays([population, canonical])
-    codes, distinct = pd.factorize(groups, sort=True)
     reader = RowReader(get_layer(adata, layer))
-    moments = group_moments(reader.chunks(), codes, len(distinct), totals)
-    place = {group: i for i, group in enumerate(distinct)}
-    if without := sorted({p for p, _ in distinct if (p, control) not in place}):
-        found = preview(labels.unique())
-        raise ValueError(
-            f"No control cells {control!r} in {preview(without)}; "
-            f"adata.obs[{perturbation_key!r}] has {found}. Name them with `control=`."
+    perturbed, controls = (
+        group_moments(reader.chunks(), codes, n_groups, totals)
+        for codes, n_groups in (
+            (cells.codes, len(cells.groups)),
+            (cells.control_codes, len(cells.populations)),
         )
-    perturbed = [(p, c) for p, c in distinct if c != control]
-    if not perturbed:
-        raise ValueError(f"adata.obs[{perturbation_key!r}] has control cells only.")
-    rows = np.array([place[group] for group in perturbed])
-    controls = np.array([place[p, control] for p, _ in perturbed])
-    degrees = np.maximum(moments.n_cells - 1, 0)
-    sd = np.sqrt(degrees @ moments.variance / max(degrees.sum(), 1) + MIN_SD**2)
-    effect = moments.mean[rows] - moments.mean[controls]
-    per_cell, per_control = (1 / moments.n_cells[group][:, None] for group in (rows, controls))
-    obs = pd.DataFrame(perturbed, columns=["population", "perturbation"])
-    obs["n_targets"] = [len(names.targets(name)) for name in obs["perturbation"]]
-    obs["n_cells"], obs["n_control_cells"] = moments.n_cells[rows], moments.n_cells[controls]
+    )
+    population = np.array([p for p, _ in cells.groups])
+    sd = pooled_sd(perturbed, controls)
+    effect = perturbed.mean - controls.mean[population]
+    per_cell, per_control = 1 / perturbed.n_cells, 1 / controls.n_cells[population]
+    obs = pd.DataFrame(
+        {
+            "perturbation": [names.name(targets) for _, targets in cells.groups],
+            "population": np.array(cells.populations)[population],
+            "n_targets": [len(targets) for _, targets in cells.groups],
+            "n_cells": perturbed.n_cells,
+            "n_control_cells": controls.n_cells[population],
+        }
+    )
     return effects_anndata(
         obs,
         adata.var_names,
         effect,
-        sd * np.sqrt(per_cell),
-        effect / (sd * np.sqrt(per_cell + per_control)),
-        moments.mean[controls],
+        sd * np.sqrt(per_cell)[:, None],
+        effect / (sd * np.sqrt(per_cell + per_control)[:, None]),
+        controls.mean[population],
     )
 
 
@@ -174,24 +165,22 @@ def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) 
     """
     check_effects(predicted, "predicted")
     check_effects(observed, "observed")
-    keys = ["population", "perturbation"]
-    place = {tuple(row): i for i, row in enumerate(observed.obs[keys].astype(str).to_numpy())}
-    asked = [tuple(row) for row in predicted.obs[keys].astype(str).to_numpy()]
+    place = {pair: i for i, pair in enumerate(_pairs(observed))}
+    asked = _pairs(predicted)
     if missing := [pair for pair in asked if pair not in place]:
         raise ValueError(
             f"(population, perturbation) {preview(missing)} was not observed; `observed` has "
             f"{preview(place)}."
         )
-    genes = [gene for gene in observed.var_names if gene in set(predicted.var_names)]
-    if not genes:
+    genes = observed.var_names[observed.var_names.isin(predicted.var_names)]
+    if len(genes) == 0:
         raise ValueError("predicted and observed have no genes in common.")
     truth = observed[[place[pair] for pair in asked], genes]
-    effect = np.asarray(predicted[:, genes].layers[EFFECT], dtype=np.float64)
-    target = np.asarray(truth.layers[EFFECT], dtype=np.float64)
+    effect, target = _effects(predicted[:, genes]), _effects(truth)
     score = np.abs(np.asarray(truth.layers[SCORE]))
     top = np.argsort(-score, axis=1, kind="stable")[:, :n_top]
     of_top = [np.take_along_axis(values, top, axis=1) for values in (effect, target)]
-    result = predicted.obs[keys].copy()
+    result = pd.DataFrame(asked, predicted.obs_names, ["population", "perturbation"])
     result["mse"] = np.square(effect - target).mean(axis=1)
     result["mse_top"] = np.square(of_top[0] - of_top[1]).mean(axis=1)
     result["pearson"] = _correlations(effect, target)
@@ -243,21 +232,18 @@ def genetic_interactions(
     check_effects(single_effects, "singles")
     if list(single_effects.var_names) != list(effects.var_names):
         raise ValueError("effects and singles must have the same genes in the same order.")
-    keys = ["population", "perturbation"]
-    of_single = {
-        tuple(row): np.asarray(single_effects.layers[EFFECT][i], dtype=np.float64)
-        for i, row in enumerate(single_effects.obs[keys].astype(str).to_numpy())
-    }
+    of_single = dict(zip(_pairs(single_effects), _effects(single_effects), strict=True))
     rows = {}
-    for i, (population, name) in enumerate(effects.obs[keys].astype(str).to_numpy()):
+    for row, (population, name), pair in zip(
+        effects.obs_names, _pairs(effects), _effects(effects), strict=True
+    ):
         parts = [(population, gene) for gene in name.split(separator)]
         if len(parts) != 2 or not all(part in of_single for part in parts):
             continue
-        pair = np.asarray(effects.layers[EFFECT][i], dtype=np.float64)
         genes = np.stack([of_single[part] for part in parts], axis=1)
         c = np.linalg.lstsq(genes, pair, rcond=None)[0]
         size = np.abs(c)
-        rows[effects.obs_names[i]] = {
+        rows[row] = {
             "population": population,
             "c_a": c[0],
             "c_b": c[1],
@@ -273,6 +259,16 @@ def genetic_interactions(
             "together, for instance `model.predict(['A', 'B', 'A+B'])`."
         )
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _pairs(effects: AnnData) -> list[tuple[str, str]]:
+    """Return population and perturbation of every row."""
+    columns = (np.asarray(effects.obs[key]).astype(str) for key in ("population", "perturbation"))
+    return [(str(population), str(name)) for population, name in zip(*columns, strict=True)]
+
+
+def _effects(effects: AnnData) -> np.ndarray:
+    return np.asarray(effects.layers[EFFECT], dtype=np.float64)
 
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
