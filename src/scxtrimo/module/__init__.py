@@ -9,11 +9,14 @@ from .config import (
     choose_size,
 )
 from .depth import TargetDepth
+from .drugs import DrugConfig, DrugModule
 from .latent_space import LatentSpace, Panel
 from .xtrimogene import XTrimoGeneModule, target_values
 
 __all__ = [
     "SIZES",
+    "DrugConfig",
+    "DrugModule",
     "LabelPanel",
     "LatentSpace",
     "Panel",

@@ -2,6 +2,7 @@
 
 from .annotation import AnnotationConfig, AnnotatorPlan, label_weights
 from .datamodule import RaggedDataSplitter
+from .drugs import DrugTraining
 from .finetuning import FinetuningConfig, finetuned
 from .flops import activation_bytes, peak_flops, training_flops
 from .initialization import draw_rows, gene_statistics, log_normalize, read_counts
@@ -42,6 +43,7 @@ __all__ = [
     "AnnotationConfig",
     "AnnotatorPlan",
     "AtomicCheckpointIO",
+    "DrugTraining",
     "EpochShuffler",
     "FinetuningConfig",
     "KeepBest",

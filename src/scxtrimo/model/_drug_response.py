@@ -1,0 +1,83 @@
+"""What one drug does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
+
+from ._drug_base import DrugModelBase
+
+
+class XTrimoGeneDrugResponse(DrugModelBase):
+    """Response of a cell line to a drug, such as ln IC50.
+
+    Responses are modelled relative to the drug: mean and spread of each are those of its training
+    rows, and the network predicts which lines are above or below. The mean of a new drug is
+    what its structure suggests, by kernel regression on fingerprints.
+
+    Parameters
+    ----------
+    lines
+        Cell lines x genes, registered with :meth:`setup_anndata`.
+    screen
+        Measurements: a drug, a cell line and a response per row. Repeats are allowed and stay
+        together when rows are set apart for validation.
+    drug_key
+        Column of ``screen`` with the drug, as SMILES or, with ``drugs``, as name.
+    line_key
+        Column with the cell line, by its name in ``lines.obs_names``.
+    response_key
+        Column with the response, in any unit; predictions are in the same.
+    drugs
+        SMILES by name (a mapping or Series), if the column holds names. Names with one SMILES are
+        one drug.
+    seed
+        Of all that is drawn: the same seed gives the same model.
+    **hyperparameters
+        Fields of :class:`~scxtrimo.module.DrugConfig`.
+
+    Raises
+    ------
+    ValueError
+        If columns, drugs or cell lines are not there, SMILES invalid, responses missing or all the
+        same, or a hyper-parameter impossible.
+    ImportError
+        If RDKit or PyTorch Geometric is missing: ``pip install "scxtrimo[drug]"``.
+
+    Notes
+    -----
+    The task is that of DeepCDR :cite:p:`Liu2020`, the encoder that of xTrimoGene
+    :cite:p:`Gong2023`.
+
+    Examples
+    --------
+    >>> scxtrimo.model.XTrimoGeneDrugResponse.setup_anndata(lines, expression="values")
+    >>> model = scxtrimo.model.XTrimoGeneDrugResponse(
+    ...     lines, screen, drug_key="drug1", response_key="score", n_members=2
+    ... )
+    >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> model.predict(screen).columns[-2:].tolist()
+    ['response', 'std']
+    """
+
+    def __init__(
+        self,
+        lines: AnnData,
+        screen: pd.DataFrame,
+        drug_key: str = "drug",
+        line_key: str = "cell",
+        response_key: str = "y",
+        drugs: Mapping[str, str] | pd.Series | None = None,
+        *,
+        seed: int = 0,
+        **hyperparameters: Any,
+    ) -> None:
+        super().__init__(
+            *(lines, screen, [drug_key], line_key, response_key, drugs),
+            task="regression",
+            seed=seed,
+            hyperparameters=hyperparameters,
+        )

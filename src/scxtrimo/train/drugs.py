@@ -1,0 +1,285 @@
+"""Training of models of drugs and cell lines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..data.cell_lines import collate_lines
+from ..data.molecules import Molecule, collate_molecules
+from ..module.drugs import DrugModule
+from .linear import fit_temperature
+
+WARM_UP = 0.1
+MAX_GRADIENT = 1.0
+ROWS_AT_A_TIME = 8192
+
+
+@dataclass(frozen=True)
+class DrugTraining:
+    """How a model of drugs and cell lines is trained.
+
+    Parameters
+    ----------
+    max_epochs
+        Epochs over the training rows; the learning rate ends at 0 with them.
+    lr, weight_decay
+        Of AdamW.
+    batch_size
+        Rows per step; by default a twentieth of them, from 128 to 2048.
+    lines_per_step
+        Distinct cell lines per step, each of which is encoded once.
+    patience
+        Epochs without a better validation loss after which training stops.
+    """
+
+    max_epochs: int = 30
+    lr: float = 2e-3
+    weight_decay: float = 0.01
+    batch_size: int | None = None
+    lines_per_step: int = 12
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "lr", "batch_size", "lines_per_step", "patience"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be positive.")
+
+
+@dataclass
+class DrugRows:
+    """Rows of a screen as tensors, with the drugs and lines they refer to.
+
+    Parameters
+    ----------
+    molecules
+        The distinct drugs.
+    known_d
+        Their places among the drugs of the model, int64, -1 for new ones.
+    values_lg
+        Standardised expression of the lines, NaN where not measured.
+    known_l
+        Their places among the lines of the model, int64, -1 for new ones.
+    drugs_nd, lines_n
+        Drugs and line of every row, int64.
+    target_n
+        Classes or standardised responses, float32, if they are known.
+    """
+
+    molecules: Sequence[Molecule]
+    known_d: Tensor
+    values_lg: Tensor
+    known_l: Tensor
+    drugs_nd: Tensor
+    lines_n: Tensor
+    target_n: Tensor | None = None
+
+    def drugs(self, which_d: Tensor) -> dict[str, Tensor]:
+        """Return some of the drugs as the network reads them."""
+        collated = collate_molecules([self.molecules[i] for i in which_d.tolist()])
+        return collated | {"known_d": self.known_d[which_d]}
+
+    def lines(self, which_l: Tensor, gene_dropout: float = 0.0) -> dict[str, Tensor]:
+        """Return some of the lines as the network reads them."""
+        values_lg = self.values_lg[which_l]
+        keep_lg = None
+        if gene_dropout:
+            dropped_l = gene_dropout * torch.rand(len(values_lg), 1)
+            keep_lg = torch.rand(values_lg.shape) >= dropped_l
+        return collate_lines(values_lg, keep_lg) | {"known_l": self.known_l[which_l]}
+
+
+def _batches(data: DrugRows, rows: Tensor, size: int, n_lines: int) -> Iterator[Tensor]:
+    """Yield rows, all once, of few cell lines at a time, as encoding lines costs most."""
+    rows = rows[torch.randperm(len(rows))]
+    lines, line_n = data.lines_n[rows].unique(return_inverse=True)
+    n_groups = math.ceil(len(lines) / n_lines)
+    group_n = (torch.randperm(len(lines)) % n_groups)[line_n]
+    parts = [part for g in range(n_groups) for part in rows[group_n == g].split(size)]
+    for i in torch.randperm(len(parts)).tolist():
+        yield parts[i]
+
+
+def fit(
+    module: DrugModule,
+    data: DrugRows,
+    is_validation_n: np.ndarray,
+    is_classification: bool,
+    training: DrugTraining,
+    seed: int,
+    device: torch.device,
+    enable_progress_bar: bool = True,
+) -> dict[str, list[float]]:
+    """Train a module and leave it with the weights that were best on the validation rows.
+
+    Parameters
+    ----------
+    module
+        What is trained, in place; data-driven starts are set.
+    data
+        All rows.
+    is_validation_n
+        Which of them to validate on.
+    is_classification
+        Whether targets are classes, else standardised responses.
+    training
+        How to train.
+    seed
+        Of batches, dropout and all else that is drawn.
+    device
+        Where to train.
+    enable_progress_bar
+        Whether to show one.
+
+    Returns
+    -------
+    Losses of every epoch.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss is no number any more.
+    """
+    assert data.target_n is not None
+    rows = torch.from_numpy(np.flatnonzero(~is_validation_n))
+    held_out = torch.from_numpy(np.flatnonzero(is_validation_n))
+    size = training.batch_size or min(max(len(rows) // 20, 128), 2048)
+    history: dict[str, list[float]] = {"train_loss": [], "validation_loss": []}
+    best, best_epoch, weights = math.inf, -1, dict(module.state_dict())
+    module.to(device)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        optimizer = torch.optim.AdamW(
+            module.parameters(), lr=training.lr, weight_decay=training.weight_decay
+        )
+        bar = tqdm(range(training.max_epochs), desc="Training", disable=not enable_progress_bar)
+        for epoch in bar:
+            module.train()
+            batches = list(_batches(data, rows, size, training.lines_per_step))
+            losses = []
+            for i, batch in enumerate(batches):
+                progress = (epoch + i / len(batches)) / training.max_epochs
+                for group in optimizer.param_groups:
+                    group["lr"] = training.lr * _lr_fraction(progress)
+                losses.append(_step(module, optimizer, data, batch, is_classification, device))
+            history["train_loss"].append(float(np.mean(losses)))
+            z_kn = predict_members(module, data, device, held_out)
+            loss = float(_loss(z_kn, data.target_n[held_out], is_classification))
+            history["validation_loss"].append(loss)
+            if not math.isfinite(loss + history["train_loss"][-1]):
+                raise FloatingPointError(
+                    f"The loss is no number any more in epoch {epoch}. Train with a lower "
+                    f"learning rate than lr={training.lr:g}."
+                )
+            bar.set_postfix(validation_loss=f"{loss:.3f}")
+            if loss < best:
+                best, best_epoch = loss, epoch
+                weights = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+            elif epoch - best_epoch >= training.patience:
+                break
+        bar.close()
+    module.load_state_dict(weights)
+    module.eval()
+    if is_classification:
+        calibrate(module, data, held_out, device)
+    return history
+
+
+def _lr_fraction(progress: float) -> float:
+    """Rise for a tenth of the training, then fall along a cosine."""
+    if progress < WARM_UP:
+        return 0.04 + 0.96 * progress / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def _step(
+    module: DrugModule,
+    optimizer: torch.optim.Optimizer,
+    data: DrugRows,
+    batch: Tensor,
+    is_classification: bool,
+    device: torch.device,
+) -> float:
+    assert data.target_n is not None
+    drugs_nd, lines_n, target_n = data.drugs_nd[batch], data.lines_n[batch], data.target_n[batch]
+    which_d, drug_place = drugs_nd.unique(return_inverse=True)
+    which_l, line_place = lines_n.unique(return_inverse=True)
+    z_kn = module(
+        _to(data.drugs(which_d), device),
+        _to(data.lines(which_l, module.config.gene_dropout), device),
+        drug_place.to(device),
+        line_place.to(device),
+    )
+    # Every member has a loss of its own: that of their mean would let them be wrong together.
+    loss = _loss(z_kn, target_n.to(device).expand_as(z_kn), is_classification)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _loss(z: Tensor, target: Tensor, is_classification: bool) -> Tensor:
+    """Return the mean loss; predictions of members are averaged where the target is not theirs."""
+    z = z if z.shape == target.shape else z.mean(0)
+    if is_classification:
+        return F.binary_cross_entropy_with_logits(z, target)
+    return F.mse_loss(z, target)
+
+
+def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def predict_members(
+    module: DrugModule, data: DrugRows, device: torch.device, rows: Tensor | None = None
+) -> Tensor:
+    """Return standardised predictions or logits of all members on the CPU, ``(n_members, n)``.
+
+    Parameters
+    ----------
+    module, data, device
+        See :func:`fit`.
+    rows
+        Which rows; by default all. Every drug and line of them is encoded once.
+    """
+    module.eval()
+    rows = torch.arange(len(data.lines_n)) if rows is None else rows
+    which_d, drug_place = data.drugs_nd[rows].unique(return_inverse=True)
+    which_l, line_place = data.lines_n[rows].unique(return_inverse=True)
+    drugs_dh = module.drugs(_to(data.drugs(which_d), device))
+    lines_lh = module.lines(_to(data.lines(which_l), device))
+    parts = [
+        module.predict_rows(drugs_dh, lines_lh, d.to(device), n.to(device)).cpu()
+        for d, n in zip(
+            drug_place.split(ROWS_AT_A_TIME), line_place.split(ROWS_AT_A_TIME), strict=True
+        )
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def calibrate(module: DrugModule, data: DrugRows, rows: Tensor, device: torch.device) -> None:
+    """Choose the temperature under which the classes of some rows are most likely.
+
+    Parameters
+    ----------
+    module, data, device
+        See :func:`fit`.
+    rows
+        Rows that were not trained on.
+    """
+    assert data.target_n is not None
+    z_n = predict_members(module, data, device, rows).mean(0)
+    log_p_nc = torch.stack([F.logsigmoid(-z_n), F.logsigmoid(z_n)], dim=1).numpy()
+    codes = data.target_n[rows].numpy().astype(np.int64)
+    module.temperature.fill_(fit_temperature(log_p_nc, codes))
