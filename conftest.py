@@ -1,5 +1,7 @@
 """Names that the examples in docstrings use."""
 
+from importlib.util import find_spec
+
 import pytest
 
 
@@ -18,7 +20,12 @@ def _in_empty_directory(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def _example() -> dict:
-    """`scxtrimo`, and on the bundled cells `adata`, `model` and `annotator`, hardly trained."""
+    """`scxtrimo`, and on the bundled cells `adata`, `model` and `annotator`, hardly trained.
+
+    Of drugs: `lines`, `screen` and `synergy`.
+    """
+    from drug_screens import FAST, SMALL, make_lines, make_screen
+
     import scxtrimo
 
     adata = scxtrimo.pp.pbmc68k_counts()
@@ -29,4 +36,12 @@ def _example() -> dict:
         model, labels_key="bulk_labels"
     )
     annotator.train()
-    return {"scxtrimo": scxtrimo, "adata": adata, "model": model, "annotator": annotator}
+    names = {"scxtrimo": scxtrimo, "adata": adata, "model": model, "annotator": annotator}
+    if not all(map(find_spec, ("rdkit", "torch_geometric"))):
+        return names
+    lines = make_lines()
+    screen = make_screen(lines, n_drugs=5)
+    scxtrimo.model.XTrimoGeneSynergy.setup_anndata(lines, expression="values")
+    synergy = scxtrimo.model.XTrimoGeneSynergy(lines, screen, **SMALL)
+    synergy.train(1, **FAST)
+    return names | {"lines": lines, "screen": screen, "synergy": synergy}

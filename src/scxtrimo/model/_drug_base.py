@@ -137,7 +137,7 @@ class DrugModelBase(DrugSavingMixin):
 
     def train(
         self,
-        max_epochs: int = 30,
+        max_epochs: int = 20,
         *,
         validation_size: float = 0.1,
         validate_on: str = "rows",

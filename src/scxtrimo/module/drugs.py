@@ -52,8 +52,8 @@ class DrugConfig:
     n_line_heads: int = 4
     n_bins: int = 50
     memory_dropout: float = 0.1
-    gene_dropout: float = 0.2
-    dropout: float = 0.2
+    gene_dropout: float = 0.25
+    dropout: float = 0.25
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

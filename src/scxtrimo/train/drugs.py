@@ -40,12 +40,12 @@ class DrugTraining:
         Epochs without a better validation loss after which training stops.
     """
 
-    max_epochs: int = 30
+    max_epochs: int = 20
     lr: float = 2e-3
-    weight_decay: float = 0.01
+    weight_decay: float = 0.03
     batch_size: int | None = None
     lines_per_step: int = 12
-    patience: int = 10
+    patience: int = 8
 
     def __post_init__(self) -> None:
         for name in ("max_epochs", "lr", "batch_size", "lines_per_step", "patience"):
