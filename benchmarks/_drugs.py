@@ -83,12 +83,16 @@ class Features:
     ----------
     split
         The task.
-    drug_keys, line_key
-        Columns.
+    drug_keys
+        Columns with the drugs.
+    n_components
+        Principal components of the expression.
     """
 
-    def __init__(self, split: Split, drug_keys: list[str], line_key: str = "cell") -> None:
-        self.drug_keys, self.line_key = drug_keys, line_key
+    def __init__(
+        self, split: Split, drug_keys: list[str], n_components: int = N_COMPONENTS
+    ) -> None:
+        self.drug_keys = drug_keys
         both = pd.concat([split.train, split.test])
         smiles = pd.unique(both[drug_keys].to_numpy().ravel()).tolist()
         features = np.stack([molecule.features_f for molecule in read_molecules(smiles)])
@@ -101,8 +105,8 @@ class Features:
         x = np.asarray(split.lines.X, dtype=np.float64)
         is_tpm = x.min() >= 0
         x = np.log2(x + 1) if is_tpm else x
-        trained_l = split.lines.obs_names.isin(split.train[line_key])
-        n = min(N_COMPONENTS, int(trained_l.sum()) - 1)
+        trained_l = split.lines.obs_names.isin(split.train["cell"])
+        n = min(n_components, int(trained_l.sum()) - 1)
         self.lines = PCA(n, random_state=0).fit(x[trained_l]).transform(x)
         self.line_place = {name: i for i, name in enumerate(split.lines.obs_names)}
 
@@ -110,5 +114,5 @@ class Features:
         """Return features of rows, float32; drugs in the order of the columns or the reverse."""
         keys = self.drug_keys[::-1] if reverse else self.drug_keys
         drugs = [self.drugs[table[key].map(self.drug_place)] for key in keys]
-        lines = self.lines[table[self.line_key].map(self.line_place)]
+        lines = self.lines[table["cell"].map(self.line_place)]
         return np.column_stack([*drugs, lines]).astype(np.float32)

@@ -16,6 +16,7 @@ from ..data.molecules import FINGERPRINT_BITS, WIDTHS, Molecule, read_molecules
 from ..data.screen import check_table, drugs_of, split_rows, target_of, task_of
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..module.drugs import DrugConfig, DrugModule
+from ..module.response_base import ResponseBase, ScreenScale
 from ..nn.molecules import MoleculeWidths
 from ..train.drugs import DrugRows, DrugTraining, fit, predict_members
 from ._drug_saving import DrugSavingMixin
@@ -83,8 +84,6 @@ class DrugModelBase(DrugSavingMixin):
         self.module = self._make_module()
         values_lg = torch.from_numpy(self.panel.standardize(lines, setup, 0.0))
         self.module.line_values.copy_(values_lg)
-        features = np.stack([molecule.features_f for molecule in self.molecules])
-        self.module.known_fingerprints.copy_(torch.from_numpy(features[:, :FINGERPRINT_BITS]))
         self._screen = drugs_nd, lines_n, target_n
         self._query_lines = None
         self.is_trained = False
@@ -217,14 +216,17 @@ class DrugModelBase(DrugSavingMixin):
         assert self._screen is not None
         drugs_nd, lines_n, target_n = (part[is_trained_n] for part in self._screen)
         module = self._make_module()
-        for name in ("line_values", "known_fingerprints"):
-            getattr(module, name).copy_(getattr(self.module, name))
+        module.line_values.copy_(self.module.line_values)
         module.drug_is_known[np.unique(drugs_nd)] = True
         module.line_is_known[np.unique(lines_n)] = True
-        features = np.stack([self.molecules[i].features_f for i in np.unique(drugs_nd)])
-        module.start_from_data(features, module.line_is_known.numpy())
-        if self.task == "regression":
-            module.standardize(drugs_nd, target_n)
+        features_df = np.stack([molecule.features_f for molecule in self.molecules])
+        module.start_from_data(features_df[np.unique(drugs_nd)], module.line_is_known.numpy())
+        if isinstance(module.base, ResponseBase):
+            fingerprints, values_lg = features_df[:, :FINGERPRINT_BITS], module.line_values.numpy()
+            rows = drugs_nd[:, 0], lines_n, target_n
+            module.base.fit(fingerprints, values_lg, *rows, self.seed)
+        elif self.task == "regression":
+            module.base.fit(target_n)
         return module
 
     def _training_rows(self) -> DrugRows:
@@ -258,14 +260,18 @@ class DrugModelBase(DrugSavingMixin):
         return DrugRows(molecules, *(torch.from_numpy(array) for array in arrays))
 
     def _offset_and_scale(self, rows: DrugRows) -> tuple[np.ndarray, np.ndarray]:
+        """Return what the predictions of the network are relative to, for every row."""
+        base, n = self.module.base, len(rows.lines_n)
+        if isinstance(base, ScreenScale):
+            return np.full(n, float(base.mean)), np.full(n, float(base.std))
         features = np.stack([molecule.features_f for molecule in rows.molecules])
+        inputs = torch.from_numpy(features), rows.known_d, rows.values_lg, rows.known_l
         device = self.module.temperature.device
-        per_drug = self.module.offset_and_scale(
-            torch.from_numpy(features).to(device), rows.known_d.to(device)
+        table_ld, scale_d = (
+            tensor.cpu().double().numpy() for tensor in base(*(x.to(device) for x in inputs))
         )
-        first_n = rows.drugs_nd[:, 0].numpy()
-        offset_d, scale_d = (tensor.cpu().double().numpy() for tensor in per_drug)
-        return offset_d[first_n], scale_d[first_n]
+        drug_n = rows.drugs_nd[:, 0].numpy()
+        return table_ld[rows.lines_n.numpy(), drug_n], scale_d[drug_n]
 
     def predict(
         self,
@@ -371,7 +377,7 @@ class DrugModelBase(DrugSavingMixin):
         held_out = torch.from_numpy(self.validation_rows)
         device = self.module.temperature.device
         z_kn = predict_members(self.module, rows, device, held_out).double().numpy()
-        rows.drugs_nd = rows.drugs_nd[held_out]
+        rows.drugs_nd, rows.lines_n = rows.drugs_nd[held_out], rows.lines_n[held_out]
         truth = pd.DataFrame({"truth": self._screen[2][self.validation_rows]})
         return self._add_results(truth.set_axis(self.validation_rows), rows, z_kn)
 

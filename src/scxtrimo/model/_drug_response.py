@@ -14,9 +14,10 @@ from ._drug_base import DrugModelBase
 class XTrimoGeneDrugResponse(DrugModelBase):
     """Response of a cell line to a drug, such as ln IC50.
 
-    Responses are modelled relative to the drug: mean and spread of each are those of its training
-    rows, and the network predicts which lines are above or below. The mean of a new drug is
-    what its structure suggests, by kernel regression on fingerprints.
+    The network predicts what simple models miss: mean and spread of every drug, and a completed
+    table of lines and drugs, in which new lines are placed by their expression and new drugs by
+    their structure (:class:`~scxtrimo.module.ResponseBase`). Where validation rows say that the
+    network adds nothing, the simple models are what remains.
 
     Parameters
     ----------
@@ -37,7 +38,8 @@ class XTrimoGeneDrugResponse(DrugModelBase):
     seed
         Of all that is drawn: the same seed gives the same model.
     **hyperparameters
-        Fields of :class:`~scxtrimo.module.DrugConfig`.
+        Fields of :class:`~scxtrimo.module.DrugConfig`; ``drug_input`` is ``"fingerprint"`` here,
+        as graphs of hundreds of drugs cost most of the time.
 
     Raises
     ------
@@ -79,5 +81,5 @@ class XTrimoGeneDrugResponse(DrugModelBase):
             *(lines, screen, [drug_key], line_key, response_key, drugs),
             task="regression",
             seed=seed,
-            hyperparameters=hyperparameters,
+            hyperparameters={"drug_input": "fingerprint"} | hyperparameters,
         )

@@ -11,6 +11,7 @@ from .config import (
 from .depth import TargetDepth
 from .drugs import DrugConfig, DrugModule
 from .latent_space import LatentSpace, Panel
+from .response_base import ResponseBase
 from .xtrimogene import XTrimoGeneModule, target_values
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LabelPanel",
     "LatentSpace",
     "Panel",
+    "ResponseBase",
     "TargetDepth",
     "XTrimoGeneAnnotatorConfig",
     "XTrimoGeneAnnotatorModule",

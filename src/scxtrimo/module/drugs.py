@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..nn.lines import LineTower
 from ..nn.molecules import DrugTower, MoleculeWidths
 from ..nn.response import ResponseHead
+from .response_base import ResponseBase, ScreenScale
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,9 @@ class DrugModule(nn.Module):
         Hyper-parameters.
     """
 
-    gene_mean: Tensor
-    gene_scale: Tensor
     line_values: Tensor
     drug_is_known: Tensor
     line_is_known: Tensor
-    offset_d: Tensor
-    scale_d: Tensor
-    known_fingerprints: Tensor
-    prior_weights: Tensor
     temperature: Tensor
 
     def __init__(
@@ -137,17 +132,15 @@ class DrugModule(nn.Module):
             config.dropout / 2,
         )
         self.head = ResponseHead(config.n_members, drugs_per_row, config.n_hidden, config.dropout)
+        self.base: ScreenScale | ResponseBase = ScreenScale()
+        if drugs_per_row == 1:
+            self.base = ResponseBase(n_drugs, n_lines, n_genes, widths.n_fingerprint)
+            nn.init.zeros_(self.head.out.weight)  # it starts as its base
+        self.n_fingerprint = widths.n_fingerprint
         for name, value in {
-            "gene_mean": torch.zeros(n_genes),
-            "gene_scale": torch.ones(n_genes),
             "line_values": torch.full((n_lines, n_genes), torch.nan),
             "drug_is_known": torch.zeros(n_drugs, dtype=torch.bool),
             "line_is_known": torch.zeros(n_lines, dtype=torch.bool),
-            # One offset and scale for all rows, or for every drug and new ones (the last).
-            "offset_d": torch.zeros(n_drugs + 1 if drugs_per_row == 1 else 1),
-            "scale_d": torch.ones(n_drugs + 1 if drugs_per_row == 1 else 1),
-            "known_fingerprints": torch.zeros(n_drugs, widths.n_fingerprint),
-            "prior_weights": torch.zeros(n_drugs),
             "temperature": torch.ones(()),
         }.items():
             self.register_buffer(name, value)
@@ -191,7 +184,7 @@ class DrugModule(nn.Module):
         centered = features_df - features_df.mean(0)
         std = features_df.std(0)
         scale = np.where(std > 0, 1.0, 0.0)
-        n_bits = self.known_fingerprints.shape[1]
+        n_bits = self.n_fingerprint
         bits = slice(0, n_bits)
         length = np.sqrt((centered[:, bits] ** 2).sum(1).mean())
         scale[bits] *= 4 / max(length, 1e-6)  # all bits together weigh as 16 descriptors
@@ -205,78 +198,3 @@ class DrugModule(nn.Module):
         n = min(weight.shape[1], int((strength > 1e-3 * strength[0]).sum()))
         unit = 2 * (len(genes.T) / weight.shape[1]) ** 0.5 / max(strength[0], 1e-6)
         weight[:, :n] = torch.from_numpy((genes[:n].T * strength[:n] * unit).copy())
-
-    def offset_and_scale(self, features_df: Tensor, known_d: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what predictions for drugs are relative to, each ``(n_drugs,)``.
-
-        A drug that is not known has the offset that similar ones suggest.
-
-        Parameters
-        ----------
-        features_df
-            Features of the drugs.
-        known_d
-            Their places among the known ones, -1 for new drugs.
-        """
-        if len(self.offset_d) == 1:
-            return self.offset_d.expand(len(known_d)), self.scale_d.expand(len(known_d))
-        similar_dk = tanimoto(
-            features_df[:, : self.known_fingerprints.shape[1]], self.known_fingerprints
-        )
-        prior_d = self.offset_d[-1] + similar_dk @ self.prior_weights
-        return torch.where(known_d < 0, prior_d, self.offset_d[known_d]), self.scale_d[known_d]
-
-    @torch.no_grad()
-    def standardize(self, drugs_nd: np.ndarray, target_n: np.ndarray) -> None:
-        """Set what predictions are relative to from training rows.
-
-        That is mean and standard deviation, of every drug where rows have one.
-
-        Parameters
-        ----------
-        drugs_nd
-            Drugs of every row.
-        target_n
-            What was measured.
-        """
-        if len(self.offset_d) == 1:
-            self.offset_d.fill_(target_n.mean())
-            self.scale_d.fill_(max(float(target_n.std()), 1e-6))
-            return
-        drug_n = drugs_nd[:, 0]
-        n_drugs = len(self.drug_is_known)
-        times_d = np.bincount(drug_n, minlength=n_drugs)
-        mean, std = target_n.mean(), max(float(target_n.std()), 1e-6)
-        mean_d = np.bincount(drug_n, target_n, n_drugs) / np.maximum(times_d, 1)
-        residual_n = target_n - mean_d[drug_n]
-        within = max(float(residual_n.std()), 0.01 * std)
-        # Few rows say little about a drug: five rows at the overall mean and spread are added.
-        mean_d = (mean_d * times_d + 0.5 * mean) / (times_d + 0.5)
-        variance_d = np.bincount(drug_n, residual_n**2, n_drugs) + 5 * within**2
-        self.offset_d.copy_(torch.from_numpy(np.append(mean_d, mean)))
-        self.scale_d.copy_(
-            torch.from_numpy(np.append(np.sqrt(variance_d / (times_d + 5)), within))
-        )
-        # Kernel ridge regression of the means on structure, with unit-less ridge.
-        is_known = times_d > 0
-        known = self.known_fingerprints[torch.from_numpy(is_known)]
-        kernel = tanimoto(known, known).double().numpy()
-        weights = np.zeros(n_drugs)
-        weights[is_known] = np.linalg.solve(kernel + np.eye(len(kernel)), mean_d[is_known] - mean)
-        self.prior_weights.copy_(torch.from_numpy(weights))
-
-
-def tanimoto(x_df: Tensor, y_kf: Tensor) -> Tensor:
-    """Return the Tanimoto similarity of fingerprints with counts, ``(n_x, n_y)``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> tanimoto(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
-    tensor([[0.6667, 0.0000]])
-    """
-    rows = [
-        torch.minimum(x_f, y_kf).sum(1) / torch.maximum(x_f, y_kf).sum(1).clamp(min=1e-6)
-        for x_f in x_df
-    ]
-    return torch.stack(rows)

@@ -36,6 +36,8 @@ class DrugTraining:
         Rows per step; by default a twentieth of them, from 128 to 2048.
     lines_per_step
         Distinct cell lines per step, each of which is encoded once.
+    rows_per_epoch
+        Rows after which an epoch ends; a larger screen is seen in parts, others every epoch.
     patience
         Epochs without a better validation loss after which training stops.
     """
@@ -45,12 +47,12 @@ class DrugTraining:
     weight_decay: float = 0.03
     batch_size: int | None = None
     lines_per_step: int = 12
+    rows_per_epoch: int = 32_768
     patience: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "lr", "batch_size", "lines_per_step", "patience"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
+        for name, value in vars(self).items():
+            if name != "weight_decay" and value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be positive.")
 
 
@@ -97,15 +99,19 @@ class DrugRows:
         return collate_lines(values_lg, keep_lg) | {"known_l": self.known_l[which_l]}
 
 
-def _batches(data: DrugRows, rows: Tensor, size: int, n_lines: int) -> Iterator[Tensor]:
-    """Yield rows, all once, of few cell lines at a time, as encoding lines costs most."""
+def _batches(data: DrugRows, rows: Tensor, size: int, training: DrugTraining) -> Iterator[Tensor]:
+    """Yield rows of few cell lines at a time, as encoding lines costs most."""
     rows = rows[torch.randperm(len(rows))]
     lines, line_n = data.lines_n[rows].unique(return_inverse=True)
-    n_groups = math.ceil(len(lines) / n_lines)
+    n_groups = math.ceil(len(lines) / training.lines_per_step)
     group_n = (torch.randperm(len(lines)) % n_groups)[line_n]
     parts = [part for g in range(n_groups) for part in rows[group_n == g].split(size)]
+    n_rows = 0
     for i in torch.randperm(len(parts)).tolist():
         yield parts[i]
+        n_rows += len(parts[i])
+        if n_rows >= training.rows_per_epoch:
+            return
 
 
 def fit(
@@ -155,6 +161,11 @@ def fit(
     history: dict[str, list[float]] = {"train_loss": [], "validation_loss": []}
     best, best_epoch, weights = math.inf, -1, dict(module.state_dict())
     module.to(device)
+    if not is_classification:  # a network that starts as its base may be best before training
+        best = float(
+            _loss(predict_members(module, data, device, held_out), data.target_n[held_out], False)
+        )
+        weights = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
@@ -164,7 +175,7 @@ def fit(
         bar = tqdm(range(training.max_epochs), desc="Training", disable=not enable_progress_bar)
         for epoch in bar:
             module.train()
-            batches = list(_batches(data, rows, size, training.lines_per_step))
+            batches = list(_batches(data, rows, size, training))
             losses = []
             for i, batch in enumerate(batches):
                 progress = (epoch + i / len(batches)) / training.max_epochs
