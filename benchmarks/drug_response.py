@@ -155,13 +155,14 @@ def main() -> None:
     """Run the benchmark."""
     arguments = parser(__doc__)
     arguments.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    arguments.add_argument("--folds", type=int, default=N_FOLDS, help="how many of the three")
     arguments.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     args = arguments.parse_args()
     warnings.simplefilter("ignore")
     data = need_data(args.data, *FILES)
     names = args.splits[:1] if args.quick else args.splits
     rows = []
-    for split in splits(data, names, 1 if args.quick else N_FOLDS):
+    for split in splits(data, names, 1 if args.quick else args.folds):
         for method in args.methods:
             rows += run(split, method)
     report(summarize(rows), args.json)

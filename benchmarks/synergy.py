@@ -180,12 +180,13 @@ def main() -> None:
     """Run the benchmark."""
     arguments = parser(__doc__)
     arguments.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    arguments.add_argument("--folds", type=int, default=N_FOLDS, help="how many of the five")
     arguments.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     args = arguments.parse_args()
     warnings.simplefilter("ignore")
     data = need_data(args.data, *FILES, "gdsc_expression.npz")
     names = args.splits[:1] if args.quick else args.splits
-    n_folds, n_seeds = (1, 1) if args.quick else (N_FOLDS, args.seeds)
+    n_folds, n_seeds = (1, 1) if args.quick else (args.folds, args.seeds)
     rows = []
     for split in splits(data, names, n_folds, n_seeds):
         for method in args.methods:

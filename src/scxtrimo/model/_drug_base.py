@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -46,6 +46,7 @@ class DrugModelBase(DrugSavingMixin):
     """
 
     result_name = "response"
+    training_defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(
         self,
@@ -136,7 +137,7 @@ class DrugModelBase(DrugSavingMixin):
 
     def train(
         self,
-        max_epochs: int = 20,
+        max_epochs: int | None = None,
         *,
         validation_size: float = 0.1,
         validate_on: str = "rows",
@@ -150,8 +151,9 @@ class DrugModelBase(DrugSavingMixin):
         Parameters
         ----------
         max_epochs
-            Epochs. Training stops earlier where the validation loss has not improved for
-            ``patience`` epochs; the best weights are kept.
+            Epochs; by default 20 for synergy and 8 for responses. Training stops earlier where
+            the validation loss has not improved for ``patience`` epochs; the best weights are
+            kept.
         validation_size
             Part of what ``validate_on`` names that is not trained on.
         validate_on
@@ -180,7 +182,9 @@ class DrugModelBase(DrugSavingMixin):
         """
         if self._screen is None:
             raise ValueError("A loaded model has no screen to train on. Make a new one of it.")
-        how = DrugTraining(max_epochs, **training)
+        if max_epochs is not None:
+            training["max_epochs"] = max_epochs
+        how = DrugTraining(**(self.training_defaults | training))
         torch_device = parse_device_args(
             accelerator, device, return_device="torch", validate_single_device=True
         )[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 from anndata import AnnData
@@ -38,8 +38,9 @@ class XTrimoGeneDrugResponse(DrugModelBase):
     seed
         Of all that is drawn: the same seed gives the same model.
     **hyperparameters
-        Fields of :class:`~scxtrimo.module.DrugConfig`; ``drug_input`` is ``"fingerprint"`` here,
-        as graphs of hundreds of drugs cost most of the time.
+        Fields of :class:`~scxtrimo.module.DrugConfig`. Unlike there, ``drug_input`` is
+        ``"fingerprint"``, as graphs of hundreds of drugs cost most of the time, and
+        ``n_members`` is 2.
 
     Raises
     ------
@@ -65,6 +66,9 @@ class XTrimoGeneDrugResponse(DrugModelBase):
     ['response', 'std']
     """
 
+    # The network starts from what simple models know, and has little to add.
+    training_defaults: ClassVar[dict[str, Any]] = {"max_epochs": 8, "lr": 1e-3}
+
     def __init__(
         self,
         lines: AnnData,
@@ -81,5 +85,5 @@ class XTrimoGeneDrugResponse(DrugModelBase):
             *(lines, screen, [drug_key], line_key, response_key, drugs),
             task="regression",
             seed=seed,
-            hyperparameters={"drug_input": "fingerprint"} | hyperparameters,
+            hyperparameters={"drug_input": "fingerprint", "n_members": 2} | hyperparameters,
         )

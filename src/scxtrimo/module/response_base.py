@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 N_ITERATIONS = 15
-STRENGTHS = (0.25, 0.5, 1.0, 2.0)
+STRENGTHS = (0.1, 0.25, 0.5, 1.0, 2.0)
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
 HELD_OUT_ENTRIES = 0.1
 HELD_OUT_LINES = 0.2
@@ -38,7 +38,7 @@ class ResponseBase(nn.Module):
         y_{ld} \approx \mu_d + \sigma_d M_{ld}, \quad M = \bar z_l + \text{low rank}
 
     where the low-rank part is a singular value decomposition with soft thresholds
-    (Mazumder et al. 2010). The row of a new line is predicted from its expression by ridge
+    :cite:p:`Mazumder2010`. The row of a new line is predicted from its expression by ridge
     regression on the rows of the others; the mean and column of a new drug are
     combinations of those of known drugs, by kernel regression on fingerprints.
 

@@ -159,13 +159,10 @@ def fit(
     held_out = torch.from_numpy(np.flatnonzero(is_validation_n))
     size = training.batch_size or min(max(len(rows) // 20, 128), 2048)
     history: dict[str, list[float]] = {"train_loss": [], "validation_loss": []}
-    best, best_epoch, weights = math.inf, -1, dict(module.state_dict())
     module.to(device)
-    if not is_classification:  # a network that starts as its base may be best before training
-        best = float(
-            _loss(predict_members(module, data, device, held_out), data.target_n[held_out], False)
-        )
-        weights = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+    # A network that starts as its base may be best before training.
+    best, best_epoch = _loss_of(module, data, device, held_out, is_classification), -1
+    weights = _copy_weights(module)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
@@ -183,8 +180,7 @@ def fit(
                     group["lr"] = training.lr * _lr_fraction(progress)
                 losses.append(_step(module, optimizer, data, batch, is_classification, device))
             history["train_loss"].append(float(np.mean(losses)))
-            z_kn = predict_members(module, data, device, held_out)
-            loss = float(_loss(z_kn, data.target_n[held_out], is_classification))
+            loss = _loss_of(module, data, device, held_out, is_classification)
             history["validation_loss"].append(loss)
             if not math.isfinite(loss + history["train_loss"][-1]):
                 raise FloatingPointError(
@@ -194,7 +190,7 @@ def fit(
             bar.set_postfix(validation_loss=f"{loss:.3f}")
             if loss < best:
                 best, best_epoch = loss, epoch
-                weights = {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+                weights = _copy_weights(module)
             elif epoch - best_epoch >= training.patience:
                 break
         bar.close()
@@ -240,11 +236,22 @@ def _step(
 
 
 def _loss(z: Tensor, target: Tensor, is_classification: bool) -> Tensor:
-    """Return the mean loss; predictions of members are averaged where the target is not theirs."""
-    z = z if z.shape == target.shape else z.mean(0)
     if is_classification:
         return F.binary_cross_entropy_with_logits(z, target)
     return F.mse_loss(z, target)
+
+
+def _loss_of(
+    module: DrugModule, data: DrugRows, device: torch.device, rows: Tensor, is_classification: bool
+) -> float:
+    """Return the loss of the mean of the members."""
+    assert data.target_n is not None
+    z_kn = predict_members(module, data, device, rows)
+    return float(_loss(z_kn.mean(0), data.target_n[rows], is_classification))
+
+
+def _copy_weights(module: DrugModule) -> dict[str, Tensor]:
+    return {name: x.detach().cpu().clone() for name, x in module.state_dict().items()}
 
 
 def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
