@@ -80,11 +80,15 @@ class DrugModelBase(DrugSavingMixin):
         self.smiles, places = np.unique(smiles_nd.astype(str), return_inverse=True)
         drugs_nd = places.reshape(smiles_nd.shape)
         is_used_l = np.isin(np.arange(lines.n_obs), lines_n)
-        self.panel = LinePanel.choose(lines, setup, is_used_l, self.config.n_genes)
+        n_genes, n_linear = self.config.n_genes, self.config.n_linear_genes
+        n_known = n_genes if len(self.drug_keys) == 2 else max(n_genes, n_linear)
+        self.panel = LinePanel.choose(lines, setup, is_used_l, n_known)
         self.molecules = read_molecules(self.smiles.tolist())
         self.module = self._make_module()
         values_lg = torch.from_numpy(self.panel.standardize(lines, setup, 0.0))
         self.module.line_values.copy_(values_lg)
+        read = np.sort(np.argsort(-self.panel.scale_g, kind="stable")[:n_genes])
+        self.module.read_genes.copy_(torch.from_numpy(read))
         self._screen = drugs_nd, lines_n, target_n
         self._query_lines = None
         self.is_trained = False
@@ -220,7 +224,8 @@ class DrugModelBase(DrugSavingMixin):
         assert self._screen is not None
         drugs_nd, lines_n, target_n = (part[is_trained_n] for part in self._screen)
         module = self._make_module()
-        module.line_values.copy_(self.module.line_values)
+        for name in ("line_values", "read_genes"):
+            getattr(module, name).copy_(getattr(self.module, name))
         module.drug_is_known[np.unique(drugs_nd)] = True
         module.line_is_known[np.unique(lines_n)] = True
         features_df = np.stack([molecule.features_f for molecule in self.molecules])
@@ -260,7 +265,8 @@ class DrugModelBase(DrugSavingMixin):
         if lines is None:
             lines = self.line_names, self.module.line_values.cpu().numpy()
         known_l = np.array([place.get(name, -1) for name in lines[0]], dtype=np.int64)
-        arrays = known_d, lines[1], known_l, drugs_nd, lines_n
+        read_genes = self.module.read_genes.cpu().numpy()
+        arrays = known_d, lines[1], known_l, read_genes, drugs_nd, lines_n
         return DrugRows(molecules, *(torch.from_numpy(array) for array in arrays))
 
     def _offset_and_scale(self, rows: DrugRows) -> tuple[np.ndarray, np.ndarray]:

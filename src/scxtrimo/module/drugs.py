@@ -22,7 +22,9 @@ class DrugConfig:
     Parameters
     ----------
     n_genes
-        How many genes are read, those that vary most among the cell lines.
+        How many genes the encoder reads, those that vary most among the cell lines.
+    n_linear_genes
+        How many genes the linear part of a response model reads.
     n_hidden
         Width of the vectors of drugs and lines.
     n_members
@@ -43,6 +45,7 @@ class DrugConfig:
     """
 
     n_genes: int = 256
+    n_linear_genes: int = 2048
     n_hidden: int = 128
     n_members: int = 4
     drug_input: Literal["graph", "fingerprint", "both"] = "both"
@@ -84,7 +87,7 @@ class DrugModule(nn.Module):
     n_drugs, n_lines
         How many drugs and lines are known.
     n_genes
-        How many genes are read.
+        How many genes are known of a line. The encoder reads at most ``config.n_genes``.
     drugs_per_row
         1 or 2.
     widths
@@ -94,6 +97,7 @@ class DrugModule(nn.Module):
     """
 
     line_values: Tensor
+    read_genes: Tensor
     drug_is_known: Tensor
     line_is_known: Tensor
     temperature: Tensor
@@ -120,8 +124,9 @@ class DrugModule(nn.Module):
             config.memory_dropout,
             config.dropout / 2,
         )
+        n_read = min(config.n_genes, n_genes)
         self.lines = LineTower(
-            n_genes,
+            n_read,
             config.n_line_hidden,
             config.n_line_layers,
             config.n_line_heads,
@@ -139,6 +144,7 @@ class DrugModule(nn.Module):
         self.n_fingerprint = widths.n_fingerprint
         for name, value in {
             "line_values": torch.full((n_lines, n_genes), torch.nan),
+            "read_genes": torch.arange(n_read),
             "drug_is_known": torch.zeros(n_drugs, dtype=torch.bool),
             "line_is_known": torch.zeros(n_lines, dtype=torch.bool),
             "temperature": torch.ones(()),
@@ -191,7 +197,7 @@ class DrugModule(nn.Module):
         scale[n_bits:] /= np.maximum(std[n_bits:], 1e-6)
         self.drugs.feature_mean.copy_(torch.from_numpy(features_df.mean(0)))
         self.drugs.feature_scale.copy_(torch.from_numpy(scale))
-        values = np.nan_to_num(self.line_values.numpy()[is_trained_l])
+        values = np.nan_to_num(self.line_values[:, self.read_genes].numpy()[is_trained_l])
         _, strength, genes = np.linalg.svd(values, full_matrices=False)
         weight = self.lines.tokens.gene.weight
         weight.mul_(0.3)

@@ -70,6 +70,8 @@ class DrugRows:
         Standardised expression of the lines, NaN where not measured.
     known_l
         Their places among the lines of the model, int64, -1 for new ones.
+    read_genes
+        Which of the genes the encoder reads, int64.
     drugs_nd, lines_n
         Drugs and line of every row, int64.
     target_n
@@ -80,6 +82,7 @@ class DrugRows:
     known_d: Tensor
     values_lg: Tensor
     known_l: Tensor
+    read_genes: Tensor
     drugs_nd: Tensor
     lines_n: Tensor
     target_n: Tensor | None = None
@@ -91,7 +94,7 @@ class DrugRows:
 
     def lines(self, which_l: Tensor, gene_dropout: float = 0.0) -> dict[str, Tensor]:
         """Return some of the lines as the network reads them."""
-        values_lg = self.values_lg[which_l]
+        values_lg = self.values_lg[which_l][:, self.read_genes]
         keep_lg = None
         if gene_dropout:
             dropped_l = gene_dropout * torch.rand(len(values_lg), 1)
