@@ -269,6 +269,13 @@ class DrugModelBase(DrugSavingMixin):
         arrays = known_d, lines[1], known_l, read_genes, drugs_nd, lines_n
         return DrugRows(molecules, *(torch.from_numpy(array) for array in arrays))
 
+    def _known_rows(self) -> DrugRows | None:
+        """Return the known drugs and lines, where those stand in for new ones."""
+        if isinstance(self.module.base, ResponseBase):
+            return None
+        none = np.zeros((0, len(self.drug_keys)), dtype=np.int64), np.zeros(0, dtype=np.int64)
+        return self._rows(self.molecules, self._known_drugs(), *none, None)
+
     def _offset_and_scale(self, rows: DrugRows) -> tuple[np.ndarray, np.ndarray]:
         """Return what the predictions of the network are relative to, for every row."""
         base, n = self.module.base, len(rows.lines_n)
@@ -348,7 +355,8 @@ class DrugModelBase(DrugSavingMixin):
         lines_n = places_of(names, pairs[self.line_key].astype(str).tolist())
         rows = self._rows(molecules, known_d, places.reshape(smiles_nd.shape), lines_n, given)
         device = self.module.temperature.device
-        z_kn = predict_members(self.module, rows, device).double().numpy()
+        known = self._known_rows()
+        z_kn = predict_members(self.module, rows, device, None, known).double().numpy()
         return self._add_results(pairs, rows, z_kn)
 
     def _attach(self, lines: AnnData) -> None:
@@ -386,7 +394,8 @@ class DrugModelBase(DrugSavingMixin):
         rows = self._training_rows()
         held_out = torch.from_numpy(self.validation_rows)
         device = self.module.temperature.device
-        z_kn = predict_members(self.module, rows, device, held_out).double().numpy()
+        known = self._known_rows()
+        z_kn = predict_members(self.module, rows, device, held_out, known).double().numpy()
         rows.drugs_nd, rows.lines_n = rows.drugs_nd[held_out], rows.lines_n[held_out]
         truth = pd.DataFrame({"truth": self._screen[2][self.validation_rows]})
         return self._add_results(truth.set_axis(self.validation_rows), rows, z_kn)

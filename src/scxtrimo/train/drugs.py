@@ -15,11 +15,15 @@ from tqdm.auto import tqdm
 from ..data.cell_lines import collate_lines
 from ..data.molecules import Molecule, collate_molecules
 from ..module.drugs import DrugModule
+from ..module.response_base import ResponseBase
 from .linear import fit_temperature
 
 WARM_UP = 0.1
 MAX_GRADIENT = 1.0
 ROWS_AT_A_TIME = 8192
+OWN_WEIGHT = 0.3
+"""How much of a prediction for a new drug or line is its own, beside that of known ones."""
+MAX_STAND_INS = 32
 
 
 @dataclass(frozen=True)
@@ -249,8 +253,13 @@ def _loss_of(
 ) -> float:
     """Return the loss of the mean of the members."""
     assert data.target_n is not None
-    z_kn = predict_members(module, data, device, rows)
+    z_kn = predict_members(module, data, device, rows, _known(module, data))
     return float(_loss(z_kn.mean(0), data.target_n[rows], is_classification))
+
+
+def _known(module: DrugModule, data: DrugRows) -> DrugRows | None:
+    """Return where stand-ins come from; a response model has its base for what is new."""
+    return None if isinstance(module.base, ResponseBase) else data
 
 
 def _copy_weights(module: DrugModule) -> dict[str, Tensor]:
@@ -263,16 +272,26 @@ def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def predict_members(
-    module: DrugModule, data: DrugRows, device: torch.device, rows: Tensor | None = None
+    module: DrugModule,
+    data: DrugRows,
+    device: torch.device,
+    rows: Tensor | None = None,
+    known: DrugRows | None = None,
 ) -> Tensor:
     """Return standardised predictions or logits of all members on the CPU, ``(n_members, n)``.
+
+    Every drug and line is encoded once.
 
     Parameters
     ----------
     module, data, device
         See :func:`fit`.
     rows
-        Which rows; by default all. Every drug and line of them is encoded once.
+        Which rows; by default all.
+    known
+        Drugs and lines that were trained on. A few dozen of either say little about how new ones
+        differ, so that predictions for these are drawn to the mean over the known ones in their
+        place.
     """
     module.eval()
     rows = torch.arange(len(data.lines_n)) if rows is None else rows
@@ -280,13 +299,50 @@ def predict_members(
     which_l, line_place = data.lines_n[rows].unique(return_inverse=True)
     drugs_dh = module.drugs(_to(data.drugs(which_d), device))
     lines_lh = module.lines(_to(data.lines(which_l), device))
-    parts = [
-        module.predict_rows(drugs_dh, lines_lh, d.to(device), n.to(device)).cpu()
-        for d, n in zip(
-            drug_place.split(ROWS_AT_A_TIME), line_place.split(ROWS_AT_A_TIME), strict=True
-        )
-    ]
-    return torch.cat(parts, dim=1)
+    z_kn = _predict(module, drugs_dh, lines_lh, drug_place, line_place)
+    if known is None:
+        return z_kn
+    new_nd, new_n = data.known_d[which_d][drug_place] < 0, data.known_l[which_l][line_place] < 0
+    if not (new_nd.any() or new_n.any()):
+        return z_kn
+    stand_in_d, stand_in_l = _stand_ins(known.known_d), _stand_ins(known.known_l)
+    n_drugs, n_lines = len(drugs_dh), len(lines_lh)
+    drugs_dh = torch.cat([drugs_dh, module.drugs(_to(known.drugs(stand_in_d), device))])
+    lines_lh = torch.cat([lines_lh, module.lines(_to(known.lines(stand_in_l), device))])
+    for has_new_drug, has_new_line in ((True, False), (False, True), (True, True)):
+        group = torch.nonzero((new_nd.any(1) == has_new_drug) & (new_n == has_new_line))[:, 0]
+        n = max(has_new_drug * len(stand_in_d), has_new_line * len(stand_in_l))
+        mean_kn = torch.zeros(len(z_kn), len(group))
+        for i in range(n if len(group) else 0):
+            drug, line = n_drugs + i % len(stand_in_d), n_lines + i % len(stand_in_l)
+            drugs_nd = drug_place[group].masked_fill(new_nd[group], drug)
+            lines_n = line_place[group].masked_fill(new_n[group], line)
+            mean_kn += _predict(module, drugs_dh, lines_lh, drugs_nd, lines_n) / n
+        z_kn[:, group] = OWN_WEIGHT * z_kn[:, group] + (1 - OWN_WEIGHT) * mean_kn
+    return z_kn
+
+
+def _stand_ins(known: Tensor) -> Tensor:
+    """Return up to a few dozen of those that are known, evenly spaced."""
+    which = torch.nonzero(known >= 0)[:, 0]
+    if len(which) <= MAX_STAND_INS:
+        return which
+    return which[torch.linspace(0, len(which) - 1, MAX_STAND_INS).long()]
+
+
+def _predict(
+    module: DrugModule, drugs_dh: Tensor, lines_lh: Tensor, drugs_nd: Tensor, lines_n: Tensor
+) -> Tensor:
+    """Return predictions of the members on the CPU, some thousand rows at a time."""
+    device = drugs_dh.device
+    parts = zip(drugs_nd.split(ROWS_AT_A_TIME), lines_n.split(ROWS_AT_A_TIME), strict=True)
+    return torch.cat(
+        [
+            module.predict_rows(drugs_dh, lines_lh, d.to(device), n.to(device)).cpu()
+            for d, n in parts
+        ],
+        dim=1,
+    )
 
 
 def calibrate(module: DrugModule, data: DrugRows, rows: Tensor, device: torch.device) -> None:
@@ -300,7 +356,7 @@ def calibrate(module: DrugModule, data: DrugRows, rows: Tensor, device: torch.de
         Rows that were not trained on.
     """
     assert data.target_n is not None
-    z_n = predict_members(module, data, device, rows).mean(0)
+    z_n = predict_members(module, data, device, rows, _known(module, data)).mean(0)
     log_p_nc = torch.stack([F.logsigmoid(-z_n), F.logsigmoid(z_n)], dim=1).numpy()
     codes = data.target_n[rows].numpy().astype(np.int64)
     module.temperature.fill_(fit_temperature(log_p_nc, codes))
