@@ -381,3 +381,25 @@ def test_importing_the_package_does_not_import_the_extra():
     code = "import scxtrimo, sys; print({'rdkit', 'torch_geometric'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_predicting_changes_nothing_of_the_lines(model, lines, screen):
+    other = make_lines()
+    view = other[:, ::-1]
+    model.predict(screen, lines=view)
+    assert view.is_view
+    assert "scxtrimo_lines" not in other.uns
+
+
+def test_new_lines_and_drugs_are_drawn_to_known_ones(model, lines, screen):
+    new = lines[:2].copy()
+    new.obs_names = ["NEW0", "NEW1"]
+    table = screen[screen["cell"].isin(["LINE0", "LINE1"])]
+    renamed = table.assign(cell=table["cell"].str.replace("LINE", "NEW"))
+    swapped = renamed.rename(columns={"drug1": "drug2", "drug2": "drug1"})
+    as_new = probability(model, renamed, lines=new)
+    assert as_new.std() < probability(model, table).std()
+    np.testing.assert_array_equal(as_new, probability(model, swapped, lines=new))
+    both = renamed.assign(drug1="CCN")
+    alone = probability(model, both.iloc[[3]], lines=new)
+    np.testing.assert_allclose(alone, probability(model, both, lines=new)[[3]], atol=1e-5)

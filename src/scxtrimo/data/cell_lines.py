@@ -74,19 +74,7 @@ def setup_lines(
         raise TypeError(
             f"`lines` must be an AnnData of cell lines x genes, not {type(lines).__name__}."
         )
-    values_lg = _matrix(lines, layer)
-    _check(lines, values_lg, gene_id_key)
-    kind: str = expression
-    if kind == "auto":
-        kind = _guess(values_lg)
-        logger.info(f'The expression of the cell lines is read as expression="{kind}".')
-    if kind != "values" and values_lg.min() < 0:
-        raise ValueError(
-            f'expression="{kind}" cannot be negative, but the smallest value is '
-            f'{values_lg.min():.3g}. For log-ratios or z-scores say expression="values".'
-        )
-    if kind == "counts" and (empty := lines.obs_names[values_lg.sum(1) == 0]).size:
-        raise ValueError(f"These cell lines have no counts at all: {preview(empty)}.")
+    kind = _check_and_guess(lines, _matrix(lines, layer), expression, gene_id_key)
     setup = LineSetup(layer, kind, gene_id_key)
     lines.uns[SETUP_KEY] = {key: value for key, value in asdict(setup).items() if value}
     return setup
@@ -110,6 +98,25 @@ def _matrix(lines: AnnData, layer: str | None) -> np.ndarray:
         raise ValueError(f"`lines` has no expression: {lines.n_obs} lines x {lines.n_vars} genes.")
     values = values.toarray() if sparse.issparse(values) else np.asarray(values)
     return values.astype(np.float64)
+
+
+def _check_and_guess(
+    lines: AnnData, values_lg: np.ndarray, expression: str, gene_id_key: str | None
+) -> str:
+    """Check everything and return the kind of expression."""
+    _check(lines, values_lg, gene_id_key)
+    kind = expression
+    if kind == "auto":
+        kind = _guess(values_lg)
+        logger.info(f'The expression of the cell lines is read as expression="{kind}".')
+    if kind != "values" and values_lg.min() < 0:
+        raise ValueError(
+            f'expression="{kind}" cannot be negative, but the smallest value is '
+            f'{values_lg.min():.3g}. For log-ratios or z-scores say expression="values".'
+        )
+    if kind == "counts" and (empty := lines.obs_names[values_lg.sum(1) == 0]).size:
+        raise ValueError(f"These cell lines have no counts at all: {preview(empty)}.")
+    return kind
 
 
 def _check(lines: AnnData, values_lg: np.ndarray, gene_id_key: str | None) -> None:
@@ -145,8 +152,8 @@ def _guess(values_lg: np.ndarray) -> str:
 
 def read_lines(lines: AnnData, setup: LineSetup) -> np.ndarray:
     """Return checked expression on the scale of the model, ``(n_lines, n_columns)``."""
-    setup_lines(lines, setup.layer, setup.expression, setup.gene_id_key)  # type: ignore[arg-type]
     values_lg = _matrix(lines, setup.layer)
+    _check_and_guess(lines, values_lg, setup.expression, setup.gene_id_key)
     if setup.expression == "counts":
         values_lg = values_lg * (1e6 / values_lg.sum(1, keepdims=True))
     return values_lg if setup.expression == "values" else np.log2(values_lg + 1)

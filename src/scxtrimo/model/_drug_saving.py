@@ -42,6 +42,7 @@ class DrugSavingMixin:
     line_key: str
     target_key: str
     history: dict[str, pd.Series]
+    validation_rows: np.ndarray
     _screen: tuple[np.ndarray, np.ndarray, np.ndarray] | None
     _query_lines: AnnData | None
     adata: AnnData | None

@@ -19,6 +19,10 @@ class XTrimoGeneSynergy(DrugModelBase):
     the drugs is joined regardless of their order, so that predictions are exactly symmetric.
     Several members predict together; their mean is calibrated on rows that were not trained on.
 
+    A drug or line that was trained on has a memory besides its structure or expression. One that
+    was not is read by these alone, and its predictions are drawn to the mean of those for the
+    known ones in its place.
+
     Parameters
     ----------
     lines
