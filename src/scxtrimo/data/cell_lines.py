@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ def _matrix(lines: AnnData, layer: str | None) -> np.ndarray:
         raise ValueError(
             f"layer={layer!r} is not in lines.layers, which has {list(lines.layers)}."
         )
-    values = lines.X if layer is None else lines.layers[layer]
+    values: Any = lines.X if layer is None else lines.layers[layer]
     if values is None or not lines.n_obs or not lines.n_vars:
         raise ValueError(f"`lines` has no expression: {lines.n_obs} lines x {lines.n_vars} genes.")
     values = values.toarray() if sparse.issparse(values) else np.asarray(values)

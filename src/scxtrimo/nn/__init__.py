@@ -12,9 +12,12 @@ from .decoder import (
 )
 from .embedding import AutoDiscretization, TokenEmbedding, normalize_counts
 from .encoder import Encoder, EncoderLayer, FeedForward
+from .lines import LineTower
+from .molecules import DrugTower, MoleculeAttention
 from .performer import FavorAttention, Performer, PerformerLayer
 from .pooling import CellPooling, pool_tokens
 from .ragged import CellBoundaries
+from .response import ResponseHead, join_drugs
 from .xtrimogene import XTrimoGeneNet
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "CrossAttention",
     "CrossAttentionDecoder",
     "Decoder",
+    "DrugTower",
     "EncodedCells",
     "Encoder",
     "EncoderLayer",
@@ -33,13 +37,17 @@ __all__ = [
     "FeedForward",
     "GeneClassifier",
     "HiddenGenes",
+    "LineTower",
+    "MoleculeAttention",
     "Performer",
     "PerformerDecoder",
     "PerformerLayer",
+    "ResponseHead",
     "SelfAttention",
     "TokenEmbedding",
     "XTrimoGeneNet",
     "average_log_probabilities",
+    "join_drugs",
     "normalize_counts",
     "pool_tokens",
     "ragged_attention",
