@@ -260,6 +260,8 @@ def test_names_of_drugs_are_looked_up(lines, screen, model):
     assert len(named.predict(new, drugs={"new": "CCN"})) == 2
     with pytest.raises(ValueError, match="not in `drugs`: 'urea'"):
         make_model(lines, screen, drugs={k: v for k, v in SMILES.items() if k != "urea"}, **keys)
+    with pytest.raises(ValueError, match="'nan of urea'"):
+        make_model(lines, screen, drugs=pd.Series(SMILES | {"urea": np.nan}), **keys)
     with pytest.raises(TypeError, match="mapping or Series"):
         make_model(lines, screen, drugs=list(SMILES), **keys)
 
@@ -334,6 +336,8 @@ def test_other_mistakes_are_named(lines, screen, model):
         make_model(lines, screen, label_key="score", task="classification")
     with pytest.raises(ValueError, match="task='both'"):
         make_model(lines, screen, task="both")
+    with pytest.raises(ValueError, match="both 'drug1'"):
+        make_model(lines, screen, drug2_key="drug1")
     with pytest.raises(ValueError, match="not trained"):
         make_model(lines, screen).predict(screen)
     with pytest.raises(ValueError, match="n_members=0"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,7 +51,9 @@ class Molecule(NamedTuple):
     features_f: np.ndarray
 
 
-def canonical_smiles(smiles: Iterable[object], where: str = "SMILES") -> dict[str, str]:
+def canonical_smiles(
+    smiles: Iterable[object], where: str = "SMILES", names: Mapping[object, str] | None = None
+) -> dict[str, str]:
     """Return the canonical SMILES of every distinct entry.
 
     Parameters
@@ -60,6 +62,8 @@ def canonical_smiles(smiles: Iterable[object], where: str = "SMILES") -> dict[st
         SMILES as people write them.
     where
         What they are called in messages.
+    names
+        Names of drugs by their SMILES, for messages.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def canonical_smiles(smiles: Iterable[object], where: str = "SMILES") -> dict[st
         for text in dict.fromkeys(smiles):
             molecule = chem.MolFromSmiles(text.strip()) if isinstance(text, str) else None
             if molecule is None or not molecule.GetNumAtoms():
-                wrong.append(text)
+                wrong.append(f"{text} of {names[text]}" if names else text)
             else:
                 found[str(text)] = chem.MolToSmiles(molecule)
     if wrong:

@@ -80,7 +80,8 @@ def drugs_of(
                 f"{preview(unknown, 20)}. Add their SMILES, or leave out their rows."
             )
         smiles = {entry: drugs[str(entry)] for entry in distinct}
-    canonical = canonical_smiles(smiles.values(), f"SMILES of the columns {list(keys)}")
+    names = None if drugs is None else {text: str(entry) for entry, text in smiles.items()}
+    canonical = canonical_smiles(smiles.values(), f"SMILES of the columns {list(keys)}", names)
     lookup = {entry: canonical[text] for entry, text in smiles.items()}
     return np.array([[lookup[e] for e in row] for row in entries_nd], dtype=object)
 

@@ -86,6 +86,8 @@ class XTrimoGeneSynergy(DrugModelBase):
         **hyperparameters: Any,
     ) -> None:
         keys = [drug1_key, drug2_key]
+        if drug1_key == drug2_key:
+            raise ValueError(f"drug1_key and drug2_key are both {drug1_key!r}: name two columns.")
         super().__init__(
             lines, screen, keys, line_key, label_key, drugs, task, seed, hyperparameters
         )
