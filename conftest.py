@@ -1,5 +1,7 @@
 """Names that the examples in docstrings use."""
 
+from importlib.util import find_spec
+
 import pytest
 
 
@@ -20,8 +22,10 @@ def _in_empty_directory(tmp_path, monkeypatch) -> None:
 def _example() -> dict:
     """`scxtrimo`, and on the bundled cells `adata`, `model` and `annotator`, hardly trained.
 
-    Besides `perturbed_cells`, which are made up, and a `perturbation_model` of them.
+    What is made up: `perturbed_cells` with a `perturbation_model`, and, where the extra `drug` is
+    installed, `lines` and a `screen` of drugs with a model `synergy`.
     """
+    from drug_screens import FAST, SMALL, make_lines, make_screen
     from helpers import make_perturbed_cells
 
     import scxtrimo
@@ -39,7 +43,7 @@ def _example() -> dict:
     perturbation_model = scxtrimo.model.XTrimoGenePerturbation(perturbed_cells, size="tiny")
     effects = scxtrimo.train.EffectsConfig(n_steps=20)
     perturbation_model.train(max_epochs=1, effects=effects, enable_progress_bar=False)
-    return {
+    names = {
         "scxtrimo": scxtrimo,
         "adata": adata,
         "model": model,
@@ -47,3 +51,11 @@ def _example() -> dict:
         "perturbed_cells": perturbed_cells,
         "perturbation_model": perturbation_model,
     }
+    if not all(map(find_spec, ("rdkit", "torch_geometric"))):
+        return names
+    lines = make_lines()
+    screen = make_screen(lines, n_drugs=5)
+    scxtrimo.model.XTrimoGeneSynergy.setup_anndata(lines, expression="values")
+    synergy = scxtrimo.model.XTrimoGeneSynergy(lines, screen, **SMALL)
+    synergy.train(1, **FAST)
+    return names | {"lines": lines, "screen": screen, "synergy": synergy}

@@ -9,20 +9,25 @@ from .config import (
     choose_size,
 )
 from .depth import TargetDepth
+from .drugs import DrugConfig, DrugModule
 from .effects import Controls, EffectModel, EffectSizes, Query
 from .latent_space import LatentSpace, Panel
 from .perturbation import XTrimoGenePerturbationModule
+from .response_base import ResponseBase
 from .xtrimogene import XTrimoGeneModule, target_values
 
 __all__ = [
     "SIZES",
     "Controls",
+    "DrugConfig",
+    "DrugModule",
     "EffectModel",
     "EffectSizes",
     "LabelPanel",
     "LatentSpace",
     "Panel",
     "Query",
+    "ResponseBase",
     "TargetDepth",
     "XTrimoGeneAnnotatorConfig",
     "XTrimoGeneAnnotatorModule",

@@ -13,10 +13,13 @@ from .decoder import (
 from .effect_net import EffectNet
 from .embedding import AutoDiscretization, TokenEmbedding, normalize_counts
 from .encoder import Encoder, EncoderLayer, FeedForward
+from .lines import LineTower
 from .mixed_effects import Design, MixedEffects, Prediction, cosine
+from .molecules import DrugTower, MoleculeAttention
 from .performer import FavorAttention, Performer, PerformerLayer
 from .pooling import CellPooling, pool_tokens
 from .ragged import CellBoundaries
+from .response import ResponseHead, join_drugs
 from .xtrimogene import XTrimoGeneNet
 
 __all__ = [
@@ -29,6 +32,7 @@ __all__ = [
     "CrossAttentionDecoder",
     "Decoder",
     "Design",
+    "DrugTower",
     "EffectNet",
     "EncodedCells",
     "Encoder",
@@ -37,16 +41,20 @@ __all__ = [
     "FeedForward",
     "GeneClassifier",
     "HiddenGenes",
+    "LineTower",
     "MixedEffects",
+    "MoleculeAttention",
     "Performer",
     "PerformerDecoder",
     "PerformerLayer",
     "Prediction",
+    "ResponseHead",
     "SelfAttention",
     "TokenEmbedding",
     "XTrimoGeneNet",
     "average_log_probabilities",
     "cosine",
+    "join_drugs",
     "normalize_counts",
     "pool_tokens",
     "ragged_attention",

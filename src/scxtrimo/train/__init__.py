@@ -2,6 +2,7 @@
 
 from .annotation import AnnotationConfig, AnnotatorPlan, label_weights
 from .datamodule import RaggedDataSplitter
+from .drugs import DrugTraining
 from .effects import EffectsConfig, HeldOut, fit_effects, n_stages
 from .finetuning import FinetuningConfig, finetuned
 from .flops import activation_bytes, peak_flops, training_flops
@@ -44,6 +45,7 @@ __all__ = [
     "AnnotationConfig",
     "AnnotatorPlan",
     "AtomicCheckpointIO",
+    "DrugTraining",
     "EffectsConfig",
     "EpochShuffler",
     "FinetuningConfig",

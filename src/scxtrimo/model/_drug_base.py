@@ -1,0 +1,251 @@
+"""What models of drugs and cell lines share: set-up, training and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi.model._utils import parse_device_args
+
+from ..data.cell_lines import Expression, LinePanel, places_of, setup_lines, setup_of
+from ..data.molecules import FINGERPRINT_BITS, WIDTHS, read_molecules
+from ..data.screen import check_table, drugs_of, split_rows, target_of, task_of
+from ..module.drugs import DrugConfig, DrugModule
+from ..module.response_base import ResponseBase
+from ..nn.molecules import MoleculeWidths
+from ..train.drugs import DrugTraining, fit
+from ._drug_prediction import DrugPredictionMixin, by_name
+from ._setup import own_view
+
+
+class DrugModelBase(DrugPredictionMixin):
+    """A model of what drugs do to cell lines.
+
+    Parameters
+    ----------
+    lines
+        Cell lines x genes, registered with :meth:`setup_anndata`.
+    screen
+        One measurement per row.
+    drug_keys
+        Columns of ``screen`` with the drugs.
+    line_key, target_key
+        Columns of ``screen`` with the cell line and with what was measured.
+    drugs
+        SMILES by name, if the columns hold names.
+    task
+        ``"classification"``, ``"regression"`` or ``"auto"``.
+    seed
+        Of all that is drawn.
+    hyperparameters
+        Fields of :class:`~scxtrimo.module.DrugConfig`.
+    """
+
+    training_defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(
+        self,
+        lines: AnnData,
+        screen: pd.DataFrame,
+        drug_keys: Sequence[str],
+        line_key: str,
+        target_key: str,
+        drugs: Mapping[str, str] | pd.Series | None,
+        task: str,
+        seed: int,
+        hyperparameters: dict[str, Any],
+    ) -> None:
+        setup = setup_of(lines) if isinstance(lines, AnnData) else None
+        if setup is None:
+            raise ValueError(
+                f"Call `{type(self).__name__}.setup_anndata(lines)` first, with the AnnData of "
+                "cell lines x genes."
+            )
+        check_table(screen, [*drug_keys, line_key, target_key])
+        self.drug_keys, self.line_key, self.target_key = list(drug_keys), line_key, target_key
+        self.drugs_by_name = None if drugs is None else by_name(drugs)
+        self.setup, self.seed, self.adata = setup, int(seed), lines
+        self.config = DrugConfig(**hyperparameters)
+        target_n = target_of(screen, target_key)
+        self.task = task_of(target_n, task, target_key)
+        self.line_names = [str(name) for name in lines.obs_names]
+        lines_n = places_of(self.line_names, screen[line_key].astype(str).tolist())
+        smiles_nd = drugs_of(screen, drug_keys, self.drugs_by_name)
+        # Sorted, so that the order of rows and columns does not matter.
+        self.smiles, places = np.unique(smiles_nd.astype(str), return_inverse=True)
+        drugs_nd = places.reshape(smiles_nd.shape)
+        is_used_l = np.isin(np.arange(lines.n_obs), lines_n)
+        n_genes, n_linear = self.config.n_genes, self.config.n_linear_genes
+        n_known = n_genes if len(self.drug_keys) == 2 else max(n_genes, n_linear)
+        self.panel = LinePanel.choose(lines, setup, is_used_l, n_known)
+        self.molecules = read_molecules(self.smiles.tolist())
+        self.module = self._make_module()
+        values_lg = torch.from_numpy(self.panel.standardize(lines, setup, 0.0))
+        self.module.line_values.copy_(values_lg)
+        read = np.sort(np.argsort(-self.panel.scale_g, kind="stable")[:n_genes])
+        self.module.read_genes.copy_(torch.from_numpy(read))
+        self._screen = drugs_nd, lines_n, target_n
+        self._query_lines = None
+        self.is_trained = False
+        self.history: dict[str, pd.Series] = {}
+
+    def _make_module(self) -> DrugModule:
+        """Return the module with random weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            n_genes = len(self.panel.gene_ids)
+            sizes = len(self.smiles), len(self.line_names), n_genes, len(self.drug_keys)
+            return DrugModule(*sizes, MoleculeWidths(*WIDTHS), self.config).eval()
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        layer: str | None = None,
+        expression: Expression = "auto",
+        gene_id_key: str | None = None,
+    ) -> None:
+        """Say where the bulk expression of the cell lines is, and check it.
+
+        Parameters
+        ----------
+        adata
+            Cell lines x genes. Lines are known by their ``obs_names``.
+        layer
+            Layer with the expression; by default ``X``.
+        expression
+            ``"tpm"`` (a log2 is taken), ``"counts"`` (scaled to a million per line, then a log2),
+            ``"values"`` (any real numbers, such as z-scores or logarithms, taken as they are) or
+            ``"auto"``: negative values or none above 100 are ``"values"``, whole numbers
+            ``"counts"``, anything else ``"tpm"``.
+        gene_id_key
+            Column of ``adata.var`` with the identifiers of the genes, or ``"var_names"``; by
+            default the latter.
+
+        Raises
+        ------
+        ValueError
+            If values are missing, infinite or, where they cannot be, negative; or names of lines
+            or genes are there twice.
+
+        Examples
+        --------
+        >>> scxtrimo.model.XTrimoGeneSynergy.setup_anndata(lines, expression="values")
+        """
+        if isinstance(adata, AnnData):
+            own_view(adata)
+        setup_lines(adata, layer, expression, gene_id_key)
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        *,
+        validation_size: float = 0.1,
+        validate_on: str = "rows",
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        enable_progress_bar: bool = True,
+        **training: Any,
+    ) -> None:
+        """Train from the beginning, and calibrate on the validation rows.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs; by default 20 for synergy and 8 for responses. Training stops earlier where
+            the validation loss has not improved for ``patience`` epochs; the best weights are
+            kept.
+        validation_size
+            Part of what ``validate_on`` names that is not trained on.
+        validate_on
+            What validation rows have that training rows do not: ``"rows"``, just the measurement;
+            ``"pairs"``, the drugs together; ``"drugs"``, at least one of the drugs; ``"lines"``,
+            the cell line. Name what the predictions are for: stopping and calibration follow.
+        accelerator, device
+            See :meth:`scvi.model.base.BaseModelClass.train`.
+        enable_progress_bar
+            Whether to show one.
+        **training
+            Fields of :class:`~scxtrimo.train.DrugTraining`.
+
+        Raises
+        ------
+        ValueError
+            If an argument is impossible, or there are too few rows.
+        FloatingPointError
+            If the loss is no number any more.
+
+        Examples
+        --------
+        >>> synergy.train(max_epochs=1, enable_progress_bar=False)
+        >>> sorted(synergy.history)
+        ['train_loss', 'validation_loss']
+        """
+        if self._screen is None:
+            raise ValueError("A loaded model has no screen to train on. Make a new one of it.")
+        if max_epochs is not None:
+            training["max_epochs"] = max_epochs
+        how = DrugTraining(**(self.training_defaults | training))
+        torch_device = parse_device_args(
+            accelerator, device, return_device="torch", validate_single_device=True
+        )[2]
+        drugs_nd, lines_n, target_n = self._screen
+        is_held_out_n = split_rows(drugs_nd, lines_n, validate_on, validation_size, self.seed)
+        if not is_held_out_n.any() or is_held_out_n.all():
+            raise ValueError(
+                f"{len(target_n)} rows cannot be split for validate_on={validate_on!r}: no rows "
+                "would be left on one side."
+            )
+        before = self.module
+        try:
+            self.module = self._start(~is_held_out_n)
+            losses = fit(
+                self.module,
+                self._training_rows(),
+                is_held_out_n,
+                self.task == "classification",
+                how,
+                self.seed,
+                torch_device,
+                enable_progress_bar,
+            )
+        except BaseException:
+            self.module = before  # what was trained before stays whole
+            raise
+        epochs = pd.RangeIndex(len(losses["train_loss"]), name="epoch")
+        self.history = {name: pd.Series(v, epochs, name=name) for name, v in losses.items()}
+        self.validation_rows, self.is_trained = np.flatnonzero(is_held_out_n), True
+
+    def _start(self, is_trained_n: np.ndarray) -> DrugModule:
+        """Return a module with all that is known of the training rows before training."""
+        assert self._screen is not None
+        drugs_nd, lines_n, target_n = (part[is_trained_n] for part in self._screen)
+        module = self._make_module()
+        for name in ("line_values", "read_genes"):
+            getattr(module, name).copy_(getattr(self.module, name))
+        module.drug_is_known[np.unique(drugs_nd)] = True
+        module.line_is_known[np.unique(lines_n)] = True
+        features_df = np.stack([molecule.features_f for molecule in self.molecules])
+        module.start_from_data(features_df[np.unique(drugs_nd)], module.line_is_known.numpy())
+        if isinstance(module.base, ResponseBase):
+            fingerprints, values_lg = features_df[:, :FINGERPRINT_BITS], module.line_values.numpy()
+            rows = drugs_nd[:, 0], lines_n, target_n
+            module.base.fit(fingerprints, values_lg, *rows, self.seed)
+        elif self.task == "regression":
+            module.base.fit(target_n)
+        return module
+
+    def __repr__(self) -> str:
+        n_parameters = sum(p.numel() for p in self.module.parameters())
+        return (
+            f"{type(self).__name__} for {self.task} with {n_parameters:,} parameters, "
+            f"{'trained' if self.is_trained else 'not trained'}\n"
+            f"  drugs: {len(self.smiles):,} ({self.config.drug_input}); cell lines: "
+            f"{len(self.line_names):,} ({self.setup.expression}); genes: "
+            f"{len(self.panel.gene_ids):,}\n"
+            f"  members: {self.config.n_members}; seed: {self.seed}"
+        )

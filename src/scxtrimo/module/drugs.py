@@ -1,0 +1,206 @@
+"""Networks of drugs and cell lines, with their configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..nn.lines import LineTower
+from ..nn.molecules import DrugTower, MoleculeWidths
+from ..nn.response import ResponseHead
+from .response_base import ResponseBase, ScreenScale
+
+
+@dataclass(frozen=True)
+class DrugConfig:
+    """Hyper-parameters of a model of drugs and cell lines.
+
+    Parameters
+    ----------
+    n_genes
+        How many genes the encoder reads, those that vary most among the cell lines.
+    n_linear_genes
+        How many genes the linear part of a response model reads.
+    n_hidden
+        Width of the vectors of drugs and lines.
+    n_members
+        Members of the ensemble. They share what reads drugs and lines.
+    drug_input
+        What is read of a drug: ``"graph"`` (attention over atoms), ``"fingerprint"`` (Morgan
+        fingerprint and descriptors) or ``"both"``.
+    n_graph_hidden, n_graph_layers
+        Width and depth of the attention over atoms.
+    n_line_hidden, n_line_layers, n_line_heads, n_bins
+        Encoder of cell lines; see :class:`~scxtrimo.module.XTrimoGeneConfig`.
+    memory_dropout
+        How often a known drug or line is treated as a new one in training.
+    gene_dropout
+        Largest part of the genes left out of a line in training, so that other panels are read.
+    dropout
+        Dropout of the members; the encoders have half of it.
+    """
+
+    n_genes: int = 256
+    n_linear_genes: int = 2048
+    n_hidden: int = 128
+    n_members: int = 4
+    drug_input: Literal["graph", "fingerprint", "both"] = "both"
+    n_graph_hidden: int = 64
+    n_graph_layers: int = 3
+    n_line_hidden: int = 64
+    n_line_layers: int = 1
+    n_line_heads: int = 4
+    n_bins: int = 50
+    memory_dropout: float = 0.1
+    gene_dropout: float = 0.25
+    dropout: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name.endswith("_dropout") or name == "dropout":
+                if not 0 <= value < 1:
+                    raise ValueError(f"{name}={value} must be at least 0 and below 1.")
+            elif not isinstance(value, str) and (value != int(value) or value < 1):
+                raise ValueError(f"{name}={value} must be a positive whole number.")
+        if self.drug_input not in ("graph", "fingerprint", "both"):
+            raise ValueError(
+                f"drug_input={self.drug_input!r} must be 'graph', 'fingerprint' or 'both'."
+            )
+        if self.n_line_hidden % self.n_line_heads:
+            raise ValueError(
+                f"n_line_hidden={self.n_line_hidden} must be a multiple of "
+                f"n_line_heads={self.n_line_heads}."
+            )
+        if self.n_graph_hidden % 4:
+            raise ValueError(f"n_graph_hidden={self.n_graph_hidden} must be a multiple of 4.")
+
+
+class DrugModule(nn.Module):
+    """Encodes drugs and lines and predicts what they do together.
+
+    Parameters
+    ----------
+    n_drugs, n_lines
+        How many drugs and lines are known.
+    n_genes
+        How many genes are known of a line. The encoder reads at most ``config.n_genes``.
+    drugs_per_row
+        1 or 2.
+    widths
+        Numbers of features of molecules.
+    config
+        Hyper-parameters.
+    """
+
+    line_values: Tensor
+    read_genes: Tensor
+    drug_is_known: Tensor
+    line_is_known: Tensor
+    temperature: Tensor
+
+    def __init__(
+        self,
+        n_drugs: int,
+        n_lines: int,
+        n_genes: int,
+        drugs_per_row: int,
+        widths: MoleculeWidths,
+        config: DrugConfig,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.drugs = DrugTower(
+            n_drugs,
+            widths,
+            config.n_hidden,
+            config.drug_input != "fingerprint",
+            config.drug_input != "graph",
+            config.n_graph_hidden,
+            config.n_graph_layers,
+            config.memory_dropout,
+            config.dropout / 2,
+        )
+        n_read = min(config.n_genes, n_genes)
+        self.lines = LineTower(
+            n_read,
+            config.n_line_hidden,
+            config.n_line_layers,
+            config.n_line_heads,
+            config.n_bins,
+            config.n_hidden,
+            n_lines,
+            config.memory_dropout,
+            config.dropout / 2,
+        )
+        self.head = ResponseHead(config.n_members, drugs_per_row, config.n_hidden, config.dropout)
+        self.base: ScreenScale | ResponseBase = ScreenScale()
+        if drugs_per_row == 1:
+            self.base = ResponseBase(n_drugs, n_lines, n_genes, widths.n_fingerprint)
+            nn.init.zeros_(self.head.out.weight)  # it starts as its base
+        self.n_fingerprint = widths.n_fingerprint
+        for name, value in {
+            "line_values": torch.full((n_lines, n_genes), torch.nan),
+            "read_genes": torch.arange(n_read),
+            "drug_is_known": torch.zeros(n_drugs, dtype=torch.bool),
+            "line_is_known": torch.zeros(n_lines, dtype=torch.bool),
+            "temperature": torch.ones(()),
+        }.items():
+            self.register_buffer(name, value)
+
+    def forward(
+        self,
+        drugs: dict[str, Tensor],
+        lines: dict[str, Tensor],
+        drugs_nd: Tensor,
+        lines_n: Tensor,
+    ) -> Tensor:
+        """Return standardised predictions or logits of the members, ``(n_members, n_rows)``.
+
+        Parameters
+        ----------
+        drugs, lines
+            Distinct drugs and lines; see :class:`DrugTower` and :class:`LineTower`.
+        drugs_nd, lines_n
+            Which of them a row has.
+        """
+        return self.predict_rows(self.drugs(drugs), self.lines(lines), drugs_nd, lines_n)
+
+    def predict_rows(
+        self, drugs_dh: Tensor, lines_lh: Tensor, drugs_nd: Tensor, lines_n: Tensor
+    ) -> Tensor:
+        """Predict from encoded drugs and lines; see :meth:`forward`."""
+        picked_ndh = drugs_dh.index_select(0, drugs_nd.flatten()).view(*drugs_nd.shape, -1)
+        return self.head(picked_ndh, lines_lh.index_select(0, lines_n))
+
+    @torch.no_grad()
+    def start_from_data(self, features_df: np.ndarray, is_trained_l: np.ndarray) -> None:
+        """Set scales of drug features, and gene embeddings to principal components.
+
+        Parameters
+        ----------
+        features_df
+            Features of the drugs trained on.
+        is_trained_l
+            Which of the lines are trained on; others have no influence.
+        """
+        centered = features_df - features_df.mean(0)
+        std = features_df.std(0)
+        scale = np.where(std > 0, 1.0, 0.0)
+        n_bits = self.n_fingerprint
+        bits = slice(0, n_bits)
+        length = np.sqrt((centered[:, bits] ** 2).sum(1).mean())
+        scale[bits] *= 4 / max(length, 1e-6)  # all bits together weigh as 16 descriptors
+        scale[n_bits:] /= np.maximum(std[n_bits:], 1e-6)
+        self.drugs.feature_mean.copy_(torch.from_numpy(features_df.mean(0)))
+        self.drugs.feature_scale.copy_(torch.from_numpy(scale))
+        values = np.nan_to_num(self.line_values[:, self.read_genes].numpy()[is_trained_l])
+        _, strength, genes = np.linalg.svd(values, full_matrices=False)
+        weight = self.lines.tokens.gene.weight
+        weight.mul_(0.3)
+        n = min(weight.shape[1], int((strength > 1e-3 * strength[0]).sum()))
+        unit = 2 * (len(genes.T) / weight.shape[1]) ** 0.5 / max(strength[0], 1e-6)
+        weight[:, :n] = torch.from_numpy((genes[:n].T * strength[:n] * unit).copy())

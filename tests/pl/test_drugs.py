@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+import scxtrimo
+
+
+def test_calibrated_probabilities_lie_on_the_diagonal():
+    rng = np.random.default_rng(0)
+    p = rng.random(20_000)
+    truth = rng.random(len(p)) < p
+    good = scxtrimo.pl.probability_calibration(truth, p, show=False)
+    bad = scxtrimo.pl.probability_calibration(truth, p**3, show=False)
+    errors = [float(ax.get_title().split()[-1]) for ax in (good, bad)]
+    assert errors[0] < 0.02 < 0.1 < errors[1]
+    assert len(good.lines[1].get_xdata()) == 10
+
+
+def test_measured_and_predicted_are_drawn_on_given_axes():
+    import matplotlib.pyplot as plt
+
+    ax = plt.subplots()[1]
+    assert scxtrimo.pl.observed_predicted([1.0, 2, 4], [2.0, 4, 8], ax=ax) is ax
+    assert ax.get_title() == "Pearson 1.000"
+
+
+@pytest.mark.parametrize(
+    ("truth", "predicted", "message"),
+    [
+        ([0, 1], [0.5], "of one length"),
+        ([], [], "at least 1"),
+        ([0, np.nan], [0.5, 0.5], "1 rows"),
+        ([0, 2], [0.5, 0.5], "0 and 1 only"),
+    ],
+)
+def test_what_does_not_fit_is_refused(truth, predicted, message):
+    with pytest.raises(ValueError, match=message):
+        scxtrimo.pl.probability_calibration(truth, predicted, show=False)
