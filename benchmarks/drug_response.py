@@ -109,7 +109,7 @@ def xtrimogene(split: Split) -> np.ndarray:
     response.setup_anndata(split.lines, expression="values")
     model = response(split.lines, split.train, seed=split.seed)
     model.train(enable_progress_bar=False, accelerator="cpu")
-    return model.predict(split.test)["response"].to_numpy()
+    return model.predict(split.test)["predicted_response"].to_numpy()
 
 
 METHODS: dict[str, Callable[[Split], np.ndarray]] = {

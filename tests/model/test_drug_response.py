@@ -55,7 +55,7 @@ def model(lines, screen):
 
 def test_new_measurements_are_predicted_within_drugs(model, screen, lines):
     test = screen.drop(index=screen.sample(frac=0.75, random_state=0).index)
-    result = model.predict(test)["response"]
+    result = model.predict(test)["predicted_response"]
     assert within_drugs(test, result) > 0.8
     assert np.abs(result - test["y"]).mean() < 0.6
 
@@ -66,16 +66,16 @@ def test_new_lines_are_placed_by_their_expression(lines, screen):
     model.train(3, **FAST)
     new = lines[-6:, ::-1].copy()  # and the genes in another order
     test = screen[is_new]
-    assert within_drugs(test, model.predict(test, lines=new)["response"]) > 0.8
+    assert within_drugs(test, model.predict(test, lines=new)["predicted_response"]) > 0.8
     fewer = new[:, : new.n_vars // 2].copy()
-    assert within_drugs(test, model.predict(test, lines=fewer)["response"]) > 0.7
+    assert within_drugs(test, model.predict(test, lines=fewer)["predicted_response"]) > 0.7
 
 
 def test_new_drugs_are_placed_by_their_structure(lines, screen):
     is_new = screen["name"].isin(["phenol", "acetone"])
     model = make_model(lines, screen[~is_new])
     model.train(3, **FAST)
-    test = screen[is_new].assign(p=model.predict(screen[is_new])["response"])
+    test = screen[is_new].assign(p=model.predict(screen[is_new])["predicted_response"])
     phenol = test[test["name"] == "phenol"]
     assert phenol["y"].corr(phenol["p"]) > 0.5
     assert test["p"].between(screen["y"].min(), screen["y"].max()).all()
@@ -103,7 +103,7 @@ def test_a_network_that_adds_nothing_is_left_out(lines, screen):
     model.train(1, lr=1e-12, **FAST)
     values = model.predict(screen)
     base, _ = model._offset_and_scale(model._training_rows())
-    np.testing.assert_allclose(values["response"], base, atol=1e-4)
+    np.testing.assert_allclose(values["predicted_response"], base, atol=1e-4)
 
 
 def test_saved_and_loaded_it_predicts_the_same(model, screen, lines, tmp_path):
@@ -113,7 +113,9 @@ def test_saved_and_loaded_it_predicts_the_same(model, screen, lines, tmp_path):
     new = screen.head(3).assign(drug="CCN")
     other = XTrimoGeneDrugResponse.load(tmp_path / "model", adata=lines[:2].copy())
     np.testing.assert_allclose(
-        other.predict(new.head(2))["response"], model.predict(new.head(2))["response"], atol=1e-5
+        other.predict(new.head(2))["predicted_response"],
+        model.predict(new.head(2))["predicted_response"],
+        atol=1e-5,
     )
 
 

@@ -44,7 +44,7 @@ def test_responses_of_a_real_screen_are_predicted_within_drugs():
     model = XTrimoGeneDrugResponse(lines, screen[:16_000], drugs=smiles, **small)
     model.train(1, **FAST)
     test = screen[16_000:]
-    test = test.assign(p=model.predict(test)["response"])
+    test = test.assign(p=model.predict(test)["predicted_response"])
     assert test["y"].corr(test["p"]) > 0.85
     within = [part["y"].corr(part["p"]) for _, part in test.groupby("drug") if len(part) > 9]
     assert np.mean(within) > 0.4

@@ -59,7 +59,7 @@ def test_planted_synergy_is_found_in_rows_not_seen(model, screen, held_out):
 
 def test_swapping_the_drugs_changes_nothing_at_all(model, screen):
     swapped = screen.rename(columns={"drug1": "drug2", "drug2": "drug1"})
-    for column in ("probability", "std"):
+    for column in ("probability", "predicted_std"):
         np.testing.assert_array_equal(
             model.predict(screen)[column], model.predict(swapped)[column]
         )
@@ -88,7 +88,7 @@ def test_predictions_are_a_copy_with_probabilities(model, screen):
     pd.testing.assert_frame_equal(shuffled, before)
     assert result.index.equals(shuffled.index)
     assert result["probability"].between(0, 1).all()
-    assert (result["std"] > 0).any()
+    assert (result["predicted_std"] > 0).any()
     expected = model.predict(screen).loc[shuffled.index, "probability"]
     np.testing.assert_allclose(result["probability"], expected, atol=1e-5)
 
@@ -241,8 +241,8 @@ def test_scores_are_predicted_in_their_unit(lines, screen, held_out):
     assert model.task == "regression"
     model.train(25, **FAST)
     result = model.predict(table[held_out])
-    assert np.corrcoef(result["score"], table.loc[held_out, "score"])[0, 1] > 0.7
-    assert abs(result["score"].mean() - 100) < 5
+    assert np.corrcoef(result["predicted_score"], table.loc[held_out, "score"])[0, 1] > 0.7
+    assert abs(result["predicted_score"].mean() - 100) < 5
     numbers = make_model(lines, screen, task="regression")
     assert numbers.task == "regression"
 

@@ -19,7 +19,8 @@ Expression = Literal["auto", "tpm", "counts", "values"]
 SETUP_KEY = "scxtrimo_lines"
 MAX_LOGGED = 100.0
 MAX_DEVIATION = 5.0
-N_FOR_OVERLAP = 10
+MAX_SHIFT = 1.0
+MAX_CLIPPED = 0.2
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class LineSetup:
     expression
         ``"tpm"``, ``"counts"`` or ``"values"``; see :func:`setup_lines`.
     gene_id_key
-        Column of ``var`` with the identifiers of the genes; ``None`` for the best one.
+        Column of ``var`` with the identifiers of the genes; ``None`` for ``var_names`` of the
+        lines of the screen, and for the column that fits best of others.
     """
 
     layer: str | None
@@ -228,7 +230,21 @@ class LinePanel(NamedTuple):
         is_used = alignment.column_to_gene >= 0
         out_lg[:, alignment.column_to_gene[is_used]] = values_lg[:, is_used]
         out_lg = (out_lg - self.mean_g) / self.scale_g
+        _warn_if_unlike(out_lg)
         return np.clip(out_lg, -MAX_DEVIATION, MAX_DEVIATION).astype(np.float32)
+
+
+def _warn_if_unlike(values_lg: np.ndarray) -> None:
+    """Say so if standardised expression has another unit or was normalised in another way."""
+    known = values_lg[np.isfinite(values_lg)]
+    shift, clipped = float(known.mean()), float((np.abs(known) > MAX_DEVIATION).mean())
+    if abs(shift) > MAX_SHIFT or clipped > MAX_CLIPPED:
+        logger.warning(
+            f"The expression of these lines is unlike that of the training: {shift:+.1f} standard "
+            f"deviations on average, {clipped:.0%} of the values more than {MAX_DEVIATION:g} off. "
+            "Is it in another unit or layer, or normalised over other genes? Counts and TPM of a "
+            "part of the genes are too large: normalise before taking the part."
+        )
 
 
 def collate_lines(values_lg: Tensor, keep_lg: Tensor | None = None) -> dict[str, Tensor]:

@@ -82,7 +82,9 @@ def canonical_smiles(
     wrong: list[object] = []
     with _quiet():
         for text in dict.fromkeys(smiles):
-            molecule = chem.MolFromSmiles(text.strip()) if isinstance(text, str) else None
+            # RDKit would read what stands before a space, and take the rest for a name.
+            is_one = isinstance(text, str) and len(text.split()) == 1
+            molecule = chem.MolFromSmiles(str(text).strip()) if is_one else None
             if molecule is None or not molecule.GetNumAtoms():
                 wrong.append(f"{text} of {names[text]}" if names else text)
             else:

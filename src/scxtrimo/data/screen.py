@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from .._logging import logger
 from .molecules import canonical_smiles
 from .vocabulary import preview
 
@@ -35,6 +36,9 @@ def check_table(table: pd.DataFrame, keys: Sequence[str], what: str = "screen") 
     """
     if not isinstance(table, pd.DataFrame):
         raise TypeError(f"`{what}` must be a pandas.DataFrame, not {type(table).__name__}.")
+    if not table.columns.is_unique:
+        twice = table.columns[table.columns.duplicated()].unique()
+        raise ValueError(f"`{what}` has columns twice: {preview(twice)}. Rename them.")
     if missing := [key for key in keys if key not in table]:
         raise ValueError(
             f"`{what}` lacks the columns {missing}; it has {list(table)}. Name them with the "
@@ -130,6 +134,11 @@ def task_of(target_n: np.ndarray, task: str, key: str) -> Task:
             f'task="classification" needs 0 and 1 in the column {key!r}, which ranges from '
             f"{target_n.min():g} to {target_n.max():g}."
         )
+    if task == "auto" and not is_binary and len(values := np.unique(target_n)) == 2:
+        raise ValueError(
+            f"The column {key!r} holds the two numbers {values[0]:g} and {values[1]:g}. Make them "
+            '0 and 1 for classes, or say task="regression".'
+        )
     if task == "auto":
         return "classification" if is_binary else "regression"
     return task  # type: ignore[return-value]
@@ -175,3 +184,27 @@ def split_rows(
     if by == "drugs":
         return np.asarray(np.isin(drugs_nd, drawn).any(1))
     return np.isin(groups_n, drawn)
+
+
+def warn_of_conflicts(
+    drugs_nd: np.ndarray, lines_n: np.ndarray, target_n: np.ndarray, task: str
+) -> None:
+    """Say how many measurements are repeated with another label.
+
+    Parameters
+    ----------
+    drugs_nd, lines_n, target_n
+        Drugs, line and label of every row.
+    task
+        Scores may differ between repeats, labels should not.
+    """
+    if task != "classification":
+        return
+    keys = np.column_stack([np.sort(drugs_nd, axis=1), lines_n])
+    group_n = np.unique(keys, axis=0, return_inverse=True)[1].ravel()
+    times, sums = np.bincount(group_n), np.bincount(group_n, target_n)
+    if n_conflicts := int(((sums > 0) & (sums < times)).sum()):
+        logger.warning(
+            f"{n_conflicts} measurements are in the screen several times with different labels. "
+            "Decide on one, or leave them out."
+        )

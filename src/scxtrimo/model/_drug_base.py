@@ -11,9 +11,10 @@ import torch
 from anndata import AnnData
 from scvi.model._utils import parse_device_args
 
+from .._logging import logger
 from ..data.cell_lines import Expression, LinePanel, places_of, setup_lines, setup_of
 from ..data.molecules import FINGERPRINT_BITS, WIDTHS, read_molecules
-from ..data.screen import check_table, drugs_of, split_rows, target_of, task_of
+from ..data.screen import check_table, drugs_of, split_rows, target_of, task_of, warn_of_conflicts
 from ..module.drugs import DrugConfig, DrugModule
 from ..module.response_base import ResponseBase
 from ..nn.molecules import MoleculeWidths
@@ -68,16 +69,27 @@ class DrugModelBase(DrugPredictionMixin):
         check_table(screen, [*drug_keys, line_key, target_key])
         self.drug_keys, self.line_key, self.target_key = list(drug_keys), line_key, target_key
         self.drugs_by_name = None if drugs is None else by_name(drugs)
+        if self.drugs_by_name is not None:  # a drug that is not used may have no structure
+            used = set(screen[list(drug_keys)].astype(str).to_numpy().ravel())
+            self.drugs_by_name = {
+                name: smiles
+                for name, smiles in self.drugs_by_name.items()
+                if name in used or isinstance(smiles, str)
+            }
+        if not isinstance(seed, int | np.integer) or seed < 0:
+            raise ValueError(f"seed={seed!r} must be a whole number, not negative.")
         self.setup, self.seed, self.adata = setup, int(seed), lines
         self.config = DrugConfig(**hyperparameters)
         target_n = target_of(screen, target_key)
         self.task = task_of(target_n, task, target_key)
+        logger.info(f"{type(self).__name__}: {target_key!r} is learned by {self.task}.")
         self.line_names = [str(name) for name in lines.obs_names]
         lines_n = places_of(self.line_names, screen[line_key].astype(str).tolist())
         smiles_nd = drugs_of(screen, drug_keys, self.drugs_by_name)
         # Sorted, so that the order of rows and columns does not matter.
-        self.smiles, places = np.unique(smiles_nd.astype(str), return_inverse=True)
-        drugs_nd = places.reshape(smiles_nd.shape)
+        places, self.smiles = pd.factorize(smiles_nd.ravel(), sort=True)
+        drugs_nd = places.astype(np.int64).reshape(smiles_nd.shape)
+        warn_of_conflicts(drugs_nd, lines_n, target_n, self.task)
         is_used_l = np.isin(np.arange(lines.n_obs), lines_n)
         n_genes, n_linear = self.config.n_genes, self.config.n_linear_genes
         n_known = n_genes if len(self.drug_keys) == 2 else max(n_genes, n_linear)
@@ -199,6 +211,12 @@ class DrugModelBase(DrugPredictionMixin):
             raise ValueError(
                 f"{len(target_n)} rows cannot be split for validate_on={validate_on!r}: no rows "
                 "would be left on one side."
+            )
+        if len(np.unique(target_n[~is_held_out_n])) < 2:
+            raise ValueError(
+                f"Without the validation rows the column {self.target_key!r} holds nothing but "
+                f"{target_n[~is_held_out_n][0]:g}. Lower `validation_size`, or choose another "
+                "`validate_on` or `seed`."
             )
         before = self.module
         try:

@@ -21,7 +21,7 @@ from ._drug_saving import DrugSavingMixin
 class DrugPredictionMixin(DrugSavingMixin):
     """``predict``, and rows of tables as the network reads them."""
 
-    result_name = "response"
+    result_name = "predicted_response"
 
     def _known_drugs(self) -> np.ndarray:
         return np.where(self.module.drug_is_known.cpu(), np.arange(len(self.smiles)), -1)
@@ -91,9 +91,10 @@ class DrugPredictionMixin(DrugSavingMixin):
         Returns
         -------
         A copy of the table with a column for the prediction (``"probability"`` for classes, which
-        is calibrated; ``"score"`` or ``"response"`` in units of the screen otherwise) and
-        ``"std"``, the standard deviation among the members of the ensemble, which is about the
-        model and not about noise of the measurement.
+        is calibrated; ``"predicted_score"`` or ``"predicted_response"`` in units of the screen
+        otherwise) and ``"predicted_std"``, the standard deviation among the members of the
+        ensemble and, where a drug or line is new, among the known ones in its place. It is about
+        the model and not about noise of the measurement.
 
         Raises
         ------
@@ -105,16 +106,16 @@ class DrugPredictionMixin(DrugSavingMixin):
         --------
         >>> table = synergy.predict(screen.head(3))
         >>> [column for column in table if column not in screen]
-        ['probability', 'std']
+        ['probability', 'predicted_std']
         """
         if not self.is_trained:
             raise ValueError("The model is not trained. Call `model.train()` first.")
         check_table(pairs, [*self.drug_keys, self.line_key], "pairs")
         names_of_drugs = self.drugs_by_name
         if drugs is not None:
-            names_of_drugs = (names_of_drugs or {}) | by_name(drugs)
+            names_of_drugs = joined_names(names_of_drugs or {}, by_name(drugs))
         smiles_nd = drugs_of(pairs, self.drug_keys, names_of_drugs)
-        smiles, places = np.unique(smiles_nd.astype(str), return_inverse=True)
+        places, smiles = pd.factorize(smiles_nd.ravel(), sort=True)
         place = {text: i for i, text in enumerate(self.smiles)}
         known_all = self._known_drugs()
         known_d = np.array([known_all[place[s]] if s in place else -1 for s in smiles.tolist()])
@@ -128,11 +129,14 @@ class DrugPredictionMixin(DrugSavingMixin):
         given = None if lines is None else self._read_lines(lines, min_gene_overlap)
         names = self.line_names if given is None else given[0]
         lines_n = places_of(names, pairs[self.line_key].astype(str).tolist())
-        rows = self._rows(molecules, known_d, places.reshape(smiles_nd.shape), lines_n, given)
+        rows = self._rows(
+            molecules, known_d, places.astype(np.int64).reshape(smiles_nd.shape), lines_n, given
+        )
         device = self.module.temperature.device
         known = self._known_rows()
-        z_kn = predict_members(self.module, rows, device, None, known).double().numpy()
-        return self._add_results(pairs, rows, z_kn)
+        return self._add_results(
+            pairs, rows, *predict_members(self.module, rows, device, None, known)
+        )
 
     def _attach(self, lines: AnnData) -> None:
         """Predict for these lines unless others are given."""
@@ -140,7 +144,7 @@ class DrugPredictionMixin(DrugSavingMixin):
         self.adata = self._query_lines = lines
 
     def _read_lines(self, lines: AnnData, min_overlap: float) -> tuple[list[str], np.ndarray]:
-        setup = setup_of(lines) or LineSetup(None, self.setup.expression, None)
+        setup = setup_of(lines) or LineSetup(self.setup.layer, self.setup.expression, None)
         if setup.expression != self.setup.expression:
             raise ValueError(
                 f'The model was trained on expression="{self.setup.expression}", these lines are '
@@ -149,16 +153,21 @@ class DrugPredictionMixin(DrugSavingMixin):
         values_lg = self.panel.standardize(lines, setup, min_overlap)
         return [str(name) for name in lines.obs_names], values_lg
 
-    def _add_results(self, pairs: pd.DataFrame, rows: DrugRows, z_kn: np.ndarray) -> pd.DataFrame:
+    def _add_results(
+        self, pairs: pd.DataFrame, rows: DrugRows, z_kn: torch.Tensor, spread_n: torch.Tensor
+    ) -> pd.DataFrame:
         result = pairs.copy()
+        z_n = z_kn.double().mean(0).numpy()
+        std_n = np.sqrt(z_kn.double().var(0, correction=0).numpy() + spread_n.double().numpy())
         if self.task == "classification":
             temperature = float(self.module.temperature)
-            result["probability"] = _sigmoid(z_kn.mean(0) / temperature)
-            result["std"] = _sigmoid(z_kn / temperature).std(0)
+            p_n = _sigmoid(z_n / temperature + float(self.module.log_odds))
+            result["probability"] = p_n
+            result["predicted_std"] = p_n * (1 - p_n) * std_n / temperature  # to first order
             return result
         offset_n, scale_n = self._offset_and_scale(rows)
-        result[self.result_name] = z_kn.mean(0) * scale_n + offset_n
-        result["std"] = z_kn.std(0) * scale_n
+        result[self.result_name] = z_n * scale_n + offset_n
+        result["predicted_std"] = std_n * scale_n
         return result
 
     @property
@@ -170,10 +179,10 @@ class DrugPredictionMixin(DrugSavingMixin):
         held_out = torch.from_numpy(self.validation_rows)
         device = self.module.temperature.device
         known = self._known_rows()
-        z_kn = predict_members(self.module, rows, device, held_out, known).double().numpy()
+        z_kn, spread_n = predict_members(self.module, rows, device, held_out, known)
         rows.drugs_nd, rows.lines_n = rows.drugs_nd[held_out], rows.lines_n[held_out]
         truth = pd.DataFrame({"truth": self._screen[2][self.validation_rows]})
-        return self._add_results(truth.set_axis(self.validation_rows), rows, z_kn)
+        return self._add_results(truth.set_axis(self.validation_rows), rows, z_kn, spread_n)
 
     def _training_rows(self) -> DrugRows:
         assert self._screen is not None
@@ -192,7 +201,27 @@ def by_name(drugs: Mapping[str, str] | pd.Series) -> dict[str, str]:
         raise TypeError(
             f"`drugs` must be a mapping or Series of SMILES by name, not {type(drugs).__name__}."
         )
-    return {str(name): smiles for name, smiles in drugs.items()}
+    result: dict[str, str] = {}
+    for name, smiles in drugs.items():
+        result = joined_names(result, {str(name): smiles})
+    return result
+
+
+def joined_names(known: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """Return SMILES by name of both; a name cannot stand for two.
+
+    Raises
+    ------
+    ValueError
+        If a name has another SMILES than before.
+    """
+    for name, smiles in new.items():
+        if name in known and known[name] != smiles and not pd.isna(smiles):
+            raise ValueError(
+                f"The drug {name!r} has two SMILES in `drugs`, {known[name]!r} and {smiles!r}. "
+                "Give every drug a name of its own."
+            )
+    return dict(known) | dict(new)
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:

@@ -63,7 +63,7 @@ class XTrimoGeneDrugResponse(DrugModelBase):
     ... )
     >>> model.train(max_epochs=1, enable_progress_bar=False)
     >>> model.predict(screen).columns[-2:].tolist()
-    ['response', 'std']
+    ['predicted_response', 'predicted_std']
     """
 
     # The network starts from what simple models know, and has little to add.

@@ -15,7 +15,7 @@ from scvi.model._utils import parse_device_args
 from .. import __version__
 from ..checkpoint import read_model, write_model
 from ..data.cell_lines import LinePanel, LineSetup
-from ..data.molecules import read_molecules
+from ..data.molecules import canonical_smiles, read_molecules
 from ..module.drugs import DrugConfig, DrugModule
 from ._saving import _load_tensors
 
@@ -169,7 +169,9 @@ class DrugSavingMixin:
                 "Update it: `pip install --upgrade scxtrimo`."
             ) from error
         self.panel = LinePanel(tuple(stored["genes"]), mean_g, scale_g)
-        self.smiles = np.array(stored["smiles"], dtype=str)
+        # Another RDKit may write the same structure in another way.
+        canonical = canonical_smiles(stored["smiles"], f"SMILES of the model in {path}")
+        self.smiles = np.array([canonical[text] for text in stored["smiles"]], dtype=str)
         self.history = {
             name: pd.Series(v, pd.RangeIndex(len(v), name="epoch"), name=name)
             for name, v in stored["history"].items()

@@ -69,7 +69,7 @@ class XTrimoGeneSynergy(DrugModelBase):
     True
     """
 
-    result_name = "score"
+    result_name = "predicted_score"
 
     def __init__(
         self,

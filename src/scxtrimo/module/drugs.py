@@ -62,10 +62,13 @@ class DrugConfig:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if name.endswith("_dropout") or name == "dropout":
-                if not 0 <= value < 1:
-                    raise ValueError(f"{name}={value} must be at least 0 and below 1.")
-            elif not isinstance(value, str) and (value != int(value) or value < 1):
-                raise ValueError(f"{name}={value} must be a positive whole number.")
+                if not isinstance(value, float | int | np.number) or not 0 <= value < 1:
+                    raise ValueError(f"{name}={value!r} must be at least 0 and below 1.")
+                object.__setattr__(self, name, float(value))  # as JSON holds it
+            elif name != "drug_input":
+                if not isinstance(value, int | np.integer) or value < 1:
+                    raise ValueError(f"{name}={value!r} must be a positive whole number.")
+                object.__setattr__(self, name, int(value))
         if self.drug_input not in ("graph", "fingerprint", "both"):
             raise ValueError(
                 f"drug_input={self.drug_input!r} must be 'graph', 'fingerprint' or 'both'."
@@ -101,6 +104,7 @@ class DrugModule(nn.Module):
     drug_is_known: Tensor
     line_is_known: Tensor
     temperature: Tensor
+    log_odds: Tensor
 
     def __init__(
         self,
@@ -148,6 +152,7 @@ class DrugModule(nn.Module):
             "drug_is_known": torch.zeros(n_drugs, dtype=torch.bool),
             "line_is_known": torch.zeros(n_lines, dtype=torch.bool),
             "temperature": torch.ones(()),
+            "log_odds": torch.zeros(()),
         }.items():
             self.register_buffer(name, value)
 

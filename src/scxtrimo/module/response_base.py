@@ -40,7 +40,8 @@ class ResponseBase(nn.Module):
     where the low-rank part is a singular value decomposition with soft thresholds
     :cite:p:`Mazumder2010`. The row of a new line is predicted from its expression by ridge
     regression on the rows of the others; the mean and column of a new drug are
-    combinations of those of known drugs, by kernel regression on fingerprints.
+    combinations of those of known drugs, by kernel regression on fingerprints, around
+    their averages.
 
     Parameters
     ----------
@@ -58,6 +59,7 @@ class ResponseBase(nn.Module):
     gene_weights_gd: Tensor
     fingerprints_df: Tensor
     mixing_dd: Tensor
+    is_known_d: Tensor
 
     def __init__(self, n_drugs: int, n_lines: int, n_genes: int, n_fingerprint: int) -> None:
         super().__init__()
@@ -70,6 +72,7 @@ class ResponseBase(nn.Module):
             "mixing_dd": (n_drugs, n_drugs),
         }.items():
             self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("is_known_d", torch.ones(n_drugs, dtype=torch.bool))
 
     def forward(
         self, features_df: Tensor, known_d: Tensor, values_lg: Tensor, known_l: Tensor
@@ -97,8 +100,10 @@ class ResponseBase(nn.Module):
             values_lg.nan_to_num() @ self.gene_weights_gd,
             self.table_ld[known_l.clamp(min=0)],
         )
+        # A drug unlike any has no weights: it is expected to act on a line as drugs do on average.
+        mean_l1 = rows_ld[:, self.is_known_d].mean(1, keepdim=True)
         scale_q = self.scale_d[known_d]  # -1 is the last
-        return mean_q + scale_q * (rows_ld @ weights_qd.T), scale_q
+        return mean_q + scale_q * (mean_l1 + (rows_ld - mean_l1) @ weights_qd.T), scale_q
 
     @torch.no_grad()
     def fit(
@@ -146,6 +151,7 @@ class ResponseBase(nn.Module):
             "gene_weights_gd": weights,
             "fingerprints_df": fingerprints_df,
             "mixing_dd": mixing,
+            "is_known_d": trained_d,
         }.items():
             getattr(self, name).copy_(torch.from_numpy(value))
 
@@ -170,7 +176,8 @@ def _complete(table_ld: np.ndarray, is_there: np.ndarray, rng: np.random.Generat
     for strength in STRENGTHS:
         guess = _soft_impute(table_ld, is_there & ~held_out, strength)
         errors.append(((guess - table_ld)[held_out] ** 2).sum())
-    return _soft_impute(table_ld, is_there, STRENGTHS[int(np.argmin(errors))])
+    strength = STRENGTHS[int(np.argmin(errors))] if held_out.any() else 1.0
+    return _soft_impute(table_ld, is_there, strength)
 
 
 def _soft_impute(table_ld: np.ndarray, is_there: np.ndarray, strength: float) -> np.ndarray:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MAX_FITTED = 1000
+MAX_FITTED = 500
+MAX_BINS = 6
+N_ROUNDS = 3
 SCALE_WIDTH = 2.0
 MIN_VARIANCE = 1e-6
 JITTER = 1e-6
@@ -140,7 +142,8 @@ class MixedEffects(nn.Module):
         # Common effect, target, combination, and one for every block of features.
         self.register_buffer("log_variances", torch.full((3 + len(feature_blocks),), -4.0))
         # Parts that all populations share, that those alike share, and that each has for itself.
-        self.register_buffer("sharing", torch.tensor([1.0, 0.0, 0.0]))
+        alone = n_populations == 1
+        self.register_buffer("sharing", torch.tensor([1.0, 0.0, 0.0] if alone else [1 / 3] * 3))
         self.register_buffer("gene_scale", torch.ones(n_genes))
         self._solved: _Solution | None = None
 
@@ -175,28 +178,38 @@ class MixedEffects(nn.Module):
         self.n_cells_g.copy_(n_cells_g)
         self._solved = None
 
-    def fit(self, seed: int = 0, n_steps: int = 60) -> None:
-        """Fit the variances by maximum likelihood.
+    def fit(self, seed: int = 0, n_steps: int = 40) -> None:
+        """Fit variances and the scales of the genes in turn, by maximum likelihood.
 
         Parameters
         ----------
         seed
-            Seed of the draw of a thousand groups, if there are more.
+            Seed of the draw of five hundred groups, if there are more.
         n_steps
-            Steps of the optimiser at most.
+            Steps of the optimiser at most, each time.
         """
-        n_groups, n_genes = self.effects_gn.shape
+        n_groups = len(self.effects_gn)
         drawn = torch.arange(n_groups)
         if n_groups > MAX_FITTED:
             generator = torch.Generator().manual_seed(seed)
             drawn = torch.randperm(n_groups, generator=generator)[:MAX_FITTED]
-        design = self.design.rows(drawn)
-        effects = self.effects_gn[drawn].double()
-        gram_gg = effects @ effects.T / n_genes
+        self.gene_scale.fill_(1.0)
+        for _ in range(N_ROUNDS):
+            self._fit_variances(drawn, n_steps)
+            self._fit_gene_scale()
+
+    def _fit_variances(self, drawn: Tensor, n_steps: int) -> None:
+        """Fit what the genes have in common, with their scales as they are."""
+        design, effects_gn = self.design.rows(drawn), self.effects_gn[drawn].double()
         noise_gg = self._noise(drawn).double()
+        bins = []  # genes of about the same scale have one covariance
+        for genes in self.gene_scale.argsort(stable=True).chunk(MAX_BINS):
+            scale = self.gene_scale[genes].log().mean().exp().double()
+            gram_gg = effects_gn[:, genes] @ effects_gn[:, genes].T / len(genes)
+            bins.append((len(genes) / len(self.gene_scale), scale, gram_gg))
         one_population = self.similarity_gp.shape[1] == 1
-        start = torch.cat([self.log_variances.double(), torch.zeros(3, dtype=torch.float64)])
-        parameters = start.requires_grad_()
+        start = torch.cat([self.log_variances.double(), self.sharing.double().clamp(1e-3).log()])
+        parameters = start.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
             [parameters], max_iter=n_steps, line_search_fn="strong_wolfe"
         )
@@ -205,13 +218,13 @@ class MixedEffects(nn.Module):
             optimizer.zero_grad()
             variances = parameters[:-3].clamp(-14, 6).exp()
             sharing = self.sharing.double() if one_population else parameters[-3:].softmax(dim=0)
-            covariance_gg = self._covariance(design, design, variances, sharing) + noise_gg
-            factor = torch.linalg.cholesky(covariance_gg)
-            loss = (
-                0.5 * torch.cholesky_solve(gram_gg, factor).trace() + factor.diagonal().log().sum()
-            )
+            signal_gg = self._covariance(design, design, variances, sharing)
             # A weak pull keeps what the data say nothing about where it was.
-            loss = loss + 0.005 * (parameters - start.detach()).square().sum()
+            loss = 0.005 * (parameters - start).square().sum()
+            for part, scale, gram_gg in bins:
+                factor = torch.linalg.cholesky(scale * signal_gg + noise_gg)
+                fit = 0.5 * torch.cholesky_solve(gram_gg, factor).trace()
+                loss = loss + part * (fit + factor.diagonal().log().sum())
             loss.backward()
             return loss
 
@@ -221,7 +234,6 @@ class MixedEffects(nn.Module):
         if not one_population:
             self.sharing.copy_(parameters.detach()[-3:].softmax(dim=0))
         self._solved = None
-        self._fit_gene_scale()
 
     @torch.no_grad()
     def _fit_gene_scale(self) -> None:

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .._logging import logger
 from ..data.cell_lines import collate_lines
 from ..data.molecules import Molecule, collate_molecules
 from ..module.drugs import DrugModule
 from ..module.response_base import ResponseBase
-from .linear import fit_temperature
 
 WARM_UP = 0.1
 MAX_GRADIENT = 1.0
@@ -24,6 +25,7 @@ ROWS_AT_A_TIME = 8192
 OWN_WEIGHT = 0.3
 """How much of a prediction for a new drug or line is its own, beside that of known ones."""
 MAX_STAND_INS = 32
+MIN_CALIBRATED = 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class DrugTraining:
     lines_per_step
         Distinct cell lines per step, each of which is encoded once.
     rows_per_epoch
-        Rows after which an epoch ends; a larger screen is seen in parts, others every epoch.
+        Rows after which an epoch ends; of a larger screen, an epoch sees a part drawn at random.
     patience
         Epochs without a better validation loss after which training stops.
     """
@@ -56,8 +58,15 @@ class DrugTraining:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name != "weight_decay" and value is not None and not value > 0:
-                raise ValueError(f"{name}={value} must be positive.")
+            is_whole = name not in ("lr", "weight_decay")
+            if value is None and name == "batch_size":
+                continue
+            if is_whole and not (isinstance(value, int | np.integer) and value > 0):
+                raise ValueError(f"{name}={value!r} must be a positive whole number.")
+            if not is_whole and not (isinstance(value, float | int | np.number) and value >= 0):
+                raise ValueError(f"{name}={value!r} must not be negative.")
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr} must be positive.")
 
 
 @dataclass
@@ -167,9 +176,9 @@ def fit(
     size = training.batch_size or min(max(len(rows) // 20, 128), 2048)
     history: dict[str, list[float]] = {"train_loss": [], "validation_loss": []}
     module.to(device)
-    # A network that starts as its base may be best before training.
-    best, best_epoch = _loss_of(module, data, device, held_out, is_classification), -1
-    weights = _copy_weights(module)
+    best, best_epoch, weights = math.inf, -1, _copy_weights(module)
+    if isinstance(module.base, ResponseBase):  # it starts as its base, which may be best
+        best = _loss_of(module, data, device, held_out, is_classification)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
@@ -253,7 +262,7 @@ def _loss_of(
 ) -> float:
     """Return the loss of the mean of the members."""
     assert data.target_n is not None
-    z_kn = predict_members(module, data, device, rows, _known(module, data))
+    z_kn, _ = predict_members(module, data, device, rows, _known(module, data))
     return float(_loss(z_kn.mean(0), data.target_n[rows], is_classification))
 
 
@@ -277,8 +286,8 @@ def predict_members(
     device: torch.device,
     rows: Tensor | None = None,
     known: DrugRows | None = None,
-) -> Tensor:
-    """Return standardised predictions or logits of all members on the CPU, ``(n_members, n)``.
+) -> tuple[Tensor, Tensor]:
+    """Return standardised predictions or logits of all members, and how far known ones differ.
 
     Every drug and line is encoded once.
 
@@ -292,6 +301,11 @@ def predict_members(
         Drugs and lines that were trained on. A few dozen of either say little about how new ones
         differ, so that predictions for these are drawn to the mean over the known ones in their
         place.
+
+    Returns
+    -------
+    Predictions, shape ``(n_members, n_rows)``, and the variance among known drugs and lines in
+    the place of new ones, shape ``(n_rows,)``, 0 where nothing is new; on the CPU.
     """
     module.eval()
     rows = torch.arange(len(data.lines_n)) if rows is None else rows
@@ -300,26 +314,45 @@ def predict_members(
     drugs_dh = module.drugs(_to(data.drugs(which_d), device))
     lines_lh = module.lines(_to(data.lines(which_l), device))
     z_kn = _predict(module, drugs_dh, lines_lh, drug_place, line_place)
-    if known is None:
-        return z_kn
-    new_nd, new_n = data.known_d[which_d][drug_place] < 0, data.known_l[which_l][line_place] < 0
-    if not (new_nd.any() or new_n.any()):
-        return z_kn
+    spread_n = torch.zeros(len(rows))
+    known_nd = data.known_d[which_d][drug_place]
+    new_nd, new_n = known_nd < 0, data.known_l[which_l][line_place] < 0
+    if known is None or not (new_nd.any() or new_n.any()):
+        return z_kn, spread_n
     stand_in_d, stand_in_l = _stand_ins(known.known_d), _stand_ins(known.known_l)
     n_drugs, n_lines = len(drugs_dh), len(lines_lh)
     drugs_dh = torch.cat([drugs_dh, module.drugs(_to(known.drugs(stand_in_d), device))])
     lines_lh = torch.cat([lines_lh, module.lines(_to(known.lines(stand_in_l), device))])
     for has_new_drug, has_new_line in ((True, False), (False, True), (True, True)):
         group = torch.nonzero((new_nd.any(1) == has_new_drug) & (new_n == has_new_line))[:, 0]
+        if not len(group):
+            continue
         n = max(has_new_drug * len(stand_in_d), has_new_line * len(stand_in_l))
-        mean_kn = torch.zeros(len(z_kn), len(group))
-        for i in range(n if len(group) else 0):
-            drug, line = n_drugs + i % len(stand_in_d), n_lines + i % len(stand_in_l)
-            drugs_nd = drug_place[group].masked_fill(new_nd[group], drug)
-            lines_n = line_place[group].masked_fill(new_n[group], line)
-            mean_kn += _predict(module, drugs_dh, lines_lh, drugs_nd, lines_n) / n
-        z_kn[:, group] = OWN_WEIGHT * z_kn[:, group] + (1 - OWN_WEIGHT) * mean_kn
-    return z_kn
+        z_ikn = []
+        for i in range(n):
+            chosen_nd = _distinct(i, known.known_d[stand_in_d], known_nd[group])
+            drugs_nd = torch.where(new_nd[group], n_drugs + chosen_nd, drug_place[group])
+            lines_n = line_place[group].masked_fill(new_n[group], n_lines + i % len(stand_in_l))
+            z_ikn.append(_predict(module, drugs_dh, lines_lh, drugs_nd, lines_n))
+        stacked_ikn = torch.stack(z_ikn)
+        spread_n[group] = stacked_ikn.mean(1).var(0, correction=0)
+        z_kn[:, group] = OWN_WEIGHT * z_kn[:, group] + (1 - OWN_WEIGHT) * stacked_ikn.mean(0)
+    return z_kn, spread_n
+
+
+def _distinct(i: int, stand_in_d: Tensor, known_nd: Tensor) -> Tensor:
+    """Return which stand-in every drug of a row gets: never the same twice, nor its partner.
+
+    A drug with itself is not what the two would be, and is not among the training rows.
+    """
+    n, n_drugs = len(stand_in_d), known_nd.shape[1]
+    chosen_nd = torch.stack(
+        [torch.full((len(known_nd),), (i + j * max(n // 2, 1)) % n) for j in range(n_drugs)], dim=1
+    )
+    if n_drugs == 2:
+        is_partner_nd = stand_in_d[chosen_nd] == known_nd.flip(1)
+        chosen_nd = torch.where(is_partner_nd, (chosen_nd + 1) % n, chosen_nd)
+    return chosen_nd
 
 
 def _stand_ins(known: Tensor) -> Tensor:
@@ -346,7 +379,7 @@ def _predict(
 
 
 def calibrate(module: DrugModule, data: DrugRows, rows: Tensor, device: torch.device) -> None:
-    """Choose the temperature under which the classes of some rows are most likely.
+    """Choose slope and offset of the logits under which the classes of some rows are most likely.
 
     Parameters
     ----------
@@ -356,7 +389,16 @@ def calibrate(module: DrugModule, data: DrugRows, rows: Tensor, device: torch.de
         Rows that were not trained on.
     """
     assert data.target_n is not None
-    z_n = predict_members(module, data, device, rows, _known(module, data)).mean(0)
-    log_p_nc = torch.stack([F.logsigmoid(-z_n), F.logsigmoid(z_n)], dim=1).numpy()
+    z_n = predict_members(module, data, device, rows, _known(module, data))[0].mean(0)
     codes = data.target_n[rows].numpy().astype(np.int64)
-    module.temperature.fill_(fit_temperature(log_p_nc, codes))
+    if len(codes) < MIN_CALIBRATED or len(np.unique(codes)) < 2:
+        logger.info(
+            f"{len(codes)} validation rows with the labels {sorted(set(codes.tolist()))} are too "
+            "few to calibrate probabilities on: take them with care."
+        )
+        return
+    # Slope and offset (Platt), of all but separable classes hardly penalised.
+    platt = LogisticRegression(C=1e3).fit(z_n[:, None].double().numpy(), codes)
+    if platt.coef_[0, 0] > 0:
+        module.temperature.fill_(float(1 / platt.coef_[0, 0]))
+        module.log_odds.fill_(float(platt.intercept_[0]))
