@@ -12,7 +12,12 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from scxtrimo.data.molecules import FINGERPRINT_BITS, canonical_smiles, read_molecules
+from scxtrimo.data.molecules import (
+    FINGERPRINT_BITS,
+    canonical_smiles,
+    parent_smiles,
+    read_molecules,
+)
 
 N_COMPONENTS = 24
 MAX_COUNT = 3
@@ -42,6 +47,13 @@ def plain(names: pd.Series | pd.Index) -> list[str]:
     return [re.sub("[^A-Z0-9]", "", str(name).upper()) for name in names]
 
 
+def parents(smiles: pd.Series) -> np.ndarray:
+    """Return the parent structures of drugs, by which they are split: salts are no new drugs."""
+    distinct = pd.unique(smiles).tolist()
+    lookup = dict(zip(distinct, parent_smiles(distinct), strict=True))
+    return smiles.map(lookup).to_numpy(dtype=str)
+
+
 def with_canonical(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Return the table with canonical SMILES."""
     smiles = canonical_smiles(pd.unique(table[keys].to_numpy().ravel()))
@@ -56,6 +68,8 @@ def gdsc_expression(data: Path) -> AnnData:
         plain(pd.Index(stored["cells"])),
         stored["genes"].astype(str),
     )
+    if not lines.obs_names.is_unique:
+        raise SystemExit("Two cell lines of GDSC have one name.")
     return lines
 
 

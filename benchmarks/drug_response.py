@@ -4,8 +4,9 @@
 
 ``random``: three folds over measurements; ``cell line`` and ``drug``: test rows have a line or a
 drug that no training row has. Drugs are compared by canonical SMILES: those with one structure and
-several names are one drug. Repeated measurements of a drug and a line are averaged, so that
-none is in two folds.
+several names are one drug; folds over drugs keep salts and stereoisomers together. TT and
+KMH2 are left out: their rows are those of two lines each (TT and T-T, KM-H2 and KMH-2). Repeated
+measurements of a drug and a line are averaged, so that none is in two folds.
 
 ``drug mean`` predicts the mean of the drug, or of all rows for a new one; ``drug + line`` adds how
 the line differs from others on average; gradient boosting sees principal components of structure
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from _common import parser, report, rows_of, summarize
-from _drugs import Features, Split, gdsc_expression, grouped_folds, need_data, plain
+from _drugs import Features, Split, gdsc_expression, grouped_folds, need_data, parents, plain
 from anndata import AnnData
 from scipy.stats import pearsonr, spearmanr
 from sklearn.decomposition import PCA
@@ -40,6 +41,7 @@ from scxtrimo.data.molecules import canonical_smiles
 N_FOLDS = 3
 N_COMPONENTS = 50
 MIN_ROWS = 10
+MERGED = ["TT", "KMH2"]
 FILES = ("gdsc2_ic50.csv.gz", "gdsc_smiles.csv", "gdsc_expression.npz")
 SPLITS = ("random", "cell line", "drug")
 
@@ -51,7 +53,8 @@ def read_screen(data: Path, lines: AnnData) -> pd.DataFrame:
     smiles = names.set_index("drug")["smiles"].map(canonical)
     table = table.assign(name=table["drug"], drug=table["drug"].map(smiles))
     table["cell"] = plain(table["cell"])
-    usable = table[table["drug"].notna() & table["cell"].isin(lines.obs_names)]
+    usable = table["drug"].notna() & table["cell"].isin(lines.obs_names)
+    usable = table[usable & ~table["cell"].isin(MERGED)]
     screen = usable.groupby(["cell", "drug"], as_index=False)["y"].mean()
     print(
         f"{FILES[0]}: {len(table):,} rows, {len(table) - len(usable):,} without structure or "
@@ -69,7 +72,7 @@ def splits(data: Path, names: list[str], n_folds: int) -> Iterator[Split]:
     folds = {
         "random": KFold(N_FOLDS, shuffle=True, random_state=0).split(screen),
         "cell line": grouped_folds(screen, [screen["cell"].to_numpy(dtype=str)], N_FOLDS),
-        "drug": grouped_folds(screen, [screen["drug"].to_numpy(dtype=str)], N_FOLDS),
+        "drug": grouped_folds(screen, [parents(screen["drug"])], N_FOLDS),
     }
     for name in names:
         for seed, (train, test) in enumerate(folds[name]):
@@ -112,10 +115,20 @@ def xtrimogene(split: Split) -> np.ndarray:
     return model.predict(split.test)["predicted_response"].to_numpy()
 
 
+def closed_form(split: Split) -> np.ndarray:
+    """The simple models that ours starts from, fitted to all training rows."""
+    response = scxtrimo.model.XTrimoGeneDrugResponse
+    response.setup_anndata(split.lines, expression="values")
+    model = response(split.lines, split.train, seed=split.seed)
+    model.train(enable_progress_bar=False, accelerator="cpu", max_epochs=1, lr=1e-12)
+    return model.predict(split.test)["predicted_response"].to_numpy()
+
+
 METHODS: dict[str, Callable[[Split], np.ndarray]] = {
     "drug mean": drug_mean,
     "drug + line mean": drug_and_line_mean,
     "gradient boosting": gradient_boosting,
+    "closed form only": closed_form,
     "xTrimoGene": xtrimogene,
 }
 

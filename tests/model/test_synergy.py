@@ -161,28 +161,6 @@ def test_a_partial_panel_changes_predictions_modestly(model, lines, screen):
     assert np.corrcoef(partial, expected)[0, 1] > 0.9
 
 
-def test_new_lines_are_predicted_by_their_expression(lines, screen):
-    is_new = screen["cell"].isin(["LINE10", "LINE11"])
-    model = make_model(lines[:10].copy(), screen[~is_new])
-    model.train(25, validate_on="lines", **FAST)
-    new = lines[10:].copy()
-    assert (
-        roc_auc_score(screen.loc[is_new, "label"], probability(model, screen[is_new], lines=new))
-        > 0.75
-    )
-    with pytest.raises(ValueError, match="'LINE10', 'LINE11'"):
-        model.predict(screen)
-
-
-def test_new_drugs_are_predicted_by_their_structure(lines, screen):
-    new = [SMILES["glycine"], SMILES["benzamide"]]
-    is_new = screen[["drug1", "drug2"]].isin(new).any(axis=1)
-    model = make_model(lines, screen[~is_new])
-    model.train(25, **FAST)
-    assert roc_auc_score(screen.loc[is_new, "label"], probability(model, screen[is_new])) > 0.7
-    assert not set(new) & set(model.smiles)
-
-
 def test_what_was_held_out_is_not_taken_for_known(lines, screen):
     model = make_model(lines, screen)
     model.train(1, validate_on="lines", **FAST)
@@ -388,17 +366,3 @@ def test_predicting_changes_nothing_of_the_lines(model, lines, screen):
     model.predict(screen, lines=view)
     assert view.is_view
     assert "scxtrimo_lines" not in other.uns
-
-
-def test_new_lines_and_drugs_are_drawn_to_known_ones(model, lines, screen):
-    new = lines[:2].copy()
-    new.obs_names = ["NEW0", "NEW1"]
-    table = screen[screen["cell"].isin(["LINE0", "LINE1"])]
-    renamed = table.assign(cell=table["cell"].str.replace("LINE", "NEW"))
-    swapped = renamed.rename(columns={"drug1": "drug2", "drug2": "drug1"})
-    as_new = probability(model, renamed, lines=new)
-    assert as_new.std() < probability(model, table).std()
-    np.testing.assert_array_equal(as_new, probability(model, swapped, lines=new))
-    both = renamed.assign(drug1="CCN")
-    alone = probability(model, both.iloc[[3]], lines=new)
-    np.testing.assert_allclose(alone, probability(model, both, lines=new)[[3]], atol=1e-5)

@@ -98,6 +98,32 @@ def canonical_smiles(
     return found
 
 
+def parent_smiles(smiles: Sequence[str]) -> list[str]:
+    """Return the largest part of every structure, without stereochemistry.
+
+    Salts of a drug, and drugs that differ in stereochemistry only, have one parent: what is known
+    of one is known of the others.
+
+    Parameters
+    ----------
+    smiles
+        Valid SMILES, see :func:`canonical_smiles`.
+
+    Examples
+    --------
+    >>> parent_smiles(["C[C@H](N)C(=O)O.Cl", "C[C@@H](N)C(=O)O"])
+    ['CC(N)C(=O)O', 'CC(N)C(=O)O']
+    """
+    chem = need("rdkit.Chem")
+    parents = []
+    for text in smiles:
+        parts = chem.GetMolFrags(chem.MolFromSmiles(text), asMols=True)
+        largest = max(parts, key=lambda part: part.GetNumHeavyAtoms())
+        chem.RemoveStereochemistry(largest)
+        parents.append(chem.MolToSmiles(largest))
+    return parents
+
+
 def read_molecules(smiles: Sequence[str]) -> list[Molecule]:
     """Return molecules as arrays.
 

@@ -145,7 +145,12 @@ def task_of(target_n: np.ndarray, task: str, key: str) -> Task:
 
 
 def split_rows(
-    drugs_nd: np.ndarray, lines_n: np.ndarray, by: str, fraction: float, seed: int
+    drugs_nd: np.ndarray,
+    lines_n: np.ndarray,
+    by: str,
+    fraction: float,
+    seed: int,
+    parents_d: np.ndarray,
 ) -> np.ndarray:
     """Return which rows to validate on, bool, ``(n_rows,)``.
 
@@ -161,20 +166,23 @@ def split_rows(
         Part of the distinct measurements, drugs, pairs or lines, above 0 and below 1.
     seed
         Which ones.
+    parents_d
+        Number of the parent structure of every drug; those with one parent stay together.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"validation_size={fraction} must be above 0 and below 1.")
     drugs_nd = np.sort(drugs_nd, axis=1)
+    parents_nd = np.sort(parents_d[drugs_nd], axis=1)
     keys = {
         "rows": np.column_stack([drugs_nd, lines_n]),
-        "pairs": drugs_nd,
+        "pairs": parents_nd,
         "lines": lines_n[:, None],
-        "drugs": drugs_nd,
+        "drugs": parents_nd,
     }
     if by not in keys:
         raise ValueError(f"validate_on={by!r} must be one of {sorted(keys)}.")
     groups_n = np.unique(keys[by], axis=0, return_inverse=True)[1].ravel()
-    distinct = np.unique(drugs_nd if by == "drugs" else groups_n)
+    distinct = np.unique(parents_nd if by == "drugs" else groups_n)
     if len(distinct) < 3:
         raise ValueError(
             f"{len(distinct)} distinct {by} in the screen are too few to validate on some of them."
@@ -182,7 +190,7 @@ def split_rows(
     n_drawn = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
     drawn = np.random.default_rng(seed).permutation(distinct)[:n_drawn]
     if by == "drugs":
-        return np.asarray(np.isin(drugs_nd, drawn).any(1))
+        return np.asarray(np.isin(parents_nd, drawn).any(1))
     return np.isin(groups_n, drawn)
 
 

@@ -13,12 +13,13 @@ from scvi.model._utils import parse_device_args
 
 from .._logging import logger
 from ..data.cell_lines import Expression, LinePanel, places_of, setup_lines, setup_of
-from ..data.molecules import FINGERPRINT_BITS, WIDTHS, read_molecules
+from ..data.molecules import FINGERPRINT_BITS, WIDTHS, parent_smiles, read_molecules
 from ..data.screen import check_table, drugs_of, split_rows, target_of, task_of, warn_of_conflicts
 from ..module.drugs import DrugConfig, DrugModule
 from ..module.response_base import ResponseBase
 from ..nn.molecules import MoleculeWidths
-from ..train.drugs import DrugTraining, fit
+from ..train.drugs import DrugTraining, calibrate, fit, predict_members
+from ..train.newcomers import choose_own_weight, draw_newcomers
 from ._drug_prediction import DrugPredictionMixin, by_name
 from ._setup import own_view
 
@@ -165,6 +166,9 @@ class DrugModelBase(DrugPredictionMixin):
     ) -> None:
         """Train from the beginning, and calibrate on the validation rows.
 
+        Of synergy twice: a training without a quarter of the drugs and lines says how much of a
+        prediction for new ones is to be their own, and how much that of known ones.
+
         Parameters
         ----------
         max_epochs
@@ -206,7 +210,10 @@ class DrugModelBase(DrugPredictionMixin):
             accelerator, device, return_device="torch", validate_single_device=True
         )[2]
         drugs_nd, lines_n, target_n = self._screen
-        is_held_out_n = split_rows(drugs_nd, lines_n, validate_on, validation_size, self.seed)
+        parents_d = pd.factorize(np.array(parent_smiles(self.smiles.tolist())))[0]
+        is_held_out_n = split_rows(
+            drugs_nd, lines_n, validate_on, validation_size, self.seed, parents_d
+        )
         if not is_held_out_n.any() or is_held_out_n.all():
             raise ValueError(
                 f"{len(target_n)} rows cannot be split for validate_on={validate_on!r}: no rows "
@@ -220,23 +227,100 @@ class DrugModelBase(DrugPredictionMixin):
             )
         before = self.module
         try:
-            self.module = self._start(~is_held_out_n)
-            losses = fit(
-                self.module,
-                self._training_rows(),
-                is_held_out_n,
-                self.task == "classification",
-                how,
-                self.seed,
-                torch_device,
-                enable_progress_bar,
+            own_weight = self._own_weights(
+                ~is_held_out_n, parents_d, how, torch_device, enable_progress_bar
             )
+            losses = self._fit(
+                ~is_held_out_n, is_held_out_n, how, torch_device, enable_progress_bar
+            )
+            self.module.own_weight.copy_(own_weight)
+            self._calibrate(is_held_out_n, torch_device)
         except BaseException:
             self.module = before  # what was trained before stays whole
             raise
         epochs = pd.RangeIndex(len(losses["train_loss"]), name="epoch")
         self.history = {name: pd.Series(v, epochs, name=name) for name, v in losses.items()}
         self.validation_rows, self.is_trained = np.flatnonzero(is_held_out_n), True
+
+    def _fit(
+        self,
+        is_trained_n: np.ndarray,
+        is_held_out_n: np.ndarray,
+        how: DrugTraining,
+        device: torch.device,
+        enable_progress_bar: bool,
+        description: str = "Training",
+    ) -> dict[str, list[float]]:
+        """Train a new module on some rows and stop by others."""
+        self.module = self._start(is_trained_n)
+        return fit(
+            self.module,
+            self._training_rows(),
+            is_trained_n,
+            is_held_out_n,
+            self.task == "classification",
+            how,
+            self.seed,
+            device,
+            enable_progress_bar,
+            description,
+        )
+
+    def _own_weights(
+        self,
+        is_trained_n: np.ndarray,
+        parents_d: np.ndarray,
+        how: DrugTraining,
+        device: torch.device,
+        enable_progress_bar: bool,
+    ) -> torch.Tensor:
+        """Return how much of a prediction for new drugs and for new lines is its own.
+
+        It is chosen with a training without a quarter of the drugs and lines.
+        """
+        weights = torch.full((2,), 0.5)
+        if isinstance(self.module.base, ResponseBase):  # its base knows what to do
+            return weights
+        assert self._screen is not None
+        drugs_nd, lines_n, _ = self._screen
+        drawn = draw_newcomers(parents_d[drugs_nd], lines_n, is_trained_n, self.seed)
+        if drawn is None:
+            return weights
+        known = np.flatnonzero(drawn.is_known_n)
+        stop_n = np.zeros(len(lines_n), dtype=bool)
+        stop_n[np.random.default_rng(self.seed).permutation(known)[: max(len(known) // 10, 1)]] = (
+            True
+        )
+        target_n = self._screen[2]
+        if len(np.unique(target_n[drawn.is_known_n & ~stop_n])) < 2:
+            return weights
+        self._fit(
+            *(drawn.is_known_n & ~stop_n, stop_n, how, device, enable_progress_bar),
+            description="Training without some drugs and lines",
+        )
+        data, known_rows = self._training_rows(), self._known_rows()
+        assert data.target_n is not None
+        for i, is_judge_n in enumerate((drawn.has_new_drug_n, drawn.has_new_line_n)):
+            judges = torch.from_numpy(np.flatnonzero(is_judge_n))
+            if not len(judges):
+                continue
+            z = []
+            for weight in (1.0, 0.0):
+                self.module.own_weight.fill_(weight)
+                z_kn, _ = predict_members(self.module, data, device, judges, known_rows)
+                z.append(z_kn.double().mean(0).numpy())
+            is_classification = self.task == "classification"
+            chosen = choose_own_weight(
+                z[0], z[1], data.target_n[judges].numpy(), is_classification
+            )
+            if chosen is not None:
+                weights[i] = chosen
+        return weights
+
+    def _calibrate(self, is_held_out_n: np.ndarray, device: torch.device) -> None:
+        if self.task == "classification":
+            rows = torch.from_numpy(np.flatnonzero(is_held_out_n))
+            calibrate(self.module, self._training_rows(), rows, device)
 
     def _start(self, is_trained_n: np.ndarray) -> DrugModule:
         """Return a module with all that is known of the training rows before training."""

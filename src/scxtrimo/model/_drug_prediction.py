@@ -14,7 +14,8 @@ from ..data.molecules import Molecule, read_molecules
 from ..data.screen import check_table, drugs_of
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..module.response_base import ResponseBase, ScreenScale
-from ..train.drugs import DrugRows, predict_members
+from ..train.drug_rows import DrugRows
+from ..train.drugs import predict_members
 from ._drug_saving import DrugSavingMixin
 
 

@@ -105,6 +105,7 @@ class DrugModule(nn.Module):
     line_is_known: Tensor
     temperature: Tensor
     log_odds: Tensor
+    own_weight: Tensor
 
     def __init__(
         self,
@@ -153,6 +154,8 @@ class DrugModule(nn.Module):
             "line_is_known": torch.zeros(n_lines, dtype=torch.bool),
             "temperature": torch.ones(()),
             "log_odds": torch.zeros(()),
+            # Of new drugs and of new lines; the rest is that of known ones in their place.
+            "own_weight": torch.full((2,), 0.5),
         }.items():
             self.register_buffer(name, value)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,16 +14,13 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .._logging import logger
-from ..data.cell_lines import collate_lines
-from ..data.molecules import Molecule, collate_molecules
 from ..module.drugs import DrugModule
 from ..module.response_base import ResponseBase
+from .drug_rows import DrugRows
 
 WARM_UP = 0.1
 MAX_GRADIENT = 1.0
 ROWS_AT_A_TIME = 8192
-OWN_WEIGHT = 0.3
-"""How much of a prediction for a new drug or line is its own, beside that of known ones."""
 MAX_STAND_INS = 32
 MIN_CALIBRATED = 20
 
@@ -69,52 +66,6 @@ class DrugTraining:
             raise ValueError(f"lr={self.lr} must be positive.")
 
 
-@dataclass
-class DrugRows:
-    """Rows of a screen as tensors, with the drugs and lines they refer to.
-
-    Parameters
-    ----------
-    molecules
-        The distinct drugs.
-    known_d
-        Their places among the drugs of the model, int64, -1 for new ones.
-    values_lg
-        Standardised expression of the lines, NaN where not measured.
-    known_l
-        Their places among the lines of the model, int64, -1 for new ones.
-    read_genes
-        Which of the genes the encoder reads, int64.
-    drugs_nd, lines_n
-        Drugs and line of every row, int64.
-    target_n
-        Classes or standardised responses, float32, if they are known.
-    """
-
-    molecules: Sequence[Molecule]
-    known_d: Tensor
-    values_lg: Tensor
-    known_l: Tensor
-    read_genes: Tensor
-    drugs_nd: Tensor
-    lines_n: Tensor
-    target_n: Tensor | None = None
-
-    def drugs(self, which_d: Tensor) -> dict[str, Tensor]:
-        """Return some of the drugs as the network reads them."""
-        collated = collate_molecules([self.molecules[i] for i in which_d.tolist()])
-        return collated | {"known_d": self.known_d[which_d]}
-
-    def lines(self, which_l: Tensor, gene_dropout: float = 0.0) -> dict[str, Tensor]:
-        """Return some of the lines as the network reads them."""
-        values_lg = self.values_lg[which_l][:, self.read_genes]
-        keep_lg = None
-        if gene_dropout:
-            dropped_l = gene_dropout * torch.rand(len(values_lg), 1)
-            keep_lg = torch.rand(values_lg.shape) >= dropped_l
-        return collate_lines(values_lg, keep_lg) | {"known_l": self.known_l[which_l]}
-
-
 def _batches(data: DrugRows, rows: Tensor, size: int, training: DrugTraining) -> Iterator[Tensor]:
     """Yield rows of few cell lines at a time, as encoding lines costs most."""
     rows = rows[torch.randperm(len(rows))]
@@ -133,12 +84,14 @@ def _batches(data: DrugRows, rows: Tensor, size: int, training: DrugTraining) ->
 def fit(
     module: DrugModule,
     data: DrugRows,
+    is_trained_n: np.ndarray,
     is_validation_n: np.ndarray,
     is_classification: bool,
     training: DrugTraining,
     seed: int,
     device: torch.device,
     enable_progress_bar: bool = True,
+    description: str = "Training",
 ) -> dict[str, list[float]]:
     """Train a module and leave it with the weights that were best on the validation rows.
 
@@ -148,8 +101,8 @@ def fit(
         What is trained, in place; data-driven starts are set.
     data
         All rows.
-    is_validation_n
-        Which of them to validate on.
+    is_trained_n, is_validation_n
+        Which of them to train and to validate on.
     is_classification
         Whether targets are classes, else standardised responses.
     training
@@ -158,8 +111,8 @@ def fit(
         Of batches, dropout and all else that is drawn.
     device
         Where to train.
-    enable_progress_bar
-        Whether to show one.
+    enable_progress_bar, description
+        Whether to show one, and what it is called.
 
     Returns
     -------
@@ -171,7 +124,7 @@ def fit(
         If the loss is no number any more.
     """
     assert data.target_n is not None
-    rows = torch.from_numpy(np.flatnonzero(~is_validation_n))
+    rows = torch.from_numpy(np.flatnonzero(is_trained_n))
     held_out = torch.from_numpy(np.flatnonzero(is_validation_n))
     size = training.batch_size or min(max(len(rows) // 20, 128), 2048)
     history: dict[str, list[float]] = {"train_loss": [], "validation_loss": []}
@@ -185,7 +138,7 @@ def fit(
         optimizer = torch.optim.AdamW(
             module.parameters(), lr=training.lr, weight_decay=training.weight_decay
         )
-        bar = tqdm(range(training.max_epochs), desc="Training", disable=not enable_progress_bar)
+        bar = tqdm(range(training.max_epochs), desc=description, disable=not enable_progress_bar)
         for epoch in bar:
             module.train()
             batches = list(_batches(data, rows, size, training))
@@ -212,8 +165,6 @@ def fit(
         bar.close()
     module.load_state_dict(weights)
     module.eval()
-    if is_classification:
-        calibrate(module, data, held_out, device)
     return history
 
 
@@ -300,7 +251,7 @@ def predict_members(
     known
         Drugs and lines that were trained on. A few dozen of either say little about how new ones
         differ, so that predictions for these are drawn to the mean over the known ones in their
-        place.
+        place, as far as ``module.own_weight`` says.
 
     Returns
     -------
@@ -330,13 +281,15 @@ def predict_members(
         n = max(has_new_drug * len(stand_in_d), has_new_line * len(stand_in_l))
         z_ikn = []
         for i in range(n):
-            chosen_nd = _distinct(i, known.known_d[stand_in_d], known_nd[group])
+            chosen_nd = _distinct(i % len(stand_in_d), known.known_d[stand_in_d], known_nd[group])
             drugs_nd = torch.where(new_nd[group], n_drugs + chosen_nd, drug_place[group])
             lines_n = line_place[group].masked_fill(new_n[group], n_lines + i % len(stand_in_l))
             z_ikn.append(_predict(module, drugs_dh, lines_lh, drugs_nd, lines_n))
         stacked_ikn = torch.stack(z_ikn)
         spread_n[group] = stacked_ikn.mean(1).var(0, correction=0)
-        z_kn[:, group] = OWN_WEIGHT * z_kn[:, group] + (1 - OWN_WEIGHT) * stacked_ikn.mean(0)
+        weights = module.own_weight.cpu()[[has_new_drug, has_new_line]]
+        weight = float(weights.min())
+        z_kn[:, group] = weight * z_kn[:, group] + (1 - weight) * stacked_ikn.mean(0)
     return z_kn, spread_n
 
 
@@ -345,11 +298,11 @@ def _distinct(i: int, stand_in_d: Tensor, known_nd: Tensor) -> Tensor:
 
     A drug with itself is not what the two would be, and is not among the training rows.
     """
-    n, n_drugs = len(stand_in_d), known_nd.shape[1]
-    chosen_nd = torch.stack(
-        [torch.full((len(known_nd),), (i + j * max(n // 2, 1)) % n) for j in range(n_drugs)], dim=1
-    )
-    if n_drugs == 2:
+    n = len(stand_in_d)
+    chosen_nd = torch.full_like(known_nd, i)
+    if known_nd.shape[1] == 2:
+        both_new_n = (known_nd < 0).all(dim=1)
+        chosen_nd[:, 1] = torch.where(both_new_n, (i + max(n // 2, 1)) % n, i)
         is_partner_nd = stand_in_d[chosen_nd] == known_nd.flip(1)
         chosen_nd = torch.where(is_partner_nd, (chosen_nd + 1) % n, chosen_nd)
     return chosen_nd
