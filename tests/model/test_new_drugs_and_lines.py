@@ -281,3 +281,32 @@ def test_salts_and_stereoisomers_are_held_out_together(lines, screen):
     seen = set(plainly.drop(index=held.index)[["drug1", "drug2"]].to_numpy().ravel())
     both = plainly.loc[held.index, ["drug1", "drug2"]]
     assert not both.isin(seen).all(axis=1).any()
+
+
+def test_an_interruption_keeps_the_best_weights(lines, screen, monkeypatch):
+    from scxtrimo.train import drugs
+
+    model, step, times = make_model(lines, screen), drugs._step, []
+
+    def interrupted(module, *args):
+        times.append(module)
+        if len(times) > 60:
+            raise KeyboardInterrupt
+        return step(module, *args)
+
+    monkeypatch.setattr(drugs, "_step", interrupted)
+    model.train(25, **FAST)
+    assert model.is_trained
+    assert len(model.history["validation_loss"]) < 25
+    assert roc_auc_score(screen["label"], probability(model, screen)) > 0.6
+
+
+def test_a_panel_without_the_genes_of_the_encoder_is_refused(screen):
+    lines = make_lines(n_genes=80)
+    responses = screen.rename(columns={"drug1": "drug", "score": "y"})
+    XTrimoGeneDrugResponse.setup_anndata(lines, expression="values")
+    model = XTrimoGeneDrugResponse(lines, responses, **(SMALL | {"n_genes": 8}))
+    model.train(1, **FAST)
+    read = np.array(model.panel.gene_ids)[model.module.read_genes]
+    with pytest.raises(ValueError, match="Only 0.0% of the 8 genes the encoder reads"):
+        model.predict(responses, lines=lines[:, ~lines.var_names.isin(read)].copy())

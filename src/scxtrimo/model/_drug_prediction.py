@@ -139,6 +139,20 @@ class DrugPredictionMixin(DrugSavingMixin):
             pairs, rows, *predict_members(self.module, rows, device, None, known)
         )
 
+    def to_device(self, device: str | int | torch.device) -> None:
+        """Move the model.
+
+        Parameters
+        ----------
+        device
+            For instance ``"cpu"`` or ``"cuda:0"``.
+
+        Examples
+        --------
+        >>> synergy.to_device("cpu")
+        """
+        self.module.to(torch.device(device))
+
     def _attach(self, lines: AnnData) -> None:
         """Predict for these lines unless others are given."""
         self._read_lines(lines, DEFAULT_MIN_GENE_OVERLAP)  # what is wrong with them shows now
@@ -152,6 +166,13 @@ class DrugPredictionMixin(DrugSavingMixin):
                 f'set up as "{setup.expression}". Both must be of the same kind.'
             )
         values_lg = self.panel.standardize(lines, setup, min_overlap)
+        is_read_g = np.isfinite(values_lg[0])[self.module.read_genes.cpu().numpy()]
+        if is_read_g.mean() < max(min_overlap, 1e-9):
+            raise ValueError(
+                f"Only {is_read_g.mean():.1%} of the {len(is_read_g)} genes the encoder reads are "
+                f"in `lines` (min_gene_overlap={min_overlap:g}). Lower it, or take a panel with "
+                "more genes that vary between lines."
+            )
         return [str(name) for name in lines.obs_names], values_lg
 
     def _add_results(

@@ -143,11 +143,17 @@ def fit(
             module.train()
             batches = list(_batches(data, rows, size, training))
             losses = []
-            for i, batch in enumerate(batches):
-                progress = (epoch + i / len(batches)) / training.max_epochs
-                for group in optimizer.param_groups:
-                    group["lr"] = training.lr * _lr_fraction(progress)
-                losses.append(_step(module, optimizer, data, batch, is_classification, device))
+            try:
+                for i, batch in enumerate(batches):
+                    progress = (epoch + i / len(batches)) / training.max_epochs
+                    for group in optimizer.param_groups:
+                        group["lr"] = training.lr * _lr_fraction(progress)
+                    losses.append(_step(module, optimizer, data, batch, is_classification, device))
+            except KeyboardInterrupt:
+                if best_epoch < 0:
+                    raise
+                logger.info(f"Interrupted: the weights of epoch {best_epoch} are kept.")
+                break
             history["train_loss"].append(float(np.mean(losses)))
             loss = _loss_of(module, data, device, held_out, is_classification)
             history["validation_loss"].append(loss)
