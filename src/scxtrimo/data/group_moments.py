@@ -39,6 +39,7 @@ def group_moments(
     codes: np.ndarray,
     n_groups: int,
     totals: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
 ) -> GroupMoments:
     """Return means and variances of ``log1p`` of counts per 10,000, group by group.
 
@@ -52,12 +53,16 @@ def group_moments(
         Number of groups.
     totals
         Total counts of the cells, shape ``(n_cells,)``; by default the sums of the rows.
+    columns
+        Which of the columns to look at, after normalisation; by default all.
     """
     sums: list[np.ndarray] = []
     start = 0
     for chunk in chunks:
         rows = slice(start, start := start + chunk.shape[0])
         logged = log_normalized(chunk, None if totals is None else totals[rows])
+        if columns is not None:
+            logged = logged[:, columns]
         squares, ones = logged.copy(), logged.copy()
         squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
         members = np.flatnonzero(codes[rows] >= 0)
@@ -65,7 +70,7 @@ def group_moments(
         of_group = sparse.csr_matrix(
             (np.ones(len(members)), (place, members)), shape=(len(present), chunk.shape[0])
         )
-        sums = sums or [np.zeros((n_groups, chunk.shape[1])) for _ in range(3)]
+        sums = sums or [np.zeros((n_groups, logged.shape[1])) for _ in range(3)]
         for total, values in zip(sums, (logged, squares, ones), strict=True):
             total[present] += (of_group @ values).toarray()
     n_cells = np.bincount(codes[codes >= 0], minlength=n_groups)
@@ -78,20 +83,18 @@ def group_moments(
 def log_normalized(
     counts: sparse.csr_matrix, totals: np.ndarray | None = None
 ) -> sparse.csr_matrix:
-    """Return ``log1p`` of counts per 10,000, float64.
+    """Return ``log1p`` of counts per 10,000, in the precision of the totals.
 
     Parameters
     ----------
     counts
         Raw counts, shape ``(n_cells, n_genes)``.
     totals
-        Total counts of the cells, shape ``(n_cells,)``; by default the sums of the rows.
+        Total counts of the cells, shape ``(n_cells,)``; by default the sums of the rows, float64.
     """
     if totals is None:
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    logged = sparse.csr_matrix(
-        sparse.diags_array(SCALE / np.maximum(totals, 1e-9)) @ counts.astype(np.float64)
-    )
+    logged = sparse.csr_matrix(sparse.diags_array(SCALE / np.maximum(totals, 1e-9)) @ counts)
     logged.data = np.log1p(logged.data)
     return logged
 

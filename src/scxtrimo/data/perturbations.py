@@ -101,17 +101,8 @@ class PerturbationField(CategoryField):
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Read all names; there must be control cells and perturbed ones."""
-        self.validate_field(adata)
-        found = sorted(adata.obs[self.obs_key].astype(str).unique())
-        targets = [self.names.targets(name) for name in found]
-        if () not in targets:
-            raise ValueError(
-                f"adata.obs[{self.obs_key!r}] has no control cells {self.names.control!r}; it has "
-                f"{preview(found)}. Name them with `control=`."
-            )
-        if not any(targets):
-            raise ValueError(f"adata.obs[{self.obs_key!r}] has control cells only.")
-        return self._encode(adata, np.array(found))
+        group_cells(adata, self.names, self.obs_key, None)
+        return self._encode(adata, np.unique(adata.obs[self.obs_key].astype(str)))
 
     def _encode(self, adata: AnnData, mapping: np.ndarray) -> dict[str, Any]:
         codes = np.full(adata.n_obs, UNKNOWN_CATEGORY)

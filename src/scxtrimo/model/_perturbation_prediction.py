@@ -288,7 +288,9 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
     def _expression(self, adata: AnnData, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Return log-normalised expression of genes of the vocabulary, 0 if not measured."""
         columns = self._columns_of(adata)[genes]
-        logged = log_normalized(self._reader(adata).read(rows), self._totals(adata)[rows])
+        totals = self._totals(adata)
+        counts = self._reader(adata).read(rows)
+        logged = log_normalized(counts, None if totals is None else totals[rows])
         values = np.zeros((len(rows), len(genes)))
         values[:, columns >= 0] = logged[:, columns[columns >= 0]].toarray()
         return values

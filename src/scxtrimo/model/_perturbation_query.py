@@ -106,10 +106,8 @@ class PerturbationQueryMixin(XTrimoGeneBase):
         """
         columns = self._columns_of(adata)[genes]
         is_measured = columns >= 0
-        reader = self._reader(adata)
-        totals = self._totals(adata)
-        chunks = (chunk[:, columns[is_measured]] for chunk in reader.chunks())
-        moments = group_moments(chunks, codes, n_groups, totals)
+        chunks, totals = self._reader(adata).chunks(), self._totals(adata)
+        moments = group_moments(chunks, codes, n_groups, totals, columns[is_measured])
         full = []
         for values in moments[1:]:
             wide = np.full((n_groups, len(genes)), np.nan)
@@ -133,13 +131,10 @@ class PerturbationQueryMixin(XTrimoGeneBase):
         columns[gene_of_column[used]] = used
         return columns
 
-    def _totals(self, adata: AnnData) -> np.ndarray:
-        """Return the total counts of all cells, shape ``(n_cells,)``."""
+    def _totals(self, adata: AnnData) -> np.ndarray | None:
+        """Return the total counts of all cells; ``None`` if they are the sums of the rows."""
         key = self.registry_["setup_args"]["library_size_key"]
-        if key is not None:
-            return library_sizes(adata, key)
-        chunks = self._reader(adata).chunks()
-        return np.concatenate([np.asarray(c.sum(axis=1, dtype=float)).ravel() for c in chunks])
+        return None if key is None else library_sizes(adata, key)
 
     def _read_controls(
         self, adata: AnnData, codes: np.ndarray, n_populations: int, genes: np.ndarray

@@ -15,6 +15,7 @@ from sklearn.decomposition import PCA
 
 from ..data import RowReader
 from ..data.fields import CountsField
+from ..data.group_moments import log_normalized
 from ..module.latent_space import MAX_SCALED_VALUE
 
 MAX_CELLS = 20_000
@@ -90,10 +91,7 @@ def draw_rows(rows: np.ndarray, seed: int) -> np.ndarray:
 
 def log_normalize(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Return ``log1p`` of counts scaled to 10,000 per cell."""
-    library_size = np.asarray(counts.sum(axis=1)).ravel()
-    logged = sparse.csr_matrix(sparse.diags_array(1e4 / np.maximum(library_size, 1)) @ counts)
-    logged.data = np.log1p(logged.data)
-    return logged
+    return log_normalized(counts, np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1))
 
 
 def read_counts(
