@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 __version__ = version("scxtrimo")
 
-from . import data, model, module, nn, pl, pp, pretraining, tl, train
+from . import data, datasets, model, module, nn, pl, pp, pretraining, tl, train
 from .pretraining import DataConfig, EngineConfig, PretrainConfig, RecordConfig, pretrain
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "RecordConfig",
     "__version__",
     "data",
+    "datasets",
     "model",
     "module",
     "nn",

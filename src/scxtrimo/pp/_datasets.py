@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import scanpy as sc
 from anndata import AnnData
-from scipy import sparse
+
+from ..datasets import recover_counts
 
 
 def pbmc68k_counts() -> AnnData:
@@ -32,16 +32,8 @@ def pbmc68k_counts() -> AnnData:
     (700, 765)
     """
     reduced = sc.datasets.pbmc68k_reduced()
-    values = sparse.csr_matrix(reduced.raw.X).astype(np.float64)
-    values.data = np.expm1(values.data)
-    one_count = np.minimum.reduceat(values.data, values.indptr[:-1])
-    values.data /= np.repeat(one_count, np.diff(values.indptr))
-    counts = np.rint(values.data)
-    if (np.abs(values.data - counts) > 0.0015 * counts).any():
-        raise RuntimeError("The counts of scanpy's pbmc68k_reduced could not be recovered.")
-    values.data = counts
     return AnnData(
-        values.astype(np.float32),
+        recover_counts(reduced.raw.X),
         obs=reduced.obs[["bulk_labels"]].copy(),
         var=reduced.raw.var[[]].copy(),
     )

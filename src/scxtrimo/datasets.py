@@ -1,0 +1,258 @@
+"""Public data to learn and compare with, in one form.
+
+Nothing is shipped: files are downloaded from their authors when first asked for, checked, and
+kept in the user's cache folder. Where the environment variable ``SCXTRIMO_DATA`` names a folder,
+files of the same name there (or in its folders) are read instead, without network.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from anndata import AnnData
+from scipy import sparse
+
+DATA_VARIABLE = "SCXTRIMO_DATA"
+
+KANG = (
+    "https://exampledata.scverse.org/pertpy/kang_2018.h5ad",
+    "e6a5adac64dcdeb36eaba27db49b63e0c64bb0ed4a64c6705971506b41c39830",
+)
+NORMAN = (
+    "https://raw.githubusercontent.com/altoslabs/perturbench/"
+    "4dd6a03c54ef348f6be6e46e21ea7f80eb2daaa2/src/perturbench/data/resources/devel.h5ad",
+    None,
+)
+DEEPDDS = (
+    "https://raw.githubusercontent.com/Sinwang404/DeepDDs/"
+    "f62ed22eb9a505c2c71e7616b12b5427f924f25b/data/"
+)
+DEEPDDS_HASHES = {
+    "new_labels_0_10.csv": "45db760db38066bf5e66013e210e578ca426f6e53a69e8c17a2da063177e8f03",
+    "new_cell_features_954.csv": (
+        "8a049aa2cacbe7c12de1b4d7614a5b70650352d81da8d66f35877a3666cc78f7"
+    ),
+}
+
+MAX_SMALLEST = 4
+
+
+def pbmc3k() -> AnnData:
+    """Return the 2,638 labelled of 2,700 PBMCs of 10x Genomics, with raw counts.
+
+    Counts are those of :func:`scanpy.datasets.pbmc3k`, labels those of
+    :func:`scanpy.datasets.pbmc3k_processed`: they come from clusters and markers.
+
+    Returns
+    -------
+    AnnData of shape ``(2638, 32738)``: counts in ``X`` (CSR, float32), gene symbols as
+    ``var_names``, eight types in ``obs["cell_type"]``.
+
+    Raises
+    ------
+    RuntimeError
+        If the data is not here and cannot be downloaded.
+
+    Examples
+    --------
+    >>> pbmc = scxtrimo.datasets.pbmc3k()  # doctest: +SKIP
+    """
+    local = _local("pbmc3k.h5ad")
+    if local is not None:
+        adata = anndata.read_h5ad(local)
+        labels = adata.obs["cell_type"].dropna()
+    else:
+        adata = _or_say_where(sc.datasets.pbmc3k, "pbmc3k.h5ad")
+        labels = _or_say_where(sc.datasets.pbmc3k_processed, "pbmc3k.h5ad").obs["louvain"]
+    adata.var_names_make_unique()
+    return _cells(adata[labels.index], cell_type=labels)
+
+
+def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
+    """Return PBMCs with and without interferon-β: two batches with a real effect.
+
+    Parameters
+    ----------
+    n_cells
+        How many cells to draw; all of them if None.
+    seed
+        Seed of the draw.
+
+    Returns
+    -------
+    AnnData of at most 24,673 cells :cite:p:`Kang2018` with counts in ``X`` (CSR, float32), gene
+    symbols as ``var_names``, ``obs["condition"]`` (control, stimulated) and ``obs["cell_type"]``.
+    A local copy may have fewer cells and genes.
+
+    Raises
+    ------
+    RuntimeError
+        If the data is not here and cannot be downloaded.
+
+    Examples
+    --------
+    >>> pbmc = scxtrimo.datasets.kang()  # doctest: +SKIP
+    """
+    local = _local("kang_ifnb.h5ad")
+    if local is not None:
+        adata = anndata.read_h5ad(local)
+        condition = adata.obs["condition"]
+    else:
+        adata = anndata.read_h5ad(_download(*KANG, "kang_ifnb.h5ad"))
+        condition = adata.obs["label"].map({"ctrl": "control", "stim": "stimulated"})
+    cells = _cells(adata, condition=condition, cell_type=adata.obs["cell_type"])
+    if n_cells is None or n_cells >= cells.n_obs:
+        return cells
+    drawn = np.random.default_rng(seed).choice(cells.n_obs, n_cells, replace=False)
+    return cells[np.sort(drawn)].copy()
+
+
+def norman() -> AnnData:
+    """Return K562 cells in which genes and pairs of genes were activated.
+
+    A part of the screen of Norman et al. 2019 :cite:p:`Norman2019`, as in the development data
+    of PerturBench. Counts are recovered from its log-normalised values.
+
+    Returns
+    -------
+    AnnData of shape ``(3375, 500)`` with counts in ``X`` (CSR, float32), gene symbols as
+    ``var_names``, ``obs["condition"]`` (``"control"``, ``"KLF1"``, ``"KLF1+MAP2K6"``, ...) and
+    ``obs["n_counts"]``, the counts of all genes.
+
+    Raises
+    ------
+    RuntimeError
+        If the data is not here and cannot be downloaded.
+
+    Examples
+    --------
+    >>> screen = scxtrimo.datasets.norman()  # doctest: +SKIP
+    """
+    name = "norman_mcfaline.h5ad"
+    adata = anndata.read_h5ad(_local(name) or _download(*NORMAN, name))
+    adata = adata[(adata.obs["dataset"] == "norman19").to_numpy()].copy()
+    adata.X = recover_counts(adata.X)
+    return _cells(adata, condition=adata.obs["condition"], n_counts=adata.obs["ncounts"])
+
+
+def deepdds() -> tuple[AnnData, pd.DataFrame]:
+    """Return a screen of drug pairs and the expression of its cell lines.
+
+    The screen of O'Neil et al. 2016 as prepared for DeepDDS :cite:p:`Wang2021`: pairs with a
+    Loewe score above 10 are synergistic, those below 0 antagonistic. Measurements that are there
+    twice are left out, with one of them kept where the labels agree.
+
+    Returns
+    -------
+    lines
+        AnnData of shape ``(31, 954)``: transcripts per million, Ensembl ids as ``var_names``.
+    screen
+        Data frame with the columns ``drug1`` and ``drug2`` (SMILES), ``cell`` and ``label``.
+
+    Raises
+    ------
+    RuntimeError
+        If the data is not here and cannot be downloaded.
+
+    Examples
+    --------
+    >>> lines, screen = scxtrimo.datasets.deepdds()  # doctest: +SKIP
+    """
+    labels, expression = (
+        _local(name) or _download(DEEPDDS + name, digest, name)
+        for name, digest in DEEPDDS_HASHES.items()
+    )
+    table = pd.read_csv(expression, index_col=0, skiprows=[1])
+    lines = AnnData(table.astype(np.float32))
+    screen = pd.read_csv(labels)
+    pair = [tuple(sorted(drugs)) for drugs in zip(screen["drug1"], screen["drug2"], strict=True)]
+    same = screen.assign(pair=pair).groupby(["pair", "cell"])["label"]
+    screen = screen[same.transform("nunique").eq(1) & ~same.cumcount().astype(bool)]
+    return lines, screen.reset_index(drop=True)
+
+
+def recover_counts(values: sparse.spmatrix) -> sparse.csr_matrix:
+    """Return the counts behind log-normalised values, the smallest that are whole.
+
+    Parameters
+    ----------
+    values
+        ``log1p`` of scaled counts, cells x genes.
+
+    Returns
+    -------
+    Integers as float32.
+
+    Raises
+    ------
+    RuntimeError
+        If what is recovered is more than 0.15 % away from integers.
+    """
+    values = sparse.csr_matrix(values).astype(np.float64)
+    values.data = np.expm1(values.data)
+    filled = np.flatnonzero(np.diff(values.indptr))
+    one_count = np.minimum.reduceat(values.data, values.indptr[:-1][filled])
+    values.data /= np.repeat(one_count, np.diff(values.indptr)[filled])
+    left = np.ones(values.nnz, dtype=bool)
+    for smallest in range(1, MAX_SMALLEST + 1):  # few genes: a cell may have none with one count
+        counts = np.rint(smallest * values.data)
+        off = np.abs(smallest * values.data - counts) > 0.0015 * counts
+        fits = ~np.logical_or.reduceat(off, values.indptr[:-1][filled])
+        new = left & np.repeat(fits, np.diff(values.indptr)[filled])
+        values.data[new] = counts[new]
+        left &= ~new
+    if not left.any():
+        return values.astype(np.float32)
+    raise RuntimeError("The values are not log-normalised counts.")
+
+
+def _cells(adata: AnnData, **obs: pd.Series) -> AnnData:
+    columns = {name: column.to_numpy() for name, column in obs.items()}
+    cells = AnnData(
+        sparse.csr_matrix(adata.X, dtype=np.float32),
+        obs=pd.DataFrame(columns, index=adata.obs_names),
+        var=pd.DataFrame(index=adata.var_names),
+    )
+    cells.strings_to_categoricals()
+    for name in cells.obs:
+        if isinstance(cells.obs[name].dtype, pd.CategoricalDtype):
+            cells.obs[name] = cells.obs[name].cat.remove_unused_categories()
+    return cells
+
+
+def _local(name: str) -> Path | None:
+    """Return the local copy of a file, if the user keeps any."""
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        return None
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{DATA_VARIABLE}={folder!r} is not a folder.")
+    found = (path for pattern in (name, f"*/{name}") for path in Path(folder).glob(pattern))
+    return next(found, None)
+
+
+def _download(url: str, digest: str | None, name: str) -> Path:
+    import pooch  # not before something is downloaded
+
+    known = None if digest is None else f"sha256:{digest}"
+    cache = pooch.os_cache("scxtrimo")
+    return Path(
+        _or_say_where(lambda: pooch.retrieve(url, known, name, cache, progressbar=True), name)
+    )
+
+
+def _or_say_where(download: Callable[[], Any], name: str) -> Any:
+    try:
+        return download()
+    except OSError as error:  # also those of urllib and requests
+        raise RuntimeError(
+            f"{name} could not be downloaded ({error}). Put a copy of that name into a folder "
+            f"and name the folder in the environment variable {DATA_VARIABLE}."
+        ) from error
