@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import make_cells
 from published import GENES, write_checkpoint
 
 from scxtrimo.checkpoint import read_scfoundation
@@ -110,3 +111,41 @@ def test_the_published_genes_in_another_order_are_refused(published_index):
     genes[5], genes[6] = genes[6], genes[5]
     with pytest.raises(ValueError, match="in another order"):
         read_gene_index(genes, 19_264)
+
+
+def test_a_checkpoint_written_is_the_one_that_was_read(tmp_path):
+    path = write_checkpoint(tmp_path / "models.ckpt")
+    XTrimoGene.from_scfoundation(path, GENES).to_scfoundation(
+        tmp_path / "again.ckpt", tmp_path / "genes.tsv"
+    )
+    first, again = (
+        torch.load(p, weights_only=True)["cell"] for p in (path, tmp_path / "again.ckpt")
+    )
+    not_used = "model.token_emb.emb_pad.weight"
+    assert first["state_dict"].keys() == again["state_dict"].keys()
+    for name, tensor in first["state_dict"].items():
+        if name == "model.pos_emb.weight":  # its last row is padding
+            torch.testing.assert_close(again["state_dict"][name][:-1], tensor[:-1])
+        elif name != not_used:
+            torch.testing.assert_close(again["state_dict"][name], tensor)
+
+
+def test_a_model_of_ours_goes_through_the_published_format(tmp_path):
+    cells = make_cells()
+    XTrimoGene.setup_anndata(cells)
+    model = XTrimoGene(cells, size="published-tiny")
+    model.train(max_epochs=1, enable_progress_bar=False)
+    model.to_scfoundation(tmp_path / "models.ckpt", tmp_path / "genes.tsv")
+    same = XTrimoGene.from_scfoundation(
+        tmp_path / "models.ckpt", tmp_path / "genes.tsv", adata=cells.copy()
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(same.get_latent_representation(target_depth="f1")),
+        torch.from_numpy(model.get_latent_representation(target_depth="f1")),
+    )
+
+
+def test_other_architectures_have_no_published_format(tmp_path, model):
+    with pytest.raises(ValueError, match=r"imputation_decoder='cross_attention' .*published-3m"):
+        model.to_scfoundation(tmp_path / "models.ckpt", tmp_path / "genes.tsv")
+    assert not (tmp_path / "models.ckpt").exists()

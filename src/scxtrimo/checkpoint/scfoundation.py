@@ -1,4 +1,4 @@
-"""Reading the published checkpoints of xTrimoGene (scFoundation).
+"""Reading the published checkpoints of xTrimoGene (scFoundation), and writing their format.
 
 The weights are not part of this package and may not be redistributed with it: users bring the
 file. It is read without executing anything in it.
@@ -27,6 +27,14 @@ LICENCE = (
     "The weights of the published checkpoints are licensed by their authors for non-commercial "
     "research; they may not be redistributed, nor may models fine-tuned from them without asking."
 )
+
+PUBLISHED_FIELDS: dict[str, Any] = {
+    "imputation_decoder": "performer",
+    "read_depth_aware": True,
+    "n_input_genes": None,
+    "likelihood_weight": 0.0,
+    "activation": "relu",
+}
 
 # In the file and not needed: the embedding of padding, a counter of the feature redraws.
 NOT_NEEDED = {"token_emb.emb_pad.weight", "decoder.performer.calls_since_last_redraw"}
@@ -120,6 +128,74 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     return PublishedCheckpoint(Path(path), sha256, version, n_genes, config, tensors)
 
 
+def write_scfoundation(
+    path: str | os.PathLike, net: XTrimoGeneNet, config: XTrimoGeneConfig
+) -> None:
+    """Write a network of the published architecture in the format of the published checkpoints.
+
+    Parameters
+    ----------
+    path
+        The file to write. It has one version, ``cell``.
+    net, config
+        Network and its configuration.
+
+    Raises
+    ------
+    ValueError
+        If the architecture is another one.
+    """
+    wrong = [
+        f"{name}={getattr(config, name)!r} (published: {value!r})"
+        for name, value in PUBLISHED_FIELDS.items()
+        if getattr(config, name) != value
+    ]
+    if wrong:
+        raise ValueError(
+            f"Only the published architecture has a published format, but {', '.join(wrong)}. "
+            "Train with `size='published-3m'` or another of the published sizes."
+        )
+    state = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
+    names = dict(_names(net))
+    if unknown := sorted(state.keys() - names.keys()):
+        raise ValueError(f"The published format has no place for {unknown}.")
+    empty = torch.zeros_like(state["embedding.gene.weight"][:1])
+    state["imputation.mask"] = state["imputation.mask"][None]
+    state["embedding.gene.weight"] = torch.cat([state["embedding.gene.weight"], empty])
+    stored = {"model.token_emb.emb_pad.weight": empty.clone()}
+    for ours, parts in names.items():
+        pieces = state[ours].chunk(len(parts))
+        stored |= {
+            f"model.{part}": piece.clone() for part, piece in zip(parts, pieces, strict=True)
+        }
+    n_genes = len(state["embedding.gene.weight"]) - 3
+    content = {"config": {"model_config": {"mae_autobin": _sizes(config, n_genes)}}}
+    torch.save({"cell": content | {"state_dict": stored}}, path)
+
+
+def _sizes(config: XTrimoGeneConfig, n_genes: int) -> dict[str, Any]:
+    """Return the configuration in the published terms, see :func:`_config`."""
+    return {
+        "seq_len": n_genes + 2,
+        "bin_num": config.n_bins,
+        "bin_alpha": config.bin_alpha,
+        "encoder": {
+            "module_type": "transformer",
+            "hidden_dim": config.n_hidden,
+            "depth": config.n_layers,
+            "heads": config.n_heads,
+            "norm_first": config.norm_first,
+        },
+        "decoder": {
+            "module_type": "performer",
+            "hidden_dim": config.n_decoder_hidden,
+            "depth": config.n_decoder_layers,
+            "heads": config.n_decoder_heads,
+            "dim_head": config.decoder_head_width,
+        },
+    }
+
+
 def _config(sizes: dict[str, Any]) -> XTrimoGeneConfig:
     encoder, decoder = sizes["encoder"], sizes["decoder"]
     for part, kind in ((encoder, "transformer"), (decoder, "performer")):
@@ -134,17 +210,13 @@ def _config(sizes: dict[str, Any]) -> XTrimoGeneConfig:
         n_heads=encoder["heads"],
         n_bins=sizes["bin_num"],
         bin_alpha=sizes["bin_alpha"],
-        imputation_decoder="performer",
         n_decoder_hidden=decoder["hidden_dim"],
         n_decoder_layers=decoder["depth"],
         n_decoder_heads=decoder["heads"],
         decoder_head_width=decoder["dim_head"],
-        read_depth_aware=True,
-        n_input_genes=None,
-        pca_initialization=False,
-        likelihood_weight=0.0,
-        activation="relu",
         norm_first=encoder["norm_first"],
+        pca_initialization=False,
+        **PUBLISHED_FIELDS,
     )
 
 

@@ -1,4 +1,4 @@
-"""Models from the published checkpoints."""
+"""Models from the published checkpoints, and in their format."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from .._logging import logger
-from ..checkpoint import read_scfoundation
+from ..checkpoint import read_scfoundation, write_scfoundation
 from ..checkpoint.scfoundation import LICENCE
 from ..data.gene_index import hash_genes, read_gene_index
 from ..data.gene_table import GeneAliases
@@ -20,7 +21,7 @@ from ._setup import registry_of_genes
 
 
 class PublishedMixin(BaseModelClass):
-    """``from_scfoundation``."""
+    """``from_scfoundation`` and ``to_scfoundation``."""
 
     @classmethod
     def from_scfoundation(
@@ -126,3 +127,36 @@ class PublishedMixin(BaseModelClass):
                 model.prepare_query_anndata(adata, gene_id_key=gene_id_key)  # a wrong one raises
             model._attach(adata)
         return model
+
+    def to_scfoundation(
+        self, checkpoint: str | os.PathLike, gene_index: str | os.PathLike
+    ) -> None:
+        """Write a model of the published architecture in the format of the published checkpoints.
+
+        For scripts that read that format; :meth:`save` is what keeps everything.
+
+        Parameters
+        ----------
+        checkpoint
+            File for the weights, as ``version="cell"``.
+        gene_index
+            File for the genes in their order, a table with the columns ``gene_name``
+            and ``index``.
+
+        Raises
+        ------
+        ValueError
+            If the architecture is another one; ``size="published-3m"`` and so on are the right
+            ones.
+
+        Examples
+        --------
+        >>> published = scxtrimo.model.XTrimoGene(adata, size="published-tiny")
+        >>> published.to_scfoundation("models.ckpt", "genes.tsv")
+        >>> same = scxtrimo.model.XTrimoGene.from_scfoundation("models.ckpt", "genes.tsv")
+        """
+        write_scfoundation(checkpoint, self.module.net, self.config_)
+        genes = pd.Series(range(len(self.vocabulary.gene_ids)), self.vocabulary.gene_ids)
+        genes.to_csv(gene_index, sep="\t", index_label="gene_name", header=["index"])
+        if licence := self.provenance.get("licence"):
+            logger.info(f"{checkpoint}: {licence}")
