@@ -1,0 +1,85 @@
+"""Execute the notebooks, each in an empty folder.
+
+    python tutorials/run.py                  # all; fails if one does
+    python tutorials/run.py quickstart genes
+    python tutorials/run.py --write          # and keep the outputs
+
+Two notebooks run at a time if there are two cores, each with one thread. What a notebook needs and
+is not installed or cannot run on this Python leaves it out, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+FOLDER = Path(__file__).parent
+NEEDS = {
+    "annotation": ["captum"],
+    "drugs": ["rdkit", "torch_geometric"],
+    "pretraining": ["annbatch"],
+}
+CELL_SECONDS = 900
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def execute(path: Path, write: bool) -> str:
+    """Execute one notebook and return what became of it."""
+    missing = [name for name in NEEDS.get(path.stem, []) if find_spec(name) is None]
+    if missing:
+        return f"left out: {', '.join(missing)} not installed"
+    notebook = nbformat.read(path, as_version=4)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        client = NotebookClient(
+            notebook, timeout=CELL_SECONDS, resources={"metadata": {"path": folder}}
+        )
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            return f"FAILED\n{error}"
+    for cell in notebook.cells:
+        if warned := [o for o in cell.get("outputs", []) if o.get("name") == "stderr"]:
+            cell.outputs = [o for o in cell.outputs if o not in warned]
+            print(path.stem, "stderr:", *(o["text"] for o in warned), flush=True)
+        cell.metadata.pop("execution", None)  # times of the day
+    if write:
+        nbformat.write(notebook, path)
+    return f"{time.perf_counter() - start:.0f} s"
+
+
+def main() -> None:
+    """Execute the notebooks named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="notebooks without .ipynb; by default all")
+    parser.add_argument("--write", action="store_true", help="keep the outputs")
+    args = parser.parse_args()
+    paths = sorted(FOLDER.glob("*.ipynb"))
+    if unknown := set(args.names) - {path.stem for path in paths}:
+        parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
+    paths = [path for path in paths if not args.names or path.stem in args.names]
+    n_workers = max(1, min(2, os.cpu_count() or 1, len(paths)))
+    if n_workers > 1:  # two processes with two threads each would wait for one another
+        os.environ |= dict.fromkeys(THREADS, "1")
+    failed = 0
+    with ThreadPoolExecutor(n_workers) as pool:
+        results = pool.map(lambda path: execute(path, args.write), paths)
+        for path, result in zip(paths, results, strict=True):
+            print(f"{path.stem}: {result}", flush=True)
+            failed += result.startswith("FAILED")
+    print(f"{len(paths) - failed} passed, {failed} failed")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
