@@ -17,6 +17,7 @@ from .._logging import logger
 from ..data import CountsField, GeneVocabulary, covariate_keys
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..module import XTrimoGeneConfig, XTrimoGeneModule, choose_size
+from ._attention import AttentionMixin
 from ._expression import ExpressionMixin
 from ._genes import GeneEmbeddingsMixin
 from ._hub import HubMixin
@@ -33,6 +34,7 @@ class XTrimoGeneBase(
     InferenceMixin,
     ExpressionMixin,
     GeneEmbeddingsMixin,
+    AttentionMixin,
     HubMixin,
     BaseModelClass,
 ):

@@ -162,6 +162,16 @@ class BatchesMixin(BaseModelClass):
             raise ValueError("gene_list is empty: name at least one gene.")
         return self.vocabulary.index_of(gene_list)
 
+    def _places_among(self, genes: np.ndarray) -> Tensor:
+        """Look up where a token's gene is among ``genes``, which are distinct; else -1.
+
+        Two depth tokens follow the genes; -1, the cell token, finds the last entry.
+        """
+        places = torch.full((self.module.n_genes + 3,), -1, device=self.device)
+        wanted = torch.as_tensor(genes, device=self.device)
+        places[wanted] = torch.arange(len(genes), device=self.device)
+        return places
+
     def _batch_code(self, batch: Any) -> int | None:
         if batch is None:
             return None

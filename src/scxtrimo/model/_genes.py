@@ -141,11 +141,7 @@ class GeneEmbeddingsMixin(BatchesMixin):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return cell, position in ``genes`` and embedding of every gene that is expressed."""
         cells = self._encode(batch)
-        place_of_gene = torch.full((self.module.n_genes + 3,), -1, device=self.device)
-        place_of_gene[torch.as_tensor(genes, device=self.device)] = torch.arange(
-            len(genes), device=self.device
-        )
-        gene = place_of_gene[cells.gene_ids_t]  # -1, the cell token, is the last entry
+        gene = self._places_among(genes)[cells.gene_ids_t]
         wanted = gene >= 0
         cell = cells_of(cells.cu_seqlens, len(gene))
         return cell[wanted], gene[wanted], cells.tokens_td[wanted]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .ragged import CellBoundaries
 from .varlen import can_use_varlen, plain_attention, varlen_attention
+
+MAX_WEIGHTS = 2**24
+"""How many attention weights of single heads are held at a time to be averaged."""
 
 
 def ragged_attention(
@@ -33,6 +37,30 @@ def ragged_attention(
     if can_use_varlen(q_the):
         return varlen_attention(q_the, k_she, v_she, queries, keys)
     return plain_attention(q_the, k_she, v_she, queries, keys)
+
+
+def attention_among(q_the: Tensor, k_the: Tensor, chosen_n: Tensor) -> Tensor:
+    """Return the attention of some tokens of one cell to each other, averaged over the heads.
+
+    Parameters
+    ----------
+    q_the, k_the
+        Queries and keys of all tokens of the cell, shape ``(n_tokens, n_heads, head_width)``.
+    chosen_n
+        Positions of these tokens.
+
+    Returns
+    -------
+    float32 tensor of shape ``(n_chosen, n_chosen)``, queries in rows. A row sums to the part of
+    the attention that stays among the chosen tokens.
+    """
+    n_tokens, n_heads, width = k_the.shape
+    keys = k_the.float()
+    rows = []
+    for q_nhe in q_the[chosen_n].float().split(max(1, MAX_WEIGHTS // (n_heads * n_tokens))):
+        scores_hns = torch.einsum("nhe,she->hns", q_nhe, keys) * width**-0.5
+        rows.append(scores_hns.softmax(dim=-1)[..., chosen_n].mean(dim=0))
+    return torch.cat(rows) if rows else keys.new_zeros(0, 0)
 
 
 class SelfAttention(nn.Module):

@@ -191,6 +191,18 @@ class Encoder(nn.Module):
         with torch.no_grad():
             return self._encode_in_groups(x_td, cells)
 
+    def queries_and_keys(
+        self, x_td: Tensor, cu_seqlens: Tensor, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return queries and keys of a layer, each ``(n_tokens, n_heads, head_width)``."""
+        cells = CellBoundaries.of(cu_seqlens)
+        for earlier in list(self.layers)[:layer]:
+            x_td = earlier(x_td, cells)
+        asked = self.layers[layer]
+        assert isinstance(asked, EncoderLayer)
+        q_the, k_the, _ = asked._before_attention(x_td)
+        return q_the, k_the
+
     def _has_gradients(self, x_td: Tensor) -> bool:
         """Whether anything here is trained; a frozen encoder needs no memory for it."""
         return x_td.requires_grad or any(p.requires_grad for p in self.parameters())

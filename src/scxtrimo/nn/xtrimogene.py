@@ -150,6 +150,41 @@ class XTrimoGeneNet(nn.Module):
         -------
         The encoded cells. Only their ``covariates_ck`` depends on ``categories_cv``.
         """
+        x_td, cu_seqlens, ids_t = self.embed(
+            counts_t, gene_ids_t, cu_seqlens, library_size_c, depths_cd, scale
+        )
+        zero_d = self.embedding.value.embed_each(library_size_c.new_zeros(1))[0]
+        x_td = self.encoder(x_td, cu_seqlens)
+        nothing_c0 = x_td.new_zeros(library_size_c.shape[0], 0)
+        cells = EncodedCells(x_td, cu_seqlens, ids_t, nothing_c0, nothing_c0, zero_d)
+        if self.bottleneck is None:
+            return cells._replace(latent_cz=pool_tokens(cells, "all", self.n_special))
+        return cells._replace(
+            latent_cz=self.pooling(x_td, cu_seqlens),
+            covariates_ck=self._embed_covariates(categories_cv, nothing_c0),
+        )
+
+    def embed(
+        self,
+        counts_t: Tensor,
+        gene_ids_t: Tensor,
+        cu_seqlens: Tensor,
+        library_size_c: Tensor,
+        depths_cd: Tensor | None = None,
+        scale: float = 1e4,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the encoder reads: the tokens of the visible genes, special ones first.
+
+        Parameters
+        ----------
+        counts_t, gene_ids_t, cu_seqlens, library_size_c, depths_cd, scale
+            See :meth:`encode`.
+
+        Returns
+        -------
+        Tokens of shape ``(n_tokens, n_hidden)``, the boundaries of the cells in them, and the
+        position of every token in the gene embeddings, -1 for the cell token.
+        """
         n_cells = library_size_c.shape[0]
         library_size_t = to_tokens(library_size_c, cu_seqlens, counts_t.shape[0])
         values_t, ids_t = normalize_counts(counts_t, library_size_t, scale), gene_ids_t
@@ -164,16 +199,7 @@ class XTrimoGeneNet(nn.Module):
             ids_t, _ = prepend_tokens(ids_t, no_id_c1, cu_seqlens)
             cell_c1d = self.cell_token.expand(n_cells, 1, -1)
             x_td, cu_seqlens = prepend_tokens(x_td, cell_c1d, cu_seqlens)
-        zero_d = self.embedding.value.embed_each(values_t.new_zeros(1))[0]
-        x_td = self.encoder(x_td, cu_seqlens)
-        nothing_c0 = x_td.new_zeros(n_cells, 0)
-        cells = EncodedCells(x_td, cu_seqlens, ids_t, nothing_c0, nothing_c0, zero_d)
-        if self.bottleneck is None:
-            return cells._replace(latent_cz=pool_tokens(cells, "all", self.n_special))
-        return cells._replace(
-            latent_cz=self.pooling(x_td, cu_seqlens),
-            covariates_ck=self._embed(categories_cv, nothing_c0),
-        )
+        return x_td, cu_seqlens, ids_t
 
     def hide(
         self, cells: EncodedCells, values_t: Tensor, gene_ids_t: Tensor, cu_seqlens: Tensor
@@ -194,7 +220,7 @@ class XTrimoGeneNet(nn.Module):
         tokens_td = torch.where(values_t.isnan()[:, None], self.imputation.mask, known_td)
         return cells._replace(hidden=HiddenGenes(tokens_td, gene_ids_t, cu_seqlens))
 
-    def _embed(self, categories_cv: Tensor | None, nothing_c0: Tensor) -> Tensor:
+    def _embed_covariates(self, categories_cv: Tensor | None, nothing_c0: Tensor) -> Tensor:
         """Sum the embeddings of all covariates; nothing if the network has none."""
         assert self.bottleneck is not None
         n_covariate = self.bottleneck.covariate_loadings.shape[1]

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from .. import tl
 from ..tl._annotation import UNKNOWN, labelled_cells
 from ._axes import finish, new_axes
+from ._reliability import draw_reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,18 +147,9 @@ def calibration(
     'confidence'
     """
     frame = labelled_cells(labels, predicted, confidence)
-    right, sure = frame["right"].to_numpy(), frame["confidence"].to_numpy()
-    parts = np.array_split(np.argsort(sure, kind="stable"), min(n_bins, len(sure)))
-    x = np.array([sure[part].mean() for part in parts])
-    y = np.array([right[part].mean() for part in parts])
-    error = np.average(np.abs(x - y), weights=[len(part) for part in parts])
     was_given = ax is not None
-    ax = new_axes(ax, (3.6, 3.4))
-    low = min(x.min(), y.min(), 0.5)
-    ax.plot([low, 1], [low, 1], color="0.6", linewidth=1)
-    ax.plot(x, y, marker="o")
+    sure, right = frame["confidence"].to_numpy(), frame["right"].to_numpy()
+    ax = draw_reliability(ax, sure, right, n_bins, low=0.5)
     ax.set_xlabel("confidence")
     ax.set_ylabel("accuracy")
-    ax.set_title(f"expected calibration error {error:.3f}", fontsize=10)
-    ax.grid(alpha=0.3)
     return finish(ax, was_given, show)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -15,6 +17,17 @@ def new_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     import matplotlib.pyplot as plt  # not before someone draws
 
     return plt.subplots(figsize=size, layout="constrained")[1]
+
+
+def new_grid(
+    shape: tuple[int, int], size: tuple[float, float], for_legends: float = 0.0
+) -> np.ndarray:
+    """Return an array of new axes of the given size, and room for legends, in inches."""
+    import matplotlib.pyplot as plt
+
+    n_rows, n_columns = shape
+    figsize = (size[0] * n_columns + for_legends, size[1] * n_rows)
+    return plt.subplots(*shape, figsize=figsize, layout="constrained", squeeze=False)[1]
 
 
 def finish(ax: Axes, was_given: bool, show: bool | None) -> Axes:

@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ._axes import finish, new_axes
+from ._reliability import draw_reliability
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,20 +67,14 @@ def probability_calibration(
     >>> ax.get_ylabel()
     'part that is synergistic'
     """
-    frame = _same_length(truth, probability).sort_values("predicted", kind="stable")
+    frame = _same_length(truth, probability)
     if not frame["truth"].isin([0, 1]).all():
         raise ValueError("`truth` must hold 0 and 1 only.")
-    parts = np.array_split(frame.to_numpy(), min(n_bins, len(frame)))
-    y, x = np.array([part.mean(0) for part in parts]).T
-    error = np.average(np.abs(x - y), weights=[len(part) for part in parts])
     was_given = ax is not None
-    ax = new_axes(ax, (3.6, 3.4))
-    ax.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    ax.plot(x, y, marker="o")
+    predicted, came_true = (frame[name].to_numpy() for name in ("predicted", "truth"))
+    ax = draw_reliability(ax, predicted, came_true, n_bins, low=0.0)
     ax.set_xlabel("predicted probability")
     ax.set_ylabel("part that is synergistic")
-    ax.set_title(f"expected calibration error {error:.3f}", fontsize=10)
-    ax.grid(alpha=0.3)
     return finish(ax, was_given, show)
 
 

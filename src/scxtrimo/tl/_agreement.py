@@ -55,7 +55,7 @@ def cluster_agreement(
     >>> 0 < result["ari"] < 1
     True
     """
-    work = _representation(adata, use_rep)
+    work = representation(adata, use_rep)
     labels = adata.obs[labels_key].astype(str).to_numpy()
     sc.pp.neighbors(work, use_rep="X")
     best = []
@@ -113,7 +113,7 @@ def neighbor_agreement(
     >>> scxtrimo.tl.neighbor_agreement(adata, "bulk_labels", "X_pca")["knn_accuracy"] > 0.5
     True
     """
-    x = _representation(adata, use_rep).X
+    x = representation(adata, use_rep).X
     labels = adata.obs[labels_key].astype(str).to_numpy()
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     predicted = cross_val_predict(KNeighborsClassifier(n_neighbors), x, labels, cv=folds)
@@ -124,7 +124,8 @@ def neighbor_agreement(
     }
 
 
-def _representation(adata: AnnData, use_rep: str) -> AnnData:
+def representation(adata: AnnData, use_rep: str) -> AnnData:
+    """Return a representation of cells as ``X`` of an AnnData of its own, float32."""
     if use_rep not in adata.obsm:
         raise ValueError(f"{use_rep!r} is not in adata.obsm, which has {sorted(adata.obsm)}.")
     return AnnData(np.asarray(adata.obsm[use_rep], dtype=np.float32))

@@ -1,0 +1,150 @@
+"""Pictures of methods side by side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from ..data.vocabulary import preview
+from ._axes import finish, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RECORD = {"task", "data", "metric", "value"}
+"""Columns of the records that the scripts in ``benchmarks/`` write."""
+
+
+def benchmark(
+    table: pd.DataFrame,
+    metric: str,
+    group: str = "method",
+    ax: Axes | None = None,
+    show: bool | None = None,
+    highlight: str | None = "xTrimoGene",
+    lower_is_better: bool = False,
+) -> Axes:
+    """Draw methods side by side, the best on top.
+
+    Bars are means over repeats with their standard deviation; dots are the single repeats.
+
+    Parameters
+    ----------
+    table
+        One row per repeat, with the method in the column ``group`` and metrics in numeric
+        columns. Or records of the scripts in ``benchmarks/``, of one task and data set, which
+        have a mean and its standard deviation and no single repeats: see the example.
+    metric
+        Column of the metric; of records, the name of the metric.
+    group
+        Column with the method.
+    ax
+        Axes to draw on; by default new ones.
+    show
+        Whether to show the figure.
+    highlight
+        Method to draw in another colour.
+    lower_is_better
+        Whether low values are good.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    ValueError
+        If there is no such metric or column, or records are of several tasks or data sets.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> repeats = pd.DataFrame({"method": ["PCA", "xTrimoGene"] * 2, "ARI": [0.6, 0.7, 0.5, 0.8]})
+    >>> ax = scxtrimo.pl.benchmark(repeats, "ARI", show=False)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['xTrimoGene', 'PCA']
+
+    What ``python benchmarks/embedding.py --json results.json`` writes:
+
+    >>> rows = [
+    ...     {"task": "embedding", "data": "pbmc3k", "method": m, "metric": "ARI", "value": v}
+    ...     for m, v in (("PCA", 0.6), ("xTrimoGene", 0.7))
+    ... ]
+    >>> results = {"rows": rows}  # json.load(open("results.json"))
+    >>> ax = scxtrimo.pl.benchmark(pd.DataFrame(results["rows"]), "ARI", show=False)
+    >>> ax.get_title()
+    'pbmc3k'
+    """
+    if group not in table:
+        raise ValueError(f"group={group!r} is not a column of table, which has {list(table)}.")
+    of_records = metric not in table and set(table) >= RECORD
+    one = _of_records(table, metric) if of_records else _of_repeats(table, metric, group)
+    grouped = one.groupby(group, sort=False, observed=True)["value"]
+    summary = pd.DataFrame({"mean": grouped.mean(), "std": grouped.std()})
+    is_summary = of_records and one[group].is_unique
+    if is_summary and "spread" in one:
+        summary["std"] = one.set_index(group)["spread"]
+    summary = summary.sort_values("mean", ascending=lower_is_better, kind="stable")
+    was_given = ax is not None
+    ax = new_axes(ax, (4.6, 0.9 + 0.32 * len(summary)))
+    colors = ["C1" if name == highlight else "0.7" for name in summary.index]
+    y = np.arange(len(summary))
+    ax.barh(y, summary["mean"], color=colors, height=0.7)
+    has_std = summary["std"].notna().to_numpy()
+    ax.errorbar(
+        summary["mean"][has_std],
+        y[has_std],
+        xerr=summary["std"][has_std],
+        fmt="none",
+        ecolor="0.2",
+        capsize=2,
+        elinewidth=1,
+    )
+    if not is_summary:
+        at = summary.index.get_indexer(one[group])
+        n_before = one.groupby(group, observed=True).cumcount().to_numpy()
+        n_repeats = grouped.size().loc[one[group]].to_numpy()
+        shift = 0.4 * ((n_before + 0.5) / n_repeats - 0.5)  # so that equal repeats are seen
+        ax.scatter(one["value"], at + shift, s=12, color="0.2", linewidths=0, zorder=3, alpha=0.7)
+    ax.set_yticks(y, summary.index.astype(str))
+    ax.invert_yaxis()
+    ax.set_xlabel(metric + (" (lower is better)" if lower_is_better else ""))
+    if of_records:
+        ax.set_title(str(one["data"].iloc[0]), fontsize=10)
+    ax.grid(alpha=0.3, axis="x")
+    ax.set_axisbelow(True)
+    return finish(ax, was_given, show)
+
+
+def _of_repeats(table: pd.DataFrame, metric: str, group: str) -> pd.DataFrame:
+    """Return method and value of every repeat."""
+    if metric not in table or not pd.api.types.is_numeric_dtype(table[metric]):
+        numeric = [name for name in table.select_dtypes("number") if name != group]
+        raise ValueError(f"metric={metric!r} is not a numeric column of table; it has {numeric}.")
+    one = pd.DataFrame({group: table[group], "value": table[metric].astype(float)}).dropna()
+    if one.empty:
+        raise ValueError(f"table has no value of metric={metric!r}.")
+    return one
+
+
+def _of_records(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the records of one metric."""
+    one = table[table["metric"] == metric]
+    if one.empty:
+        raise ValueError(
+            f"metric={metric!r} is not in table, which has {_names(table, 'metric')}."
+        )
+    for name in ("task", "data"):
+        if one[name].nunique() > 1:
+            first = one[name].iloc[0]
+            raise ValueError(
+                f"table has several values of {name!r}: {_names(one, name)}. Choose one: "
+                f"`table[table[{name!r}] == {first!r}]`."
+            )
+    return one
+
+
+def _names(table: pd.DataFrame, column: str) -> str:
+    return preview(table[column].unique(), 8)
