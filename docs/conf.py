@@ -34,8 +34,9 @@ bibtex_reference_style = "author_year"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed with their outputs
-source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+# The first is that of the pages autosummary writes, which are reStructuredText.
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "ecosystem"]
 templates_path = ["_templates"]
 
 intersphinx_mapping = {
@@ -54,9 +55,19 @@ if os.environ.get("DOCS_OFFLINE"):
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_title = project
 html_theme_options = {
     "repository_url": "https://github.com/scverse/scxtrimo",
     "use_repository_button": True,
     "path_to_docs": "docs/",
 }
+
+
+def setup(app):
+    """Keep a mean and its standard deviation on one line."""
+
+    def join(app, document, source):
+        source[0] = source[0].replace(" ± ", "\u00a0±\u00a0")
+
+    app.connect("source-read", join)
