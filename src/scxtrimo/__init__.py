@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 __version__ = version("scxtrimo")
 
-from . import data, model, module, nn, pl, pp, pretraining, tl, train
+from . import checkpoint, data, model, module, nn, pl, pp, pretraining, tl, train
 from .pretraining import DataConfig, EngineConfig, PretrainConfig, RecordConfig, pretrain
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "PretrainConfig",
     "RecordConfig",
     "__version__",
+    "checkpoint",
     "data",
     "model",
     "module",

@@ -34,7 +34,4 @@ __all__ = [
     "XTrimoGeneConfig",
     "XTrimoGeneModule",
     "XTrimoGenePerturbationModule",
-    "as_published",
-    "choose_size",
-    "target_values",
 ]
