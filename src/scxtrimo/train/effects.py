@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..module.effects import ELSEWHERE, HERE, NEVER, EffectModel, NetInputs, Query
+from ..module import EffectModel, NetInputs, Query
+from ..module.effect_data import ELSEWHERE, HERE, NEVER
 from ..nn import EffectNet
 from .leaving_out import LeftOut, condition_of_group, folds_of, leave_out, n_rounds
 
