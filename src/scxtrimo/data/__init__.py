@@ -1,5 +1,6 @@
 """Gene vocabulary and the way from AnnData to ragged batches."""
 
+from .annbatch_access import require_annbatch
 from .cell_file import CellFile
 from .counts import RowReader, check_counts
 from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, gather_rows, to_ragged
@@ -15,7 +16,7 @@ from .perturbations import (
     group_cells,
 )
 from .prefetching import PrefetchLoader, prefetch
-from .store import CellStore, DamagedStoreError, backed_anndata, is_store, require_annbatch
+from .store import CellStore, DamagedStoreError, backed_anndata, is_store
 from .store_writer import write_store
 from .vocabulary import COVERAGE_KEY, GeneAlignment, GeneVocabulary, align_genes
 
@@ -29,6 +30,7 @@ __all__ = [
     "GroupMoments",
     "PerturbationNames",
     "PrefetchLoader",
+    "RaggedDataManager",
     "RaggedDataset",
     "align_genes",
     "group_moments",

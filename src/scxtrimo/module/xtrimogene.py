@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from inspect import signature
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -349,7 +349,7 @@ class XTrimoGeneModule(BaseModuleClass):
         return -sum_per_cell(counts * log_rates_t, cu_seqlens) / tensors["library_size"]
 
     @torch.inference_mode()
-    def sample(self, *args: object, **kwargs: object) -> Tensor:
+    def sample(self, *args: object, **kwargs: object) -> NoReturn:
         """Refuse: sampling is not part of this model.
 
         Parameters

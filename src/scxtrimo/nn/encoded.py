@@ -10,7 +10,7 @@ from torch import Tensor
 class HiddenGenes(NamedTuple):
     """Genes the encoder did not see, and what a decoder over all genes is told about them.
 
-    Attributes
+    Parameters
     ----------
     tokens_td
         Value embeddings, mostly those of the mask, shape ``(n_hidden_genes, n_hidden)``.
@@ -36,7 +36,7 @@ class HiddenGenes(NamedTuple):
 class EncodedCells(NamedTuple):
     """What the encoder knows about a batch of cells.
 
-    Attributes
+    Parameters
     ----------
     tokens_td
         Encoded tokens, special ones first, shape ``(n_tokens, n_hidden)``.

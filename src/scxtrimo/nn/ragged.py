@@ -18,7 +18,7 @@ from torch import Tensor
 class CellBoundaries(NamedTuple):
     """Where the cells of a ragged batch begin and end, on the device and on the host.
 
-    Attributes
+    Parameters
     ----------
     cu_seqlens
         Boundaries, int32, shape ``(n_cells + 1,)``.

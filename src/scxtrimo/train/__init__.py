@@ -53,6 +53,7 @@ __all__ = [
     "StreamLoader",
     "StreamPlan",
     "TokenBudgetShuffler",
+    "Window",
     "mask_batch",
     "ragged_batch",
     "thin_batch",

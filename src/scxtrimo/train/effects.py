@@ -35,6 +35,17 @@ class EffectsConfig:
         Training of this network with AdamW.
     groups_per_step, genes_per_step
         Its batches.
+
+    Raises
+    ------
+    ValueError
+        If a field has an impossible value.
+
+    Examples
+    --------
+    >>> from scxtrimo.train import EffectsConfig
+    >>> EffectsConfig(correct=False).n_folds
+    5
     """
 
     n_folds: int = 5
