@@ -1,21 +1,43 @@
 """Names that the examples in docstrings use."""
 
+import re
+import shutil
 from importlib.util import find_spec
 
 import pytest
+
+READS_STORE = re.compile(r"\b(CellStore|StoreDataModule|write_store|pretrain|embed_store)\(")
 
 
 @pytest.fixture(autouse=True)
 def _doctest_names(request: pytest.FixtureRequest, doctest_namespace: dict) -> None:
     if request.node.__class__.__name__ != "DoctestItem":
         return
-    request.getfixturevalue("_in_empty_directory")
+    source = "".join(example.source for example in request.node.dtest.examples)
+    store = request.getfixturevalue("_store") if READS_STORE.search(source) else None
+    directory = request.getfixturevalue("_in_empty_directory")
+    if store is not None:
+        shutil.copytree(store, directory / "cells.zarr")
     doctest_namespace |= request.getfixturevalue("_example")
 
 
 @pytest.fixture
-def _in_empty_directory(tmp_path, monkeypatch) -> None:
+def _in_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def _store(tmp_path_factory):
+    """Write the bundled cells to a store, the `cells.zarr` of the examples."""
+    pytest.importorskip("annbatch")
+    import scxtrimo
+
+    directory = tmp_path_factory.mktemp("store")
+    scxtrimo.pp.pbmc68k_counts().write_h5ad(directory / "pbmc.h5ad")
+    files, out = [directory / "pbmc.h5ad"], directory / "cells.zarr"
+    scxtrimo.data.write_store(files, out, min_genes=1, validation_size=0.05)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,7 @@ def batches(reader: str, store: str, files: list[str]) -> Iterator[tuple[int, np
 def read(reader: str, store: str, files: list[str]) -> dict[str, float]:
     """Read an epoch."""
     from scxtrimo.data import CellStore
-    from scxtrimo.data.store import fast_codecs
+    from scxtrimo.data.annbatch_access import fast_codecs
 
     with fast_codecs():  # zarrs, if it is there, for all that read the store
         stream = batches(reader, store, files)

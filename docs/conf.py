@@ -1,7 +1,12 @@
 """Sphinx configuration."""
 
 import os
+import sys
 from importlib.metadata import metadata
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "extensions"))
 
 info = metadata("scxtrimo")
 project = info["Name"]
@@ -19,6 +24,7 @@ extensions = [
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
     "sphinxcontrib.bibtex",
+    *(path.stem for path in (HERE / "extensions").glob("*.py")),
 ]
 
 autosummary_generate = True
@@ -29,6 +35,7 @@ napoleon_google_docstring = False
 napoleon_use_rtype = True
 napoleon_use_param = True
 always_use_bars_union = True
+typehints_document_rtype_none = False
 bibtex_bibfiles = ["references.bib"]
 bibtex_reference_style = "author_year"
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -36,7 +43,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed with their outputs
 # The first is that of the pages autosummary writes, which are reStructuredText.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "ecosystem"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "_templates", "ecosystem"]
 templates_path = ["_templates"]
 
 intersphinx_mapping = {
@@ -50,8 +57,11 @@ intersphinx_mapping = {
     "pandas": ("https://pandas.pydata.org/docs/", None),
 }
 
-if os.environ.get("DOCS_OFFLINE"):
+nitpicky = True  # a reference without a target is an error
+
+if os.environ.get("DOCS_OFFLINE"):  # no inventories: what is documented elsewhere is not found
     intersphinx_mapping = {}
+    nitpick_ignore_regex = [("py:.*", r"(?!scxtrimo\b).*")]
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]

@@ -4,7 +4,19 @@ from importlib.metadata import version
 
 __version__ = version("scxtrimo")
 
-from . import data, datasets, model, module, nn, pl, pp, pretraining, tl, train
+from . import (
+    checkpoint,
+    data,
+    datasets,
+    model,
+    module,
+    nn,
+    pl,
+    pp,
+    pretraining,
+    tl,
+    train,
+)
 from .pretraining import DataConfig, EngineConfig, PretrainConfig, RecordConfig, pretrain
 
 __all__ = [
@@ -13,6 +25,7 @@ __all__ = [
     "PretrainConfig",
     "RecordConfig",
     "__version__",
+    "checkpoint",
     "data",
     "datasets",
     "model",

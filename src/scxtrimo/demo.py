@@ -21,6 +21,8 @@ from .model import XTrimoGene
 from .pp import pbmc68k_counts
 from .tl import cluster_agreement
 
+__all__ = ["run_demo"]
+
 EMBEDDING, PCA, CLUSTERS = "X_xtrimo", "X_pca", "leiden_xtrimo"
 
 

@@ -16,6 +16,7 @@ from scxtrimo.data import (
     CellStore,
     DamagedStoreError,
     RowReader,
+    annbatch_access,
     is_store,
     store,
     write_store,
@@ -273,13 +274,13 @@ def test_readers_share_the_codecs_and_leave_those_of_the_user(files, tmp_path):
 
     made = write_store(files, tmp_path / "store.zarr", **FEW)
     before = zarr.config.get("codec_pipeline.path")
-    with store.fast_codecs():
+    with annbatch_access.fast_codecs():
         thread = threading.Thread(target=made.read, args=([slice(0, 10)],))
         thread.start()
         thread.join(timeout=30)
         assert not thread.is_alive()
         inside = zarr.config.get("codec_pipeline.path")
-    assert inside != before or store.find_spec("zarrs") is None
+    assert inside != before or annbatch_access.find_spec("zarrs") is None
     assert zarr.config.get("codec_pipeline.path") == before
 
 
@@ -408,8 +409,8 @@ def test_impossible_arguments(arguments, message, files, tmp_path):
     ("python", "message"), [((3, 11), "needs Python 3.12 or newer"), ((3, 12), "stream")]
 )
 def test_without_annbatch_it_is_said_what_to_do(python, message, monkeypatch):
-    monkeypatch.setattr(store, "find_spec", lambda name: None)
+    monkeypatch.setattr(annbatch_access, "find_spec", lambda name: None)
     info = type("Version", (tuple,), {"major": 3, "minor": python[1]})(python)
     monkeypatch.setattr(sys, "version_info", info)
     with pytest.raises(ImportError, match=message):
-        store.require_annbatch()
+        annbatch_access.require_annbatch()

@@ -54,6 +54,13 @@ def write_model(
         If there is a model already and ``overwrite`` is false.
     OSError
         If the directory cannot be written or the disk is full. A previous model survives.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.checkpoint import read_model, write_model
+    >>> write_model("my_model", {"weight": torch.ones(3)}, {"genes": ["CD3D"]})
+    >>> write_model("my_model", {"weight": torch.zeros(3)}, {"genes": ["CD3D"]}, overwrite=True)
     """
     if not _PREFIX.match(prefix):
         raise ValueError(f"prefix={prefix!r} may hold letters, digits, '.', '_' and '-' only.")
@@ -113,6 +120,15 @@ def read_model(
         If there is no model.
     ValueError
         If the files are truncated, damaged, foreign or written by a newer version.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.checkpoint import read_model, write_model
+    >>> write_model("my_model", {"weight": torch.ones(3)}, {"genes": ["CD3D"]})
+    >>> tensors, metadata = read_model("my_model")
+    >>> tensors["weight"], metadata["genes"]
+    (tensor([1., 1., 1.]), ['CD3D'])
     """
     directory = Path(directory)
     header = directory / f"{prefix}model.json"

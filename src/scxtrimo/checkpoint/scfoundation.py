@@ -54,6 +54,15 @@ class PublishedCheckpoint:
         The published configuration in our terms.
     tensors
         Weights under their published names.
+
+    Examples
+    --------
+    >>> from scxtrimo.checkpoint import read_scfoundation
+    >>> from scxtrimo.nn import XTrimoGeneNet
+    >>> checkpoint = read_scfoundation("models.ckpt")  # doctest: +SKIP
+    >>> checkpoint.n_genes, checkpoint.config.n_layers  # doctest: +SKIP
+    (19264, 12)
+    >>> checkpoint.load_into(model.module.net)  # doctest: +SKIP
     """
 
     path: Path
@@ -65,6 +74,11 @@ class PublishedCheckpoint:
 
     def load_into(self, net: XTrimoGeneNet) -> None:
         """Copy the weights into a network of the same configuration.
+
+        Parameters
+        ----------
+        net
+            The network.
 
         Raises
         ------
@@ -98,6 +112,7 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
 
     Examples
     --------
+    >>> from scxtrimo.checkpoint import read_scfoundation
     >>> read_scfoundation("nope.ckpt")
     Traceback (most recent call last):
     FileNotFoundError: nope.ckpt does not exist.

@@ -8,11 +8,30 @@ from collections.abc import Sequence
 
 from . import _annotate, _convert, _demo, _embed, _pretrain, _store
 
+__all__ = ["main"]
+
 COMMANDS = (_demo, _embed, _annotate, _store, _pretrain, _convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
+    """Run the command line, as the command ``scxtrimo`` does.
+
+    Parameters
+    ----------
+    argv
+        The words after ``scxtrimo``; by default those of this process.
+
+    Returns
+    -------
+    Exit status: 0, or 2 after an error, which is printed in one line.
+
+    Examples
+    --------
+    >>> from scxtrimo.cli import main
+    >>> main(["--version"])
+    0.1...
+    0
+    """
     args = _parser().parse_args(argv)
     if args.version:
         from importlib.metadata import version

@@ -1,5 +1,6 @@
 """Gene vocabulary and the way from AnnData to ragged batches."""
 
+from .annbatch_access import require_annbatch
 from .cell_file import CellFile
 from .counts import RowReader, check_counts
 from .dataset import RaggedDataManager, RaggedDataset, covariate_keys, gather_rows, to_ragged
@@ -15,42 +16,26 @@ from .perturbations import (
     group_cells,
 )
 from .prefetching import PrefetchLoader, prefetch
-from .store import CellStore, DamagedStoreError, backed_anndata, is_store, require_annbatch
+from .store import CellStore, DamagedStoreError, backed_anndata, is_store
 from .store_writer import write_store
 from .vocabulary import COVERAGE_KEY, GeneAlignment, GeneVocabulary, align_genes
 
 __all__ = [
-    "COVERAGE_KEY",
-    "CategoryField",
     "CellFile",
-    "CellGroups",
     "CellStore",
-    "CountsField",
     "DamagedStoreError",
     "GeneAlignment",
     "GeneTable",
     "GeneVocabulary",
     "GroupMoments",
-    "LabelsField",
-    "LibrarySizeField",
-    "PerturbationField",
     "PerturbationNames",
     "PrefetchLoader",
     "RaggedDataManager",
     "RaggedDataset",
-    "RowReader",
     "align_genes",
-    "backed_anndata",
-    "check_counts",
-    "covariate_keys",
-    "gather_rows",
-    "group_cells",
     "group_moments",
-    "is_store",
     "prefetch",
     "read_gene_index",
-    "read_genes",
-    "require_annbatch",
     "to_ragged",
     "write_store",
 ]

@@ -38,8 +38,13 @@ class CellFile:
 
     Examples
     --------
-    >>> CellFile("pbmc.h5ad").n_cells  # doctest: +SKIP
-    2700
+    >>> from scxtrimo.data import CellFile
+    >>> adata.write_h5ad("pbmc.h5ad")
+    >>> file = CellFile("pbmc.h5ad")
+    >>> file.layer, file.n_cells
+    ('X', 700)
+    >>> file.obs(["bulk_labels"]).shape
+    (700, 1)
     """
 
     def __init__(self, path: str | os.PathLike, layer: str = AUTO) -> None:
@@ -59,7 +64,17 @@ class CellFile:
         self._obs = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
 
     def obs(self, columns: list[str]) -> pd.DataFrame:
-        """Return columns of ``obs``, read once; those that the file lacks are missing values."""
+        """Return columns of ``obs``, read once.
+
+        Parameters
+        ----------
+        columns
+            Their names; those that the file lacks are missing values.
+
+        Returns
+        -------
+        The columns, one row per cell.
+        """
         for name in columns:
             if name not in self._obs:
                 found = name in self.group["obs"]

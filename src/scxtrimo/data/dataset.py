@@ -43,6 +43,15 @@ class RaggedDataset(Dataset):
     - ``categories``: codes of batch and other covariates, int64, ``(n_cells, n_covariates)``
     - ``labels``: codes of the labels, if there are any, int64, ``(n_cells,)``
     - ``cell_ids``: rows of the cells, int64, ``(n_cells,)``
+
+    Examples
+    --------
+    >>> from scxtrimo.data import RaggedDataset
+    >>> dataset = RaggedDataset(model.adata_manager)
+    >>> len(dataset), dataset[[3, 5]]["library_size"].shape
+    (700, (2,))
+    >>> dataset.n_tokens().shape, dataset.library_sizes().shape
+    ((700,), (700,))
     """
 
     def __init__(self, adata_manager: AnnDataManager, preload: bool = False) -> None:
@@ -120,16 +129,25 @@ class RaggedDataset(Dataset):
     __getitems__ = __getitem__
 
     def n_tokens(self) -> np.ndarray:
-        """Return the number of expressed genes of all cells, int64, shape ``(n_cells,)``.
+        """Count the expressed genes of all cells.
 
-        Where counts are not in memory this is the number of entries, which may be a little more.
+        Where counts are not in memory these are the entries, which may be a few more.
+
+        Returns
+        -------
+        int64, shape ``(n_cells,)``.
         """
         if self.preloaded is not None:
             return np.diff(self.preloaded.indptr).astype(np.int64)
         return self.reader.n_stored()
 
     def library_sizes(self) -> np.ndarray:
-        """Return the total counts of all cells, float32, shape ``(n_cells,)``."""
+        """Add up the counts of all cells.
+
+        Returns
+        -------
+        float32, shape ``(n_cells,)``.
+        """
         return np.concatenate(
             [to_ragged(c, self.column_to_gene)["library_size"] for c in self.reader.chunks()]
         )
@@ -174,6 +192,16 @@ def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str
     -------
     ``counts``, ``gene_ids``, ``cu_seqlens`` and ``library_size`` of a ragged batch; see
     :class:`RaggedDataset`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> from scxtrimo.data import to_ragged
+    >>> counts = sparse.csr_matrix([[0, 2, 1], [5, 0, 0]])
+    >>> batch = to_ragged(counts, column_to_gene=np.array([7, 3, -1]))  # -1: not a gene of ours
+    >>> batch["gene_ids"], batch["cu_seqlens"], batch["library_size"]
+    (array([3, 7]), array([0, 1, 2], dtype=int32), array([2., 5.], dtype=float32))
     """
     gene_ids = column_to_gene[counts.indices]
     keep = (gene_ids >= 0) & (counts.data > 0)
@@ -202,7 +230,16 @@ def covariate_keys(registry: dict[str, Any]) -> list[str]:
 
 
 class RaggedDataManager(AnnDataManager):
-    """An :class:`~scvi.data.AnnDataManager` whose data sets yield ragged batches."""
+    """An :class:`~scvi.data.AnnDataManager` whose data sets yield ragged batches.
+
+    Examples
+    --------
+    >>> from scxtrimo.data import RaggedDataManager
+    >>> isinstance(model.adata_manager, RaggedDataManager)
+    True
+    >>> len(model.adata_manager.create_torch_dataset(indices=[3, 5]))
+    2
+    """
 
     adata: AnnData
 
@@ -212,6 +249,18 @@ class RaggedDataManager(AnnDataManager):
         data_and_attributes: Any = None,
         load_sparse_tensor: bool = False,
     ) -> Dataset:
-        """Return the registered cells, or those at ``indices``, as a ragged data set."""
+        """Return registered cells as a data set of ragged batches.
+
+        Parameters
+        ----------
+        indices
+            Rows of the cells; by default all.
+        data_and_attributes, load_sparse_tensor
+            Ignored; they are there for scvi-tools.
+
+        Returns
+        -------
+        A :class:`RaggedDataset`, or a part of one.
+        """
         dataset = RaggedDataset(self)
         return dataset if indices is None else Subset(dataset, indices)

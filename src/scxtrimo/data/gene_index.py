@@ -48,6 +48,7 @@ def read_gene_index(source: str | os.PathLike | Sequence[str], n_genes: int) -> 
 
     Examples
     --------
+    >>> from scxtrimo.data import read_gene_index
     >>> read_gene_index(["CD3D", "MS4A1"], 2)
     ('CD3D', 'MS4A1')
     """

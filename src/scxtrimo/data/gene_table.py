@@ -41,18 +41,14 @@ class GeneTable:
     Examples
     --------
     >>> import pandas as pd
-    >>> table = GeneTable(
-    ...     pd.DataFrame(
-    ...         {
-    ...             "symbol": ["TENT5A"],
-    ...             "prev_symbol": ["C6orf37|FAM46A"],
-    ...             "alias_symbol": [""],
-    ...             "ensembl_gene_id": ["ENSG00000112773"],
-    ...         }
-    ...     )
-    ... )
+    >>> from scxtrimo.data import GeneTable
+    >>> row = {"symbol": "TENT5A", "prev_symbol": "C6orf37|FAM46A", "alias_symbol": ""}
+    >>> row["ensembl_gene_id"] = "ENSG00000112773"
+    >>> table = GeneTable(pd.DataFrame([row]))
     >>> table.translate(["ENSG00000112773.16", "TENT5A"], ["FAM46A"])
     {'ENSG00000112773.16': 'FAM46A', 'TENT5A': 'FAM46A'}
+    >>> sorted(table.aliases_of(["FAM46A"]))
+    ['C6ORF37', 'ENSG00000112773', 'FAM46A', 'TENT5A']
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -80,13 +76,17 @@ class GeneTable:
 
     @classmethod
     def from_hgnc(cls, path: str | os.PathLike | None = None) -> GeneTable:
-        """Read the table of HGNC.
+        r"""Read the table of HGNC.
 
         Parameters
         ----------
         path
             The table, tab-separated, compressed or not. By default it is downloaded once and kept
             in the user's cache directory.
+
+        Returns
+        -------
+        The table.
 
         Raises
         ------
@@ -96,6 +96,16 @@ class GeneTable:
             If the table cannot be downloaded; the message says where to get it.
         ValueError
             If the file is not such a table.
+
+        Examples
+        --------
+        >>> import pandas as pd
+        >>> from scxtrimo.data import GeneTable
+        >>> row = {"symbol": "TENT5A", "prev_symbol": "C6orf37|FAM46A", "alias_symbol": ""}
+        >>> row["ensembl_gene_id"] = "ENSG00000112773"
+        >>> pd.DataFrame([row]).to_csv("hgnc_complete_set.txt", sep="\t", index=False)
+        >>> table = GeneTable.from_hgnc("hgnc_complete_set.txt")
+        >>> table = GeneTable.from_hgnc()  # doctest: +SKIP
         """
         path = Path(_fetch() if path is None else path)
         if not path.is_file():
@@ -107,7 +117,17 @@ class GeneTable:
         return cls(table)
 
     def aliases_of(self, vocabulary: Iterable[str]) -> dict[str, str]:
-        """Return all names of the genes of a vocabulary, in upper case and without versions."""
+        """Return all names of the genes of a vocabulary.
+
+        Parameters
+        ----------
+        vocabulary
+            Identifiers as in the vocabulary.
+
+        Returns
+        -------
+        From names, in upper case and without versions, to identifiers in the vocabulary.
+        """
         return self.translate(self._gene_of, vocabulary)
 
     def translate(self, ids: Iterable[str], vocabulary: Iterable[str]) -> dict[str, str]:

@@ -26,6 +26,15 @@ class GroupMoments(NamedTuple):
         Variance within groups, float64, shape ``(n_groups, n_genes)``.
     expressing
         Fraction of the cells that express a gene, float64, shape ``(n_groups, n_genes)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scxtrimo.data import group_moments
+    >>> codes = adata.obs["bulk_labels"].cat.codes.to_numpy()
+    >>> moments = group_moments([adata.X], codes, n_groups=10)
+    >>> moments.mean.shape, int(moments.n_cells.sum())
+    ((10, 765), 700)
     """
 
     n_cells: np.ndarray
@@ -55,6 +64,19 @@ def group_moments(
         Total counts of the cells, shape ``(n_cells,)``; by default the sums of the rows.
     columns
         Which of the columns to look at, after normalisation; by default all.
+
+    Returns
+    -------
+    The moments of every group.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scxtrimo.data import group_moments
+    >>> codes = adata.obs["bulk_labels"].cat.codes.to_numpy()
+    >>> moments = group_moments([adata.X], codes, n_groups=10)
+    >>> bool((moments.mean[moments.expressing == 0] == 0).all())
+    True
     """
     sums: list[np.ndarray] = []
     start = 0

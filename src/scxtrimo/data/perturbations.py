@@ -36,22 +36,31 @@ class PerturbationNames:
 
     Examples
     --------
+    >>> from scxtrimo.data import PerturbationNames
     >>> names = PerturbationNames("control", "+")
     >>> names.targets("KLF1+BAK1"), names.targets("control")
     (('BAK1', 'KLF1'), ())
+    >>> names.name(["KLF1", "BAK1"])
+    'BAK1+KLF1'
     """
 
     control: str = "control"
     separator: str = "+"
 
     def targets(self, name: str | Sequence[str]) -> tuple[str, ...]:
-        """Return the perturbed genes, sorted; the order in which they were named is no matter.
+        """Return the perturbed genes.
+
+        The order in which they were named is no matter.
 
         Parameters
         ----------
         name
             A name, or the genes. The control as a part of a combination, as in
             ``"KLF1+control"``, is no gene.
+
+        Returns
+        -------
+        The genes, sorted; none for control cells.
 
         Raises
         ------
@@ -80,6 +89,10 @@ class PerturbationNames:
         ----------
         targets
             Perturbed genes; none for control cells.
+
+        Returns
+        -------
+        The genes, sorted, with the separator between them; that of the control if there are none.
         """
         return self.separator.join(sorted(targets)) or self.control
 

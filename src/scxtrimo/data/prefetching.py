@@ -29,6 +29,7 @@ def prefetch(batches: Iterable[T], n_ahead: int = 2) -> Iterator[T]:
 
     Examples
     --------
+    >>> from scxtrimo.data import prefetch
     >>> list(prefetch(iter("abc")))
     ['a', 'b', 'c']
     """
@@ -45,6 +46,16 @@ class PrefetchLoader(DataLoader):
 
     Slicing ragged batches takes a fraction of a millisecond: worker processes, which have to send
     every batch to this one, are slower.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.data import PrefetchLoader, RaggedDataset
+    >>> sampler = torch.utils.data.BatchSampler(range(10), batch_size=4, drop_last=False)
+    >>> dataset = RaggedDataset(model.adata_manager)
+    >>> loader = PrefetchLoader(dataset, sampler=sampler, batch_size=None)
+    >>> [len(batch["library_size"]) for batch in loader]
+    [4, 4, 2]
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

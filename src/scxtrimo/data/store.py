@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
-from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -21,57 +17,14 @@ from anndata import AnnData
 from scipy import sparse
 
 from .._logging import logger
+from .annbatch_access import fast_codecs, make_requests, require_annbatch
 from .checksums import checksums, gene_weights
 from .vocabulary import GeneVocabulary
 
 STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
 ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 CHECKSUM = "checksum"
-ZARRS = "zarrs.ZarrsCodecPipeline"
 Split = Literal["train", "validation"]
-
-
-def require_annbatch() -> None:
-    """Raise an :class:`ImportError` that says how to get annbatch, if it is not there."""
-    if find_spec("annbatch") is not None:
-        return
-    if sys.version_info < (3, 12):
-        raise ImportError(
-            "Streaming cells from disk needs annbatch, which needs Python 3.12 or newer; this is "
-            f"Python {sys.version_info.major}.{sys.version_info.minor}. Make an environment with "
-            'Python 3.12 or 3.13 and `pip install "scxtrimo[stream]"`.'
-        )
-    raise ImportError(
-        'Streaming cells from disk needs annbatch: `pip install "scxtrimo[stream]"`.'
-    )
-
-
-class _Codecs:
-    """Who uses zarrs at the moment; the choice is one for the whole process."""
-
-    lock = threading.Lock()
-    n_users = 0
-    setting: Any = None
-
-
-@contextmanager
-def fast_codecs() -> Iterator[None]:
-    """Let zarrs, if it is there, read and write chunks: several times as fast as zarr itself."""
-    if find_spec("zarrs") is None:
-        yield
-        return
-    with _Codecs.lock:
-        _Codecs.n_users += 1
-        if _Codecs.n_users == 1:
-            _Codecs.setting = zarr.config.set({"codec_pipeline.path": ZARRS})
-            _Codecs.setting.__enter__()
-    try:
-        yield
-    finally:
-        with _Codecs.lock:
-            _Codecs.n_users -= 1
-            if _Codecs.n_users == 0:
-                _Codecs.setting.__exit__(None, None, None)
 
 
 def backed_anndata(group: Any) -> AnnData:
@@ -103,6 +56,13 @@ class DamagedStoreError(OSError):
         What is wrong, with the data set and its cells.
     rows
         The cells, as rows of the split.
+
+    Examples
+    --------
+    >>> from scxtrimo.data import DamagedStoreError
+    >>> error = DamagedStoreError("cells.zarr/train/dataset_0 cannot be read", rows=range(64, 128))
+    >>> error.rows
+    range(64, 128)
     """
 
     def __init__(self, message: str, rows: range) -> None:
@@ -137,9 +97,22 @@ class CellStore:
 
     Examples
     --------
-    >>> store = CellStore("cells.zarr")  # doctest: +SKIP
-    >>> store.n_cells, len(store.vocabulary)  # doctest: +SKIP
-    (198_000, 19_264)
+    >>> from scxtrimo.data import CellStore
+    >>> store = CellStore("cells.zarr")
+    >>> store.n_cells, len(store.vocabulary), store.n_tokens.shape, store.ends
+    (671, 765, (671,), array([671]))
+    >>> int(store.report["cells"].sum())
+    700
+    >>> store.read([slice(0, 64), slice(128, 192)]).shape
+    (128, 765)
+    >>> store.origin([0, 1]).columns.tolist()
+    ['source', 'source_row']
+    >>> store.sample(n_cells=100, seed=0).shape
+    (64, 765)
+    >>> [cells.n_obs for cells in store.datasets()]
+    [671]
+    >>> store.readable([slice(0, 64)])  # all of it can be read
+    [slice(0, 64, None)]
     """
 
     group: Any
@@ -230,7 +203,7 @@ class CellStore:
         require_annbatch()
         from annbatch import Loader
 
-        loader = Loader(batch_sampler=_make_requests(), preload_to_gpu=False)
+        loader = Loader(batch_sampler=make_requests(), preload_to_gpu=False)
         matrices = [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
         loader.add_datasets(matrices)
         return loader
@@ -242,6 +215,10 @@ class CellStore:
         ----------
         slices
             Rows of the split.
+
+        Returns
+        -------
+        Raw counts, CSR, one column per gene of the vocabulary.
 
         Raises
         ------
@@ -271,6 +248,10 @@ class CellStore:
         ----------
         slices
             Rows of the split.
+
+        Returns
+        -------
+        The slices.
         """
         found = []
         for one in slices:
@@ -301,12 +282,16 @@ class CellStore:
         )
 
     def origin(self, rows: Sequence[int] | np.ndarray) -> pd.DataFrame:
-        """Return the file and the row in it that cells come from, with what else was kept of them.
+        """Say where cells come from.
 
         Parameters
         ----------
         rows
             Rows of the split.
+
+        Returns
+        -------
+        One row per cell: the file, the row in it, and what else was kept of the cell.
         """
         rows = np.asarray(rows)
         datasets = np.searchsorted(self.ends, rows, side="right")
@@ -321,7 +306,7 @@ class CellStore:
     def sample(
         self, n_cells: int, seed: int, chunk: int = 64, skip_damaged: bool = False
     ) -> AnnData:
-        """Return about so many cells drawn at random, as an AnnData in memory.
+        """Draw about so many cells at random.
 
         Parameters
         ----------
@@ -333,6 +318,10 @@ class CellStore:
             Cells per run.
         skip_damaged
             Leave out runs that cannot be read, instead of raising.
+
+        Returns
+        -------
+        The cells, in memory.
         """
         starts = np.arange(0, self.n_cells, chunk)
         n_chunks = max(1, min(len(starts), n_cells // chunk))
@@ -346,29 +335,11 @@ class CellStore:
         return AnnData(self.read(slices).astype(np.float32), obs, var)
 
     def datasets(self) -> Iterator[AnnData]:
-        """Iterate over the data sets of the split, counts backed by the store."""
+        """Iterate over the data sets of the split, counts backed by the store.
+
+        Yields
+        ------
+        Their cells, counts backed by the store.
+        """
         for name in self.names:
             yield backed_anndata(self.group[name])
-
-
-def _make_requests() -> Any:
-    """Return a sampler of annbatch that asks for one window of cells, as it is."""
-    from annbatch.abc import Sampler
-
-    class Requests(Sampler):
-        batch_size, shuffle = None, False
-
-        def __init__(self) -> None:
-            self.slices: list[slice] = []
-
-        def n_batches(self, n_obs: int) -> int:
-            return 1
-
-        def validate(self, n_obs: int) -> None:
-            pass
-
-        def _sample(self, n_obs: int) -> Iterator[Any]:
-            n_cells = sum(one.stop - one.start for one in self.slices)
-            yield {"requests": self.slices, "splits": [np.arange(n_cells)]}
-
-    return Requests()

@@ -20,6 +20,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from .._logging import logger
+from .annbatch_access import fast_codecs, require_annbatch
 from .cell_file import AUTO, CellFile
 from .checksums import checksums, gene_weights
 from .counts import CHUNK
@@ -31,9 +32,7 @@ from .store import (
     FORMAT_VERSION,
     STORE_KEY,
     CellStore,
-    fast_codecs,
     is_store,
-    require_annbatch,
 )
 from .store_sources import (
     KEPT,
@@ -141,8 +140,14 @@ def write_store(
 
     Examples
     --------
-    >>> store = scxtrimo.data.write_store(["a.h5ad", "b.h5ad"], "cells.zarr")  # doctest: +SKIP
-    >>> store.report[["file", "cells", "train", "overlap"]]  # doctest: +SKIP
+    >>> import scxtrimo
+    >>> adata[:400].write_h5ad("a.h5ad")
+    >>> adata[400:].write_h5ad("b.h5ad")
+    >>> store = scxtrimo.data.write_store(["a.h5ad", "b.h5ad"], "both.zarr", min_genes=1)
+    >>> store.report[["file", "cells", "train", "validation"]]
+         file  cells  train  validation
+    0  a.h5ad    400    396           4
+    1  b.h5ad    300    296           4
     """
     require_annbatch()
     paths = [str(path) for path in files]

@@ -32,9 +32,14 @@ class GeneVocabulary:
 
     Examples
     --------
-    >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
-    >>> vocabulary.index_of(["MS4A1"])
-    array([1])
+    >>> from scxtrimo.data import GeneVocabulary
+    >>> vocabulary = GeneVocabulary(("ENSG00000167286", "ENSG00000156738"), ("CD3D", "MS4A1"))
+    >>> vocabulary.index_of(["MS4A1", "ENSG00000167286"])
+    array([1, 0])
+    >>> vocabulary.lookup()["CD3D"], len(vocabulary)
+    (0, 2)
+    >>> GeneVocabulary.from_dict(vocabulary.to_dict()) == vocabulary
+    True
     """
 
     gene_ids: tuple[str, ...]
@@ -44,7 +49,16 @@ class GeneVocabulary:
         return len(self.gene_ids)
 
     def index_of(self, genes: Iterable[str]) -> np.ndarray:
-        """Return the positions of ``genes``, given by id or by name.
+        """Return the positions of genes.
+
+        Parameters
+        ----------
+        genes
+            Ids or names.
+
+        Returns
+        -------
+        int64, shape ``(n_genes,)``.
 
         Raises
         ------
@@ -72,19 +86,39 @@ class GeneVocabulary:
         return f" Did you mean {preview(self.gene_ids[i] for i in similar.values())}?"
 
     def lookup(self) -> dict[str, int]:
-        """Return the position of every id, and of every name that only one gene has."""
+        """Return the position of every id, and of every name that only one gene has.
+
+        Returns
+        -------
+        From ids and names to positions.
+        """
         times = Counter(self.gene_names)
         names = {name: i for i, name in enumerate(self.gene_names) if times[name] == 1}
         return names | {gene_id: i for i, gene_id in enumerate(self.gene_ids)}
 
     def to_dict(self) -> dict[str, list[str]]:
-        """Return plain lists, for JSON."""
+        """Return plain lists, for JSON.
+
+        Returns
+        -------
+        ``gene_ids`` and ``gene_names``; the latter are empty where they are the same.
+        """
         names = [] if self.gene_names == self.gene_ids else list(self.gene_names)
         return {"gene_ids": list(self.gene_ids), "gene_names": names}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Iterable[str]]) -> GeneVocabulary:
-        """Undo :meth:`to_dict`."""
+        """Undo :meth:`to_dict`.
+
+        Parameters
+        ----------
+        stored
+            What :meth:`to_dict` returned.
+
+        Returns
+        -------
+        The vocabulary.
+        """
         gene_ids = tuple(stored["gene_ids"])
         return cls(gene_ids, tuple(stored["gene_names"]) or gene_ids)
 
@@ -112,6 +146,17 @@ class GeneAlignment:
         Genes of the vocabulary whose identifier several columns have.
     n_case
         How many genes were found only because upper and lower case were ignored.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from scxtrimo.data import GeneVocabulary, align_genes
+    >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
+    >>> alignment = align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"]))
+    >>> alignment.column_to_gene, alignment.overlap, alignment.renamed
+    (array([ 1,  0, -1]), 1.0, (('Cd3d', 'CD3D'),))
+    >>> alignment.counts()["n_unused"], list(alignment.to_uns()["unused"])
+    (1, ['XIST'])
     """
 
     column_to_gene: np.ndarray
@@ -137,7 +182,12 @@ class GeneAlignment:
         )
 
     def counts(self) -> dict[str, Any]:
-        """Return the coverage in numbers."""
+        """Return the coverage in numbers.
+
+        Returns
+        -------
+        Its source, overlap and numbers of genes.
+        """
         return {
             "source": self.source,
             "overlap": self.overlap,
@@ -156,6 +206,21 @@ class GeneAlignment:
             New positions of the genes, -1 for those that go; its last entry is -1.
         vocabulary
             The vocabulary before.
+
+        Returns
+        -------
+        The alignment; genes that go are not counted as missing.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import pandas as pd
+        >>> from scxtrimo.data import GeneVocabulary, align_genes
+        >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
+        >>> alignment = align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"]))
+        >>> new_place = np.array([-1, 0, -1])  # only MS4A1 stays
+        >>> alignment.onto(new_place, vocabulary).column_to_gene
+        array([ 0, -1, -1])
         """
         columns = new_place[self.column_to_gene]
         stays = {g for g, place in zip(vocabulary.gene_ids, new_place, strict=False) if place >= 0}
@@ -169,7 +234,12 @@ class GeneAlignment:
         )
 
     def to_uns(self) -> dict[str, Any]:
-        """Return the coverage report as it is stored in ``adata.uns``."""
+        """Return the coverage report as it is stored in ``adata.uns``.
+
+        Returns
+        -------
+        The numbers, and the genes themselves as arrays.
+        """
         return self.counts() | {
             "renamed_from": np.array([old for old, _ in self.renamed], dtype=object),
             "renamed_to": np.array([new for _, new in self.renamed], dtype=object),
@@ -210,9 +280,12 @@ def align_genes(
     Examples
     --------
     >>> import pandas as pd
+    >>> from scxtrimo.data import GeneVocabulary, align_genes
     >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
-    >>> align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"])).column_to_gene
-    array([ 1,  0, -1])
+    >>> alignment = align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"]))
+    >>> print(alignment)
+    1 genes matched, 1 renamed, 0 missing, 1 columns unused
+    (100.0% of the model's genes, identifiers from 'var_names')
     """
     if gene_id_key == VAR_NAMES and VAR_NAMES not in var:
         candidates = {VAR_NAMES: var.index.to_series()}

@@ -27,7 +27,13 @@ class AnnotationMixin(LatentMixin):
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels the model tells apart."""
+        """The labels the model tells apart.
+
+        Examples
+        --------
+        >>> len(annotator.labels), annotator.labels[0]
+        (10, 'CD4+/CD25 T Reg')
+        """
         registries = self.registry_["field_registries"]
         state = registries[REGISTRY_KEYS.LABELS_KEY]["state_registry"]
         return np.asarray(state[CategoryField.MAPPING_KEY])

@@ -131,6 +131,10 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
             ``n_classifier_hidden``, ``classifier_dropout`` and ``gene_weight``, see
             :class:`~scxtrimo.module.XTrimoGeneAnnotatorConfig`.
 
+        Returns
+        -------
+        The annotator, to be trained on the labels.
+
         Raises
         ------
         ValueError

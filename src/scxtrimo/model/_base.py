@@ -104,23 +104,47 @@ class XTrimoGeneBase(
 
     @property
     def config(self) -> XTrimoGeneConfig:
-        """The hyper-parameters."""
+        """The hyper-parameters.
+
+        Examples
+        --------
+        >>> model.config.n_latent
+        32
+        """
         return self.config_
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Where weights came from: a published file or a pretraining run. Empty if from none."""
+        """Source of weights, a published file or a pretraining run. Empty if there is none.
+
+        Examples
+        --------
+        >>> model.provenance
+        {}
+        """
         return self.provenance_
 
     @property
     def vocabulary(self) -> GeneVocabulary:
-        """The genes the model knows."""
+        """The genes the model knows.
+
+        Examples
+        --------
+        >>> len(model.vocabulary), model.vocabulary.gene_ids[:2]
+        (765, ('HES4', 'TNFRSF4'))
+        """
         state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
         return GeneVocabulary.from_dict(state[CountsField.VOCABULARY_KEY])
 
     @property
     def input_genes(self) -> np.ndarray:
-        """Identifiers of the genes the encoder reads, chosen when training starts."""
+        """Identifiers of the genes the encoder reads, chosen when training starts.
+
+        Examples
+        --------
+        >>> model.input_genes.shape
+        (765,)
+        """
         return np.asarray(self.vocabulary.gene_ids)[self.module.is_read.cpu().numpy()]
 
     def __repr__(self) -> str:

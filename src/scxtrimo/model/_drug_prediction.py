@@ -194,7 +194,18 @@ class DrugPredictionMixin(DrugSavingMixin):
 
     @property
     def validation(self) -> pd.DataFrame:
-        """Truth and predictions for the validation rows of the screen, to look at calibration."""
+        """Truth and predictions for the validation rows of the screen, to look at calibration.
+
+        Raises
+        ------
+        ValueError
+            If the model was not trained since it was loaded.
+
+        Examples
+        --------
+        >>> synergy.validation.columns.tolist()
+        ['truth', 'probability', 'predicted_std']
+        """
         if not self.is_trained or self._screen is None:
             raise ValueError("Only a model that was trained here has validation rows.")
         rows = self._training_rows()

@@ -122,7 +122,9 @@ class HubMixin(SavingMixin):
         gene_aliases: GeneAliases = None,
         min_gene_overlap: float | None = None,
     ) -> Any:
-        """Load a model from the Hugging Face hub, or from a directory. Nothing in it is executed.
+        """Load a model from the Hugging Face hub, or from a directory.
+
+        Nothing in it is executed.
 
         Parameters
         ----------
@@ -146,7 +148,9 @@ class HubMixin(SavingMixin):
 
         Examples
         --------
-        >>> model = scxtrimo.model.XTrimoGene.from_pretrained("my-lab/xtrimo")  # doctest: +SKIP
+        >>> model.save("my_model")
+        >>> loaded = scxtrimo.model.XTrimoGene.from_pretrained("my_model")
+        >>> loaded = scxtrimo.model.XTrimoGene.from_pretrained("my-lab/xtrimo")  # doctest: +SKIP
         """
         is_directory = Path(name).is_dir()
         directory = Path(name) if is_directory else download(str(name), revision, token)

@@ -143,6 +143,10 @@ class XTrimoGenePerturbation(PerturbationTrainingMixin, PerturbationPredictionMi
         seed
             See :class:`XTrimoGene`; by default that of the model.
 
+        Returns
+        -------
+        The model, to be trained on the perturbations.
+
         Raises
         ------
         ValueError

@@ -17,7 +17,7 @@ from .._logging import logger
 from ..data import CountsField, GroupMoments, PerturbationNames, RowReader, group_moments
 from ..data.perturbations import Group, library_sizes
 from ..module import Controls, EffectModel, EffectSizes, Query, XTrimoGenePerturbationModule
-from ..module.effects import NEVER
+from ..module.effect_data import NEVER
 from ..nn import Design, cosine
 from ._base import XTrimoGeneBase
 

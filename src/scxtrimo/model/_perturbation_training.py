@@ -16,7 +16,7 @@ from ..data import CellGroups, group_cells
 from ..data.effects import effects_anndata
 from ..data.group_moments import pooled_sd
 from ..module import Controls, EffectModel, EffectSizes, Query
-from ..module.effects import HERE, NEVER
+from ..module.effect_data import HERE, NEVER
 from ..train import EffectsConfig, HeldOut, fit_effects, n_stages
 from ..train.target_features import feature_table
 from ._batches import PROGRESS_SECONDS

@@ -197,12 +197,16 @@ class SavingMixin(BaseModelClass):
 
     @staticmethod
     def load_registry(dir_path: str | os.PathLike, prefix: str | None = None) -> dict[str, Any]:
-        """Return the registry of a saved model: its set-up and what it was set up with.
+        """Read the registry of a saved model.
 
         Parameters
         ----------
         dir_path, prefix
             See :meth:`load`.
+
+        Returns
+        -------
+        What the model was set up with.
 
         Examples
         --------

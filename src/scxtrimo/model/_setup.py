@@ -299,6 +299,22 @@ class SetupMixin(BaseModelClass):
             The data.
         required
             Raise instead of returning ``None``.
+
+        Returns
+        -------
+        The registration, or ``None``.
+
+        Raises
+        ------
+        ValueError
+            If there is none and ``required`` is true.
+
+        Examples
+        --------
+        >>> model.get_anndata_manager(model.adata) is model.adata_manager
+        True
+        >>> model.get_anndata_manager(adata.copy()) is None
+        True
         """
         for manager in (self._adata_manager, self._query_manager):
             if manager is not None and manager.adata is adata:

@@ -10,7 +10,8 @@ from .config import (
 )
 from .depth import TargetDepth
 from .drugs import DrugConfig, DrugModule
-from .effects import Controls, EffectModel, EffectSizes, Query
+from .effect_data import Controls, EffectSizes, NetInputs, Query
+from .effects import EffectModel
 from .latent_space import LatentSpace, Panel
 from .perturbation import XTrimoGenePerturbationModule
 from .response_base import ResponseBase
@@ -25,6 +26,7 @@ __all__ = [
     "EffectSizes",
     "LabelPanel",
     "LatentSpace",
+    "NetInputs",
     "Panel",
     "Query",
     "ResponseBase",
@@ -34,7 +36,4 @@ __all__ = [
     "XTrimoGeneConfig",
     "XTrimoGeneModule",
     "XTrimoGenePerturbationModule",
-    "as_published",
-    "choose_size",
-    "target_values",
 ]

@@ -21,7 +21,24 @@ from .xtrimogene import XTrimoGeneModule
 
 
 class LabelPanel(NamedTuple):
-    """What the genes that some data have mean for their annotation."""
+    """What the genes that some data have mean for their annotation.
+
+    Parameters
+    ----------
+    components
+        The same for the principal components; ``None`` if the model has none.
+    gene_offset_l
+        What genes that the data lack add to the scores of the linear model on genes, shape
+        ``(n_labels,)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> measured = torch.ones(len(annotator.vocabulary), dtype=torch.bool)
+    >>> panel = annotator.module.label_panel(measured)
+    >>> panel.gene_offset_l.abs().sum()  # no gene is missing
+    tensor(0.)
+    """
 
     components: Panel | None
     gene_offset_l: Tensor
@@ -46,6 +63,30 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         See :class:`XTrimoGeneModule`.
     n_labels
         Number of labels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.module import XTrimoGeneAnnotatorConfig, XTrimoGeneAnnotatorModule
+    >>> config = XTrimoGeneAnnotatorConfig.from_size("tiny", latent_space="bottleneck")
+    >>> module = XTrimoGeneAnnotatorModule(10, (), config, n_labels=3).eval()
+    >>> module.feature_blocks
+    [32]
+    >>> batch = {
+    ...     "counts": torch.tensor([1.0, 2.0, 3.0]),
+    ...     "gene_ids": torch.tensor([0, 4, 9]),
+    ...     "cu_seqlens": torch.tensor([0, 1, 3], dtype=torch.int32),
+    ...     "library_size": torch.tensor([1.0, 5.0]),
+    ...     "categories": torch.zeros(2, 0, dtype=torch.int64),
+    ... }
+    >>> cells = module.inference(**batch)["cells"]
+    >>> panel = module.label_panel(measured=torch.ones(10, dtype=torch.bool))
+    >>> module.features(batch, cells, panel).shape
+    torch.Size([2, 32])
+    >>> module.label_log_probabilities(batch, cells, panel).shape
+    torch.Size([2, 3])
+    >>> module.genes_log_probabilities(batch, panel).shape
+    torch.Size([2, 3])
     """
 
     config: XTrimoGeneAnnotatorConfig
@@ -88,6 +129,10 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         ----------
         measured
             Genes the data have, bool, shape ``(n_genes,)``.
+
+        Returns
+        -------
+        What the methods below take.
         """
         space = self.latent_space
         return LabelPanel(
@@ -96,7 +141,7 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         )
 
     def features(self, batch: dict[str, Any], cells: EncodedCells, panel: LabelPanel) -> Tensor:
-        """Return what the classifier sees, shape ``(n_cells, n_features)``.
+        """Return what the classifier sees.
 
         Parameters
         ----------
@@ -106,6 +151,10 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
             Its cells, encoded.
         panel
             What :meth:`label_panel` returned for the genes of the data.
+
+        Returns
+        -------
+        float32, shape ``(n_cells, n_features)``.
         """
         vector_cz = cells.latent_cz.float()
         if self.latent_space is None:
@@ -123,12 +172,16 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
     def label_log_probabilities(
         self, batch: dict[str, Any], cells: EncodedCells, panel: LabelPanel
     ) -> Tensor:
-        """Return calibrated log-probabilities of the labels, shape ``(n_cells, n_labels)``.
+        """Return calibrated log-probabilities of the labels.
 
         Parameters
         ----------
         batch, cells, panel
             See :meth:`features`.
+
+        Returns
+        -------
+        Tensor of shape ``(n_cells, n_labels)``.
         """
         log_p_cl = self.classifier(self.features(batch, cells, panel)).log_softmax(dim=1)
         if self.gene_weight > 0:
@@ -137,7 +190,17 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         return (log_p_cl / self.temperature).log_softmax(dim=1)
 
     def genes_log_probabilities(self, batch: dict[str, Any], panel: LabelPanel) -> Tensor:
-        """Return the log-probabilities of the linear model on genes."""
+        """Return the log-probabilities of the linear model on genes.
+
+        Parameters
+        ----------
+        batch, panel
+            See :meth:`features`.
+
+        Returns
+        -------
+        Tensor of shape ``(n_cells, n_labels)``.
+        """
         counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
         library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
         values_t = normalize_counts(counts_t, library_size_t)

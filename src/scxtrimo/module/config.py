@@ -62,8 +62,10 @@ class XTrimoGeneConfig:
 
     Examples
     --------
-    >>> XTrimoGeneConfig.from_size("3m", n_latent=64).n_hidden
-    128
+    >>> from scxtrimo.module import XTrimoGeneConfig
+    >>> config = XTrimoGeneConfig.from_size("3m", n_latent=64)
+    >>> config.n_hidden, config.has_bottleneck, config.uses_components
+    (128, True, True)
     """
 
     n_hidden: int = 64
@@ -148,7 +150,7 @@ class XTrimoGeneConfig:
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> XTrimoGeneConfig:
-        """Return the configuration of a named size, with some fields replaced.
+        """Make the configuration of a named size, with some fields replaced.
 
         Parameters
         ----------
@@ -157,12 +159,22 @@ class XTrimoGeneConfig:
         **overrides
             Fields to replace.
 
+        Returns
+        -------
+        The configuration.
+
         Raises
         ------
         ValueError
             If the size is unknown.
         TypeError
             If a field is unknown.
+
+        Examples
+        --------
+        >>> from scxtrimo.module import XTrimoGeneConfig
+        >>> XTrimoGeneConfig.from_size("published-3m").imputation_decoder
+        'performer'
         """
         if size not in SIZES:
             raise ValueError(f"size={size!r} is unknown; choose 'auto' or one of {list(SIZES)}.")
@@ -178,6 +190,16 @@ class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
 
     Parameters
     ----------
+    n_hidden, n_layers, n_heads, n_bins, bin_alpha, n_pool, n_latent, imputation_decoder
+        See :class:`~scxtrimo.module.XTrimoGeneConfig`.
+    n_decoder_hidden, n_decoder_layers, n_decoder_heads, decoder_head_width
+        See :class:`~scxtrimo.module.XTrimoGeneConfig`.
+    redraw_features_every, read_depth_aware, n_covariate, n_input_genes, pca_initialization
+        See :class:`~scxtrimo.module.XTrimoGeneConfig`.
+    latent_space, measured_weight, likelihood_weight, imputation_weight
+        See :class:`~scxtrimo.module.XTrimoGeneConfig`.
+    activation, norm_first, dropout
+        See :class:`~scxtrimo.module.XTrimoGeneConfig`.
     n_classifier_hidden, classifier_dropout
         Inner width and dropout of the perceptron, see :class:`~scxtrimo.nn.CellClassifier`.
     gene_weight
@@ -189,6 +211,7 @@ class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
 
     Examples
     --------
+    >>> from scxtrimo.module import XTrimoGeneAnnotatorConfig
     >>> XTrimoGeneAnnotatorConfig.from_size("1m", gene_weight=0.3).n_hidden
     64
     """

@@ -28,10 +28,12 @@ class TargetDepth:
 
     Examples
     --------
-    >>> TargetDepth.parse("f2")
-    TargetDepth(mode='f', number=2.0)
+    >>> import torch
+    >>> from scxtrimo.module import TargetDepth
     >>> TargetDepth.parse(10_000)
     TargetDepth(mode='t', number=4.0)
+    >>> TargetDepth.parse("f10").tokens(torch.tensor([1000.0]))
+    tensor([[4., 3.]])
     """
 
     mode: Literal["t", "a", "f"]
@@ -40,6 +42,15 @@ class TargetDepth:
     @classmethod
     def parse(cls, depth: str | float) -> TargetDepth:
         """Read ``"t4"``, ``"a5"``, ``"f1"`` as in the published code, or total counts.
+
+        Parameters
+        ----------
+        depth
+            One of these.
+
+        Returns
+        -------
+        The depth.
 
         Raises
         ------
@@ -60,12 +71,16 @@ class TargetDepth:
         )
 
     def tokens(self, library_size_c: Tensor) -> Tensor:
-        """Return T and S of every cell, shape ``(n_cells, 2)``.
+        """Return what T and S say of every cell.
 
         Parameters
         ----------
         library_size_c
-            Total counts that were measured.
+            Total counts that were measured, shape ``(n_cells,)``.
+
+        Returns
+        -------
+        T and S, log10 of total counts, shape ``(n_cells, 2)``.
         """
         source_c = library_size_c.log10()
         if self.mode == "t":

@@ -42,6 +42,17 @@ class DrugConfig:
         Largest part of the genes left out of a line in training, so that other panels are read.
     dropout
         Dropout of the members; the encoders have half of it.
+
+    Raises
+    ------
+    ValueError
+        If a field has an impossible value.
+
+    Examples
+    --------
+    >>> from scxtrimo.module import DrugConfig
+    >>> DrugConfig(drug_input="fingerprint").n_hidden
+    128
     """
 
     n_genes: int = 256
@@ -97,6 +108,23 @@ class DrugModule(nn.Module):
         Numbers of features of molecules.
     config
         Hyper-parameters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from scxtrimo.module import DrugConfig, DrugModule
+    >>> from scxtrimo.nn import MoleculeWidths
+    >>> widths = MoleculeWidths(n_atom=4, n_bond=2, n_fingerprint=16, n_features=20)
+    >>> config = DrugConfig(drug_input="fingerprint")
+    >>> module = DrugModule(5, 3, 10, drugs_per_row=2, widths=widths, config=config)
+    >>> module.line_values.copy_(torch.randn(3, 10)).shape  # known lines x genes
+    torch.Size([3, 10])
+    >>> module.start_from_data(np.random.rand(5, 20), is_trained_l=np.array([True, True, False]))
+    >>> drugs_dh, lines_lh = torch.randn(5, 128), torch.randn(3, 128)
+    >>> pairs, lines_n = torch.tensor([[0, 1], [2, 4]]), torch.tensor([0, 2])
+    >>> module.predict_rows(drugs_dh, lines_lh, pairs, lines_n).shape
+    torch.Size([4, 2])
     """
 
     line_values: Tensor
@@ -166,21 +194,38 @@ class DrugModule(nn.Module):
         drugs_nd: Tensor,
         lines_n: Tensor,
     ) -> Tensor:
-        """Return standardised predictions or logits of the members, ``(n_members, n_rows)``.
+        """Predict with all members of the ensemble.
 
         Parameters
         ----------
         drugs, lines
-            Distinct drugs and lines; see :class:`DrugTower` and :class:`LineTower`.
+            Distinct drugs and lines; see :meth:`scxtrimo.nn.DrugTower.forward` and
+            :meth:`scxtrimo.nn.LineTower.forward`.
         drugs_nd, lines_n
-            Which of them a row has.
+            Which of them a row has, int64, shapes ``(n_rows, 1 or 2)`` and ``(n_rows,)``.
+
+        Returns
+        -------
+        Standardised predictions, or logits, shape ``(n_members, n_rows)``.
         """
         return self.predict_rows(self.drugs(drugs), self.lines(lines), drugs_nd, lines_n)
 
     def predict_rows(
         self, drugs_dh: Tensor, lines_lh: Tensor, drugs_nd: Tensor, lines_n: Tensor
     ) -> Tensor:
-        """Predict from encoded drugs and lines; see :meth:`forward`."""
+        """Predict from drugs and lines that are encoded already.
+
+        Parameters
+        ----------
+        drugs_dh, lines_lh
+            Their vectors, shapes ``(n_drugs, n_hidden)`` and ``(n_lines, n_hidden)``.
+        drugs_nd, lines_n
+            See :meth:`forward`.
+
+        Returns
+        -------
+        See :meth:`forward`.
+        """
         picked_ndh = drugs_dh.index_select(0, drugs_nd.flatten()).view(*drugs_nd.shape, -1)
         return self.head(picked_ndh, lines_lh.index_select(0, lines_n))
 

@@ -24,6 +24,14 @@ class Panel(NamedTuple):
         Components of the average training cell on these genes, shape ``(n_components,)``.
     coverage_kk
         How much of each component these genes make up: the identity if all are there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> half = torch.arange(len(model.vocabulary)) % 2 == 0
+    >>> panel = model.module.latent_space.panel(half)
+    >>> panel.coverage_kk.shape, bool(panel.coverage_kk.trace() < 32)
+    (torch.Size([32, 32]), True)
     """
 
     center_k: Tensor
@@ -60,8 +68,26 @@ class LatentSpace(nn.Module):
 
     Notes
     -----
-    Components, prediction and clusters are fitted to the training cells after training, see
-    :func:`~scxtrimo.train.fit_latent_space`; nothing here has gradients.
+    Components, prediction and clusters are fitted to the training cells when training ends;
+    nothing here has gradients.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.data import RaggedDataset
+    >>> space = model.module.latent_space
+    >>> space.is_fitted
+    True
+    >>> batch = RaggedDataset(model.adata_manager)[:10]
+    >>> batch = {name: torch.from_numpy(array) for name, array in batch.items()}
+    >>> latent, measured = torch.zeros(10, 32), space.measure(batch)
+    >>> space(latent, measured, space.panel()).shape
+    torch.Size([10, 32])
+    >>> predicted, difference = space.compare(latent, measured, space.panel())
+    >>> torch.equal(predicted, space.predict(latent))
+    True
+    >>> space.integrate(predicted, batch_c=torch.zeros(10, dtype=torch.int64)).shape
+    torch.Size([10, 32])
     """
 
     inverse_std: Tensor
@@ -90,7 +116,22 @@ class LatentSpace(nn.Module):
         self.register_buffer("is_cluster", torch.zeros(MAX_CLUSTERS, dtype=torch.bool))
 
     def set(self, **tensors: Tensor) -> None:
-        """Fill buffers; what has fewer components or clusters than there is room for is padded."""
+        """Fill buffers; what has fewer components or clusters than there is room for is padded.
+
+        Parameters
+        ----------
+        **tensors
+            Values of the buffers, by name.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from scxtrimo.module import LatentSpace
+        >>> space = LatentSpace(n_genes=5, n_latent=4)
+        >>> space.set(loadings=torch.ones(5, 2))
+        >>> space.loadings.sum(dim=0)
+        tensor([5., 5., 0., 0.])
+        """
         for name, tensor in tensors.items():
             buffer = getattr(self, name)
             buffer.zero_()
@@ -108,6 +149,10 @@ class LatentSpace(nn.Module):
         ----------
         measured
             Genes the data have, bool, shape ``(n_genes,)``; by default all.
+
+        Returns
+        -------
+        Centre and coverage of the components.
         """
         is_used = self.inverse_std > 0
         if measured is not None:
@@ -169,7 +214,17 @@ class LatentSpace(nn.Module):
         return mixed_ck if batch_c is None else self.integrate(mixed_ck, batch_c)
 
     def predict(self, latent_cz: Tensor) -> Tensor:
-        """Return the predicted components, without offsets of batches."""
+        """Predict the components from the cell vector, without offsets of batches.
+
+        Parameters
+        ----------
+        latent_cz
+            Cell vectors of the network, shape ``(n_cells, n_latent)``.
+
+        Returns
+        -------
+        Tensor of shape ``(n_cells, n_components)``.
+        """
         return latent_cz @ self.weight.T + self.bias
 
     def compare(
@@ -181,6 +236,10 @@ class LatentSpace(nn.Module):
         ----------
         latent_cz, measured_ck, panel, batch_c
             See :meth:`forward`.
+
+        Returns
+        -------
+        Two tensors of shape ``(n_cells, n_components)``.
         """
         expected_ck = predicted_ck = self.predict(latent_cz)
         if batch_c is not None:
@@ -191,7 +250,19 @@ class LatentSpace(nn.Module):
         return predicted_ck, measured_ck - panel.center_k - expected_ck @ panel.coverage_kk
 
     def integrate(self, mixed_ck: Tensor, batch_c: Tensor) -> Tensor:
-        """Take away what the clusters of the batches differ in."""
+        """Take away what the clusters of the batches differ in.
+
+        Parameters
+        ----------
+        mixed_ck
+            Cells, shape ``(n_cells, n_components)``.
+        batch_c
+            Their batches, int64, shape ``(n_cells,)``; -1 for one not trained on.
+
+        Returns
+        -------
+        Tensor of shape ``(n_cells, n_components)``.
+        """
         centers_nk, shifts_bnk = self.centers[self.is_cluster], self.shifts[:, self.is_cluster]
         result_ck = mixed_ck.clone()
         for batch in batch_c.unique().tolist():

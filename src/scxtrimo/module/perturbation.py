@@ -18,6 +18,13 @@ class XTrimoGenePerturbationModule(XTrimoGeneModule):
     ----------
     *args, **kwargs
         See :class:`XTrimoGeneModule`.
+
+    Examples
+    --------
+    >>> from scxtrimo.module import XTrimoGeneConfig, XTrimoGenePerturbationModule
+    >>> module = XTrimoGenePerturbationModule(10, (), XTrimoGeneConfig.from_size("tiny"))
+    >>> module.effects is None  # until it is trained
+    True
     """
 
     effects: EffectModel | None

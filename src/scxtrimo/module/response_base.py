@@ -51,6 +51,24 @@ class ResponseBase(nn.Module):
         Genes that are read.
     n_fingerprint
         Bits of a fingerprint.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import torch
+    >>> from scxtrimo.module import ResponseBase
+    >>> base = ResponseBase(n_drugs=3, n_lines=20, n_genes=10, n_fingerprint=16)
+    >>> rng = np.random.default_rng(0)
+    >>> fingerprints = rng.integers(0, 3, (3, 16)).astype(np.float32)
+    >>> values = rng.normal(size=(20, 10)).astype(np.float32)
+    >>> drugs, lines = np.divmod(np.arange(60), 20)
+    >>> base.fit(fingerprints, values, drugs, lines, rng.normal(size=60), seed=0)
+    >>> known_d, known_l = torch.arange(3), torch.tensor([0, -1])  # a known line and a new one
+    >>> predicted, scale = base(
+    ...     torch.from_numpy(fingerprints), known_d, torch.from_numpy(values[:2]), known_l
+    ... )
+    >>> predicted.shape, scale.shape
+    (torch.Size([2, 3]), torch.Size([3]))
     """
 
     mean_d: Tensor
@@ -77,16 +95,23 @@ class ResponseBase(nn.Module):
     def forward(
         self, features_df: Tensor, known_d: Tensor, values_lg: Tensor, known_l: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return predictions for all drugs and lines, ``(n_lines, n_drugs)``, and their scale.
+        """Predict all drugs in all lines.
 
         Parameters
         ----------
         features_df
-            Features of the drugs, fingerprints first.
-        known_d, known_l
-            Places among the known drugs and lines, -1 for new ones.
+            Features of the drugs, fingerprints first, shape ``(n_drugs, n_features)``.
+        known_d
+            Places among the known drugs, int64, -1 for new ones.
         values_lg
-            Standardised expression of the lines, NaN where not measured.
+            Standardised expression of the lines, shape ``(n_lines, n_genes)``; NaN where
+            not measured.
+        known_l
+            Places among the known lines, int64, -1 for new ones.
+
+        Returns
+        -------
+        Predictions, shape ``(n_lines, n_drugs)``, and the scale of every drug.
         """
         n_bits = self.fingerprints_df.shape[1]
         similar_qd = tanimoto(features_df[:, :n_bits], self.fingerprints_df)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from inspect import signature
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -41,6 +41,27 @@ class XTrimoGeneModule(BaseModuleClass):
         Seed of the random features of a Performer.
     has_batches
         Whether the first categorical covariate is the batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.module import XTrimoGeneConfig, XTrimoGeneModule
+    >>> module = XTrimoGeneModule(10, (3,), XTrimoGeneConfig.from_size("tiny"), has_batches=True)
+    >>> list(module.decoders), module.sees_all_genes
+    (['bottleneck', 'cross_attention'], False)
+    >>> module.positions.shape
+    torch.Size([10, 32])
+    >>> batch = {
+    ...     "counts": torch.tensor([1.0, 2.0, 3.0]),
+    ...     "gene_ids": torch.tensor([0, 4, 9]),
+    ...     "cu_seqlens": torch.tensor([0, 1, 3], dtype=torch.int32),
+    ...     "library_size": torch.tensor([1.0, 5.0]),
+    ...     "categories": torch.tensor([[0], [2]]),
+    ... }
+    >>> module.batch_codes(batch)
+    tensor([0, 2])
+    >>> module.inference(**batch)["cells"].latent_cz.shape
+    torch.Size([2, 32])
     """
 
     is_read: Tensor
@@ -105,6 +126,23 @@ class XTrimoGeneModule(BaseModuleClass):
             Median of the log10 total counts, a scalar.
         components
             Principal components, for the :class:`LatentSpace`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from scxtrimo.module import XTrimoGeneConfig, XTrimoGeneModule
+        >>> config = XTrimoGeneConfig.from_size("tiny", latent_space="bottleneck")
+        >>> module = XTrimoGeneModule(10, (), config)
+        >>> module.set_gene_statistics(
+        ...     is_read=torch.arange(10) < 8,
+        ...     mean_expression=torch.rand(10),
+        ...     rates=torch.full((10,), 0.1),
+        ...     embeddings=torch.randn(10, 4),
+        ...     typical_depth=torch.tensor(3.5),
+        ...     components={},
+        ... )
+        >>> int(module.is_read.sum())
+        8
         """
         with torch.no_grad():
             self.is_read.copy_(is_read)
@@ -140,11 +178,36 @@ class XTrimoGeneModule(BaseModuleClass):
         return isinstance(self.net.imputation, PerformerDecoder)
 
     def batch_codes(self, batch: dict[str, Any]) -> Tensor | None:
-        """Return the batches of the cells, if the model was set up with a ``batch_key``."""
+        """Return the batches of the cells.
+
+        Parameters
+        ----------
+        batch
+            Ragged batch, see :class:`~scxtrimo.data.RaggedDataset`.
+
+        Returns
+        -------
+        int64, shape ``(n_cells,)``; ``None`` if the model was set up without a ``batch_key``.
+        """
         return batch["categories"][:, 0] if self.has_batches else None
 
     def redraw_features(self, step: int) -> None:
-        """Give a Performer other random features, every so many steps of training."""
+        """Give a Performer other random features, every so many steps of training.
+
+        Parameters
+        ----------
+        step
+            The step. Nothing happens but every ``config.redraw_features_every`` steps.
+
+        Examples
+        --------
+        >>> from scxtrimo.module import XTrimoGeneConfig, XTrimoGeneModule
+        >>> module = XTrimoGeneModule(10, (), XTrimoGeneConfig.from_size("published-1m"))
+        >>> before = module.net.imputation.performer.layers[0].attention.features.clone()
+        >>> module.redraw_features(step=1000)
+        >>> bool((before == module.net.imputation.performer.layers[0].attention.features).all())
+        False
+        """
         every = self.config.redraw_features_every
         if step and step % every == 0 and isinstance(self.net.imputation, PerformerDecoder):
             self.net.imputation.performer.redraw(self.seed + 1000 * (step // every))
@@ -184,7 +247,20 @@ class XTrimoGeneModule(BaseModuleClass):
         scale: float = 1e4,
         hidden: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> dict[str, EncodedCells]:
-        """Encode the visible genes; see :meth:`scxtrimo.nn.XTrimoGeneNet.encode`."""
+        """Encode the visible genes.
+
+        Parameters
+        ----------
+        counts, gene_ids, cu_seqlens, library_size, categories, depths, scale
+            See :meth:`scxtrimo.nn.XTrimoGeneNet.encode`.
+        hidden
+            Values, genes and cell boundaries of what is masked, see
+            :meth:`scxtrimo.nn.XTrimoGeneNet.hide`.
+
+        Returns
+        -------
+        The ``cells``.
+        """
         cells = self.net.encode(
             counts, gene_ids, cu_seqlens, library_size, categories, depths, scale
         )
@@ -202,7 +278,20 @@ class XTrimoGeneModule(BaseModuleClass):
     def generative(
         self, cells: EncodedCells, target_gene_ids: Tensor, target_cu_seqlens: Tensor
     ) -> dict[str, Tensor]:
-        """Predict log-rates of all genes, and the values of the target genes."""
+        """Decode.
+
+        Parameters
+        ----------
+        cells
+            The encoded cells.
+        target_gene_ids, target_cu_seqlens
+            Genes to predict and boundaries of the cells.
+
+        Returns
+        -------
+        ``log_rates`` of all genes, shape ``(n_cells, n_genes)``, and ``imputed`` values of the
+        target genes, shape ``(n_targets,)``; what the model has of both.
+        """
         outputs = {}
         if self.net.bottleneck is not None:
             outputs["log_rates"] = self.net.bottleneck.log_rates(cells, self.positions)
@@ -215,9 +304,21 @@ class XTrimoGeneModule(BaseModuleClass):
     def loss(
         self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict
     ) -> LossOutput:
-        """Return the objective; ``reconstruction_loss`` is its first term, per cell.
+        """Return the objective.
 
-        Without a bottleneck decoder it is the squared error per cell, averaged over its targets.
+        ``reconstruction_loss`` is its first term, per cell; without a bottleneck decoder it is
+        the squared error per cell, averaged over its targets.
+
+        Parameters
+        ----------
+        tensors
+            A masked batch, see :func:`~scxtrimo.train.mask_batch`.
+        inference_outputs, generative_outputs
+            What :meth:`inference` and :meth:`generative` returned.
+
+        Returns
+        -------
+        Loss and metrics.
         """
         terms, metrics = [], {}
         if "imputed" in generative_outputs:
@@ -248,8 +349,19 @@ class XTrimoGeneModule(BaseModuleClass):
         return -sum_per_cell(counts * log_rates_t, cu_seqlens) / tensors["library_size"]
 
     @torch.inference_mode()
-    def sample(self, *args: object, **kwargs: object) -> Tensor:
-        """Refuse: sampling is not part of this model."""
+    def sample(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuse: sampling is not part of this model.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            Anything.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
         raise NotImplementedError("XTrimoGene does not sample counts.")
 
 

@@ -6,16 +6,16 @@ from .decoder import (
     BottleneckDecoder,
     CrossAttentionDecoder,
     Decoder,
-    EncodedCells,
-    HiddenGenes,
     PerformerDecoder,
 )
+from .design import Design, Prediction
 from .effect_net import EffectNet
 from .embedding import AutoDiscretization, TokenEmbedding, normalize_counts
+from .encoded import EncodedCells, HiddenGenes
 from .encoder import Encoder, EncoderLayer, FeedForward
 from .lines import LineTower
-from .mixed_effects import Design, MixedEffects, Prediction, cosine
-from .molecules import DrugTower, MoleculeAttention
+from .mixed_effects import MixedEffects, cosine
+from .molecules import DrugTower, MoleculeAttention, MoleculeWidths
 from .performer import FavorAttention, Performer, PerformerLayer
 from .pooling import CellPooling, pool_tokens
 from .ragged import CellBoundaries
@@ -28,7 +28,6 @@ __all__ = [
     "CellBoundaries",
     "CellClassifier",
     "CellPooling",
-    "CrossAttention",
     "CrossAttentionDecoder",
     "Decoder",
     "Design",
@@ -38,22 +37,20 @@ __all__ = [
     "Encoder",
     "EncoderLayer",
     "FavorAttention",
-    "FeedForward",
     "GeneClassifier",
     "HiddenGenes",
     "LineTower",
     "MixedEffects",
     "MoleculeAttention",
+    "MoleculeWidths",
     "Performer",
     "PerformerDecoder",
     "PerformerLayer",
     "Prediction",
     "ResponseHead",
-    "SelfAttention",
     "TokenEmbedding",
     "XTrimoGeneNet",
     "average_log_probabilities",
-    "cosine",
     "join_drugs",
     "normalize_counts",
     "pool_tokens",

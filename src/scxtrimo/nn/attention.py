@@ -33,6 +33,15 @@ def ragged_attention(
     Returns
     -------
     Tensor of the shape of ``q_the``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import CellBoundaries, ragged_attention
+    >>> cells = CellBoundaries.of(torch.tensor([0, 2, 5], dtype=torch.int32))
+    >>> q, k, v = torch.randn(3, 5, 4, 8).unbind()
+    >>> ragged_attention(q, k, v, cells, cells).shape
+    torch.Size([5, 4, 8])
     """
     if can_use_varlen(q_the):
         return varlen_attention(q_the, k_she, v_she, queries, keys)

@@ -27,6 +27,18 @@ class CellClassifier(nn.Module):
     Notes
     -----
     Gong et al. 2023 put a two-layer perceptron on the encoder; the linear model is ours.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import CellClassifier
+    >>> classifier = CellClassifier(n_features=32, n_labels=3, n_inner=16, dropout=0.1)
+    >>> classifier(torch.randn(5, 32)).softmax(dim=1)[0]
+    tensor([0.3333, 0.3333, 0.3333], grad_fn=...)
+    >>> classifier.start_at_random(seed=0)
+    >>> classifier.normalize(torch.ones(1, 32)).mean()  # features are not scaled yet
+    tensor(1.)
+    >>> classifier.reset()
     """
 
     mean: Tensor
@@ -70,11 +82,31 @@ class CellClassifier(nn.Module):
                 part.reset_parameters()
 
     def normalize(self, features_cf: Tensor) -> Tensor:
-        """Return features of mean zero and common scale."""
+        """Scale features as those of the training cells were.
+
+        Parameters
+        ----------
+        features_cf
+            Features, shape ``(n_cells, n_features)``.
+
+        Returns
+        -------
+        Features of mean zero and common scale, of the same shape.
+        """
         return (features_cf - self.mean) / self.scale
 
     def forward(self, features_cf: Tensor) -> Tensor:
-        """Return logits, shape ``(n_cells, n_labels)``."""
+        """Score the labels.
+
+        Parameters
+        ----------
+        features_cf
+            Features, shape ``(n_cells, n_features)``.
+
+        Returns
+        -------
+        Logits, shape ``(n_cells, n_labels)``.
+        """
         normalized_cf = self.normalize(features_cf)
         return self.linear(normalized_cf) + self.mlp(normalized_cf)
 
@@ -82,7 +114,7 @@ class CellClassifier(nn.Module):
 def average_log_probabilities(
     by_cell_cl: Tensor, by_genes_cl: Tensor, gene_weight: Tensor
 ) -> Tensor:
-    """Return the logarithm of averaged probabilities, shape ``(n_cells, n_labels)``.
+    """Average the probabilities that two models give.
 
     Parameters
     ----------
@@ -90,6 +122,18 @@ def average_log_probabilities(
         Log-probabilities by :class:`CellClassifier` and :class:`GeneClassifier`.
     gene_weight
         Share of the latter, a scalar from 0 to 1.
+
+    Returns
+    -------
+    Logarithm of the averages, shape ``(n_cells, n_labels)``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import average_log_probabilities
+    >>> by_cell, by_genes = torch.tensor([[0.8, 0.2]]).log(), torch.tensor([[0.4, 0.6]]).log()
+    >>> average_log_probabilities(by_cell, by_genes, torch.tensor(0.5)).exp()
+    tensor([[0.6000, 0.4000]])
     """
     # The logarithm of a share of 0 is fine here: exp(-inf) = 0.
     shares = torch.stack([1 - gene_weight, gene_weight]).log()
@@ -105,6 +149,19 @@ class GeneClassifier(nn.Module):
         Number of genes in the vocabulary.
     n_labels
         Number of labels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import GeneClassifier
+    >>> classifier = GeneClassifier(n_genes=100, n_labels=2)
+    >>> values, gene_ids = torch.tensor([0.5, 2.0, 1.0]), torch.tensor([3, 99, 3])
+    >>> cu_seqlens = torch.tensor([0, 2, 3])  # genes 3 and 99 in one cell, gene 3 in another
+    >>> classifier(values, gene_ids, cu_seqlens).exp()
+    tensor([[0.5000, 0.5000],
+            [0.5000, 0.5000]])
+    >>> classifier.missing(torch.ones(100), measured=torch.arange(100) < 50)
+    tensor([0., 0.])
     """
 
     weight: Tensor
@@ -122,7 +179,7 @@ class GeneClassifier(nn.Module):
         cu_seqlens: Tensor,
         offset_l: Tensor | None = None,
     ) -> Tensor:
-        """Return log-probabilities, shape ``(n_cells, n_labels)``.
+        """Score the labels.
 
         Parameters
         ----------
@@ -131,6 +188,10 @@ class GeneClassifier(nn.Module):
             vocabulary and the boundaries of the cells.
         offset_l
             What genes that were not measured add, see :meth:`missing`.
+
+        Returns
+        -------
+        Log-probabilities, shape ``(n_cells, n_labels)``.
         """
         # One weighted sum of rows per cell: nothing of size tokens x labels is built.
         score_cl = F.embedding_bag(
@@ -154,5 +215,9 @@ class GeneClassifier(nn.Module):
             Mean log-normalised expression in the training cells, shape ``(n_genes,)``.
         measured
             Which genes the data have, bool, shape ``(n_genes,)``.
+
+        Returns
+        -------
+        Tensor of shape ``(n_labels,)``.
         """
         return (mean_expression * ~measured) @ self.weight

@@ -8,65 +8,16 @@ evaluated where nothing is asked.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .attention import CrossAttention
+from .encoded import EncodedCells
 from .encoder import RECOMPUTED_FROM, FeedForward
 from .performer import Performer
 from .ragged import CellBoundaries, cells_of, lengths_of, select_tokens
-
-
-class HiddenGenes(NamedTuple):
-    """Genes the encoder did not see, and what a decoder over all genes is told about them.
-
-    Attributes
-    ----------
-    tokens_td
-        Value embeddings, mostly those of the mask, shape ``(n_hidden_genes, n_hidden)``.
-    gene_ids_t
-        Positions in the vocabulary.
-    cu_seqlens
-        Cell boundaries.
-    """
-
-    tokens_td: Tensor
-    gene_ids_t: Tensor
-    cu_seqlens: Tensor
-
-
-class EncodedCells(NamedTuple):
-    """What the encoder knows about a batch of cells.
-
-    Attributes
-    ----------
-    tokens_td
-        Encoded tokens, special ones first, shape ``(n_tokens, n_hidden)``.
-    cu_seqlens
-        Cell boundaries in ``tokens_td``.
-    gene_ids_t
-        Position of every token in the gene embeddings; -1 for the cell token.
-    latent_cz
-        Cell vectors, or the published representation, shape ``(n_cells, n_latent)``.
-    covariates_ck
-        Embedding of batch and other covariates, shape ``(n_cells, n_covariate)``; the latent
-        representation does not contain it.
-    zero_d
-        Value embedding of 0, shape ``(n_hidden,)``.
-    hidden
-        Genes that are masked, if there are any.
-    """
-
-    tokens_td: Tensor
-    cu_seqlens: Tensor
-    gene_ids_t: Tensor
-    latent_cz: Tensor
-    covariates_ck: Tensor
-    zero_d: Tensor
-    hidden: HiddenGenes | None = None
 
 
 class Decoder(nn.Module):
@@ -77,6 +28,12 @@ class Decoder(nn.Module):
     max_queries
         How many queries may be asked at a time to bound the memory, if it pays to ask for some
         at a time.
+
+    Examples
+    --------
+    >>> from scxtrimo.nn import BottleneckDecoder, CrossAttentionDecoder, Decoder
+    >>> all(issubclass(cls, Decoder) for cls in (BottleneckDecoder, CrossAttentionDecoder))
+    True
     """
 
     max_queries: int | None = None
@@ -124,6 +81,20 @@ class BottleneckDecoder(Decoder):
         Dimensions of the cell vector.
     n_covariate
         Width of the covariate embedding; its gene loadings are free parameters.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import XTrimoGeneNet
+    >>> net = XTrimoGeneNet(n_genes=10)
+    >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
+    >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+    >>> cells = net.encode(counts, gene_ids, cu_seqlens, library_size_c=torch.tensor([1.0, 5.0]))
+    >>> net.bottleneck.log_rates(cells, net.gene_embeddings).shape
+    torch.Size([2, 10])
+    >>> queried, cu_queries = torch.tensor([1, 2, 3, 1]), torch.tensor([0, 3, 4])
+    >>> net.bottleneck(cells, net.gene_embeddings, queried, cu_queries).shape
+    torch.Size([4])
     """
 
     def __init__(self, n_genes: int, n_hidden: int, n_latent: int, n_covariate: int = 0) -> None:
@@ -133,7 +104,17 @@ class BottleneckDecoder(Decoder):
         self.log_baseline = nn.Parameter(torch.zeros(n_genes))
 
     def log_rates(self, cells: EncodedCells, genes_gd: Tensor) -> Tensor:
-        """Return log fractions of a cell's counts, shape ``(n_cells, n_genes)``."""
+        """Return the logarithm of the fraction of a cell's counts that each gene has.
+
+        Parameters
+        ----------
+        cells, genes_gd
+            See :meth:`Decoder.forward`.
+
+        Returns
+        -------
+        Tensor of shape ``(n_cells, n_genes)``.
+        """
         # Scores in bfloat16 would be off by several per cent of a rate.
         with torch.autocast(genes_gd.device.type, enabled=False):
             genes_gd = genes_gd[: len(self.log_baseline)]  # no depth tokens
@@ -145,7 +126,17 @@ class BottleneckDecoder(Decoder):
     def forward(
         self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
     ) -> Tensor:
-        """See :class:`Decoder`."""
+        """Predict the queried genes.
+
+        Parameters
+        ----------
+        cells, genes_gd, gene_ids_t, cu_queries
+            See :meth:`Decoder.forward`.
+
+        Returns
+        -------
+        Predictions on the scale ``log1p(counts per 10,000)``, shape ``(n_queries,)``.
+        """
         cells_t = cells_of(cu_queries, gene_ids_t.shape[0])
         return torch.log1p(1e4 * self.log_rates(cells, genes_gd)[cells_t, gene_ids_t].exp())
 
@@ -161,6 +152,18 @@ class CrossAttentionDecoder(Decoder):
         Width of the encoded tokens and of the gene embeddings.
     n_layers, n_heads
         Depth and number of heads.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import XTrimoGeneNet
+    >>> net = XTrimoGeneNet(n_genes=10, imputation_decoder="cross_attention")
+    >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
+    >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+    >>> cells = net.encode(counts, gene_ids, cu_seqlens, library_size_c=torch.tensor([1.0, 5.0]))
+    >>> queried, cu_queries = torch.tensor([1, 2, 3, 1]), torch.tensor([0, 3, 4])
+    >>> net.imputation(cells, net.gene_embeddings, queried, cu_queries).shape
+    torch.Size([4])
     """
 
     max_queries = 2**15
@@ -177,7 +180,17 @@ class CrossAttentionDecoder(Decoder):
     def forward(
         self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
     ) -> Tensor:
-        """See :class:`Decoder`."""
+        """Predict the queried genes.
+
+        Parameters
+        ----------
+        cells, genes_gd, gene_ids_t, cu_queries
+            See :meth:`Decoder.forward`.
+
+        Returns
+        -------
+        Predictions on the scale ``log1p(counts per 10,000)``, shape ``(n_queries,)``.
+        """
         if len(gene_ids_t) > len(genes_gd):  # every gene is asked for in several cells
             x_td = F.embedding(gene_ids_t, self.to_query(genes_gd))
         else:
@@ -230,6 +243,21 @@ class PerformerDecoder(Decoder):
     Notes
     -----
     Gong et al. 2023, section 3.4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import XTrimoGeneNet
+    >>> net = XTrimoGeneNet(n_genes=10, imputation_decoder="performer")
+    >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
+    >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+    >>> cells = net.encode(counts, gene_ids, cu_seqlens, library_size_c=torch.tensor([1.0, 5.0]))
+    >>> queried, cu_queries = torch.tensor([1, 2, 3, 1]), torch.tensor([0, 3, 4])
+    >>> net.imputation(cells, net.gene_embeddings, queried, cu_queries).shape
+    torch.Size([4])
+    >>> embedded = net.imputation.embed(cells, net.gene_embeddings, queried, cu_queries)
+    >>> [x_qd.shape for x_qd in embedded]
+    [torch.Size([3, 64]), torch.Size([1, 64])]
     """
 
     def __init__(
@@ -256,7 +284,7 @@ class PerformerDecoder(Decoder):
         Parameters
         ----------
         cells, genes_gd, gene_ids_t, cu_queries
-            See :class:`Decoder`.
+            See :meth:`Decoder.forward`.
 
         Yields
         ------
@@ -292,6 +320,16 @@ class PerformerDecoder(Decoder):
     def forward(
         self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
     ) -> Tensor:
-        """See :class:`Decoder`."""
+        """Predict the queried genes.
+
+        Parameters
+        ----------
+        cells, genes_gd, gene_ids_t, cu_queries
+            See :meth:`Decoder.forward`.
+
+        Returns
+        -------
+        Predictions on the scale ``log1p(counts per 10,000)``, shape ``(n_queries,)``.
+        """
         embedded = self.embed(cells, genes_gd, gene_ids_t, cu_queries)
         return torch.cat([self.to_value(x_qd).squeeze(-1) for x_qd in embedded])

@@ -24,6 +24,15 @@ class EffectNet(nn.Module):
         Width of :math:`x`, what is known about a gene and a perturbation.
     n_hidden
         Width of the inner layers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import EffectNet
+    >>> net = EffectNet(n_target_inputs=3, n_gene_inputs=9)
+    >>> is_target = torch.tensor([[True, True], [True, False]])
+    >>> net(torch.randn(2, 2, 100, 3), is_target, torch.randn(2, 100, 9)).shape
+    torch.Size([2, 100])
     """
 
     def __init__(self, n_target_inputs: int, n_gene_inputs: int, n_hidden: int = 32) -> None:
@@ -38,7 +47,7 @@ class EffectNet(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, targets_gtnu: Tensor, is_target_gt: Tensor, genes_gnx: Tensor) -> Tensor:
-        """Return the corrections, shape ``(n_groups, n_genes)``.
+        """Return the corrections.
 
         Parameters
         ----------
@@ -49,6 +58,10 @@ class EffectNet(nn.Module):
             Which of the targets exist, bool, shape ``(n_groups, max_targets)``.
         genes_gnx
             What is known about every gene, shape ``(n_groups, n_genes, n_gene_inputs)``.
+
+        Returns
+        -------
+        Tensor of shape ``(n_groups, n_genes)``.
         """
         per_target = genes_gnx[:, None].expand(-1, targets_gtnu.shape[1], -1, -1)
         hidden_gtnh = self.of_target(torch.cat([targets_gtnu, per_target], dim=-1))

@@ -22,6 +22,13 @@ def normalize_counts(counts_t: Tensor, library_size_t: Tensor, scale: float = 1e
     Returns
     -------
     ``log1p(counts / library_size * scale)``, same shape as ``counts_t``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import normalize_counts
+    >>> normalize_counts(torch.tensor([0.0, 2.0]), torch.tensor([1e4, 2e4]))
+    tensor([0.0000, 0.6931])
     """
     return torch.log1p(counts_t * (scale / library_size_t))
 
@@ -46,6 +53,17 @@ class AutoDiscretization(nn.Module):
     Notes
     -----
     Gong et al. 2023, section 3.2 ("auto-discretization").
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import AutoDiscretization
+    >>> embed = AutoDiscretization(n_hidden=8, n_bins=10)
+    >>> values = torch.tensor([0.5, 2.0, 0.5])
+    >>> embed(values).shape, embed.bin_weights(values).shape
+    (torch.Size([3, 8]), torch.Size([3, 10]))
+    >>> torch.allclose(embed(values), embed.embed_each(values))
+    True
     """
 
     def __init__(self, n_hidden: int, n_bins: int = 100, alpha: float = 1.0) -> None:
@@ -56,12 +74,32 @@ class AutoDiscretization(nn.Module):
         self.bins = nn.Embedding(n_bins, n_hidden)
 
     def bin_weights(self, values_t: Tensor) -> Tensor:
-        """Return the weight of every bin for every value, shape ``(n_tokens, n_bins)``."""
+        """Return the weight of every bin for every value.
+
+        Parameters
+        ----------
+        values_t
+            Log-normalised values, float32, shape ``(n_tokens,)``.
+
+        Returns
+        -------
+        Tensor of shape ``(n_tokens, n_bins)``; the weights of a value add up to 1.
+        """
         h_tb = F.leaky_relu(self.to_bins(values_t[:, None]), 0.1)
         return torch.softmax(self.alpha * h_tb + self.mix_bins(h_tb), dim=-1)
 
     def forward(self, values_t: Tensor) -> Tensor:
-        """Embed log-normalised values ``(n_tokens,)`` as ``(n_tokens, n_hidden)``."""
+        """Embed values.
+
+        Parameters
+        ----------
+        values_t
+            Log-normalised values, float32, shape ``(n_tokens,)``.
+
+        Returns
+        -------
+        Tensor of shape ``(n_tokens, n_hidden)``.
+        """
         if values_t.requires_grad:  # to explain a prediction; distinct values have no gradient
             return self.embed_each(values_t)
         # Most counts are small, so a batch has about one distinct value in a hundred tokens.
@@ -69,7 +107,17 @@ class AutoDiscretization(nn.Module):
         return self.embed_each(distinct_v).index_select(0, place_t)
 
     def embed_each(self, values_t: Tensor) -> Tensor:
-        """Embed values one by one: the same as :meth:`forward`, for few values."""
+        """Embed values one by one: the same as :meth:`forward`, for few values.
+
+        Parameters
+        ----------
+        values_t
+            Log-normalised values, float32, shape ``(n_tokens,)``.
+
+        Returns
+        -------
+        Tensor of shape ``(n_tokens, n_hidden)``.
+        """
         # In bfloat16 values would lose their digits, and the gradients of many tokens their sum.
         with torch.autocast(values_t.device.type, enabled=False):
             return self.bin_weights(values_t) @ self.bins.weight
@@ -86,6 +134,14 @@ class TokenEmbedding(nn.Module):
         Width of a token.
     n_bins, bin_alpha
         See :class:`AutoDiscretization`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import TokenEmbedding
+    >>> embed = TokenEmbedding(n_positions=100, n_hidden=8)
+    >>> embed(torch.tensor([0.5, 2.0]), torch.tensor([3, 99])).shape
+    torch.Size([2, 8])
     """
 
     def __init__(
@@ -97,5 +153,17 @@ class TokenEmbedding(nn.Module):
         nn.init.normal_(self.gene.weight, std=n_hidden**-0.5)
 
     def forward(self, values_t: Tensor, gene_ids_t: Tensor) -> Tensor:
-        """Embed log-normalised values and gene ids as tokens ``(n_tokens, n_hidden)``."""
+        """Embed expressed genes.
+
+        Parameters
+        ----------
+        values_t
+            Log-normalised values, float32, shape ``(n_tokens,)``.
+        gene_ids_t
+            Their positions, int64, shape ``(n_tokens,)``.
+
+        Returns
+        -------
+        Tokens, shape ``(n_tokens, n_hidden)``.
+        """
         return self.value(values_t) + self.gene(gene_ids_t)

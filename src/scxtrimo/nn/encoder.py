@@ -87,6 +87,15 @@ class EncoderLayer(nn.Module):
     dropout
         Dropout on the output of each part. Attention weights are never dropped: that would
         force the slow attention kernels.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import CellBoundaries, EncoderLayer
+    >>> layer = EncoderLayer(n_hidden=8, n_heads=2)
+    >>> cells = CellBoundaries.of(torch.tensor([0, 2, 5], dtype=torch.int32))
+    >>> layer(torch.randn(5, 8), cells).shape
+    torch.Size([5, 8])
     """
 
     def __init__(
@@ -109,7 +118,19 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
-        """Return the tokens after one layer, shape ``(n_tokens, n_hidden)``."""
+        """Let the tokens of every cell attend to each other.
+
+        Parameters
+        ----------
+        x_td
+            Tokens of all cells, shape ``(n_tokens, n_hidden)``.
+        cells
+            Boundaries of the cells.
+
+        Returns
+        -------
+        Tokens after the layer, of the same shape.
+        """
         before = self._compiled.get("before", EncoderLayer._before_attention)
         after = self._compiled.get("after", EncoderLayer._after_attention)
         q, k, v = before(self, x_td)
@@ -164,6 +185,14 @@ class Encoder(nn.Module):
     -----
     Gong et al. 2023, section 3.3: the encoder "only focuses on the non-zero and non-masked"
     genes, so its cost does not depend on the number of genes in the panel.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import Encoder
+    >>> encoder = Encoder(n_layers=2, n_hidden=8, n_heads=2)
+    >>> encoder(torch.randn(5, 8), torch.tensor([0, 2, 5], dtype=torch.int32)).shape
+    torch.Size([5, 8])
     """
 
     def __init__(
@@ -184,7 +213,19 @@ class Encoder(nn.Module):
         self.recompute = False
 
     def forward(self, x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Encode the tokens of all cells; the shape stays ``(n_tokens, n_hidden)``."""
+        """Encode the tokens of all cells.
+
+        Parameters
+        ----------
+        x_td
+            Tokens, shape ``(n_tokens, n_hidden)``.
+        cu_seqlens
+            Cell boundaries, int32, shape ``(n_cells + 1,)``.
+
+        Returns
+        -------
+        Encoded tokens, of the same shape.
+        """
         cells = CellBoundaries.of(cu_seqlens)
         if torch.is_grad_enabled() and self._has_gradients(x_td):
             return self._encode(x_td, cells)

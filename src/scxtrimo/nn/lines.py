@@ -36,6 +36,20 @@ class LineTower(nn.Module):
     -----
     Single cells have tokens of their expressed genes only (Gong et al. 2023). In bulk a zero is a
     measurement, so that it has a token; genes that a panel lacks have none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import LineTower
+    >>> tower = LineTower(n_genes=10, n_hidden=8, n_layers=1, n_heads=2, n_bins=10, n_out=16)
+    >>> lines = {
+    ...     "values_t": torch.randn(20),
+    ...     "gene_ids_t": torch.arange(10).repeat(2),
+    ...     "cu_seqlens": torch.tensor([0, 10, 20], dtype=torch.int32),
+    ...     "known_l": torch.tensor([-1, -1]),
+    ... }
+    >>> tower(lines).shape
+    torch.Size([2, 16])
     """
 
     def __init__(
@@ -60,13 +74,17 @@ class LineTower(nn.Module):
         self.memory = nn.Embedding(n_lines, n_out) if n_lines else None
 
     def forward(self, lines: dict[str, Tensor]) -> Tensor:
-        """Return the vectors of lines, ``(n_lines, n_out)``.
+        """Return the vectors of lines.
 
         Parameters
         ----------
         lines
             ``values_t``, standardised expression; ``gene_ids_t``, int64; ``cu_seqlens``, the
             boundaries of the lines, int32; ``known_l``, places in the memory, -1 for new lines.
+
+        Returns
+        -------
+        Tensor of shape ``(n_lines, n_out)``.
         """
         values_t, genes_t, cu_seqlens = lines["values_t"], lines["gene_ids_t"], lines["cu_seqlens"]
         linear_td = values_t[:, None] * self.tokens.gene(genes_t)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .design import Design, Prediction
+
 MAX_FITTED = 500
 MAX_BINS = 6
 N_ROUNDS = 3
@@ -17,56 +19,6 @@ COMBINATION_WEIGHT = 1.0
 SCALE_WIDTH = 2.0
 MIN_VARIANCE = 1e-6
 JITTER = 1e-6
-
-
-class Design(NamedTuple):
-    """What is perturbed in which population of cells, one row per group of cells.
-
-    Parameters
-    ----------
-    targets_gt
-        Which of the known targets are perturbed, 0 or 1, shape ``(n_groups, n_targets)``.
-    n_targets_g
-        How many genes are perturbed, known or not, shape ``(n_groups,)``.
-    features_gf
-        Sum of the features of the perturbed genes, shape ``(n_groups, n_features)``.
-    similarity_gp
-        Similarity of the population to those of the training, from 0 to 1, shape
-        ``(n_groups, n_populations)``.
-    population_g
-        Which of the populations of the training it is, int64; -1 for another one.
-    n_controls_g
-        Control cells of the population.
-    """
-
-    targets_gt: Tensor
-    n_targets_g: Tensor
-    features_gf: Tensor
-    similarity_gp: Tensor
-    population_g: Tensor
-    n_controls_g: Tensor
-
-    def rows(self, index: Tensor) -> Design:
-        """Return some of the groups."""
-        return Design(*(part[index] for part in self))
-
-
-class Prediction(NamedTuple):
-    """Effects, in units of the standard deviation of a gene between cells.
-
-    Parameters
-    ----------
-    mean_gn, variance_gn
-        Mean and variance of the differences to the control cells that were measured, shape
-        ``(n_groups, n_genes)``.
-    effect_gn, effect_variance_gn
-        Mean and variance of the effects themselves: the control cells have noise too.
-    """
-
-    mean_gn: Tensor
-    variance_gn: Tensor
-    effect_gn: Tensor
-    effect_variance_gn: Tensor
 
 
 class _Solution(NamedTuple):
@@ -110,6 +62,24 @@ class MixedEffects(nn.Module):
         Sizes of the training data.
     feature_blocks
         Numbers of features of targets that share a variance.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import Design, MixedEffects
+    >>> targets = torch.eye(3)  # three genes, each perturbed alone, in one population of cells
+    >>> nothing, ones = torch.zeros(3, 0), torch.ones(3)
+    >>> design = Design(targets, ones, nothing, ones[:, None], torch.zeros(3).long(), 100 * ones)
+    >>> model = MixedEffects(n_groups=3, n_targets=3, n_populations=1, n_genes=50)
+    >>> model.set(design, effects_gn=torch.randn(3, 50), n_cells_g=50 * ones)
+    >>> model.fit(n_steps=5)
+    >>> model.predict(design).effect_gn.shape, model.target_effects(design).shape
+    (torch.Size([3, 50]), torch.Size([3, 50]))
+    >>> model.is_trained(design)
+    tensor([True, True, True])
+    >>> held_out = model.without(torch.tensor([True, True, False]))
+    >>> len(held_out.design.n_targets_g)
+    2
     """
 
     targets_gt: Tensor
@@ -264,6 +234,10 @@ class MixedEffects(nn.Module):
         ----------
         keep_g
             Groups that it has seen, bool, shape ``(n_groups,)``.
+
+        Returns
+        -------
+        The model; this one stays as it is.
         """
         kept = torch.nonzero(keep_g)[:, 0]
         sizes = (self.targets_gt.shape[1], self.similarity_gp.shape[1], self.effects_gn.shape[1])
@@ -282,6 +256,10 @@ class MixedEffects(nn.Module):
         ----------
         design
             The groups to predict, the same in every population or not.
+
+        Returns
+        -------
+        Means and variances, float32.
         """
         solution, scale_n = self._solution(), self.gene_scale.double()
         signal_qi = self._covariance_with(design) @ solution.basis_gi
@@ -305,7 +283,17 @@ class MixedEffects(nn.Module):
         )
 
     def is_trained(self, design: Design) -> Tensor:
-        """Return which groups are among those of the training, bool."""
+        """Return which groups are among those of the training.
+
+        Parameters
+        ----------
+        design
+            The groups to look for.
+
+        Returns
+        -------
+        bool, shape ``(n_groups,)``.
+        """
         same_size = design.n_targets_g[:, None] == self.n_targets_g[None]
         same = (design.targets_gt @ self.targets_gt.T == self.n_targets_g[None]) & same_size
         return (same & (design.population_g[:, None] == self.population_g[None])).any(dim=1)

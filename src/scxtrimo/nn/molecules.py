@@ -24,6 +24,12 @@ class MoleculeWidths(NamedTuple):
         Bits of a fingerprint, which are the first features of a drug.
     n_features
         All features of a drug.
+
+    Examples
+    --------
+    >>> from scxtrimo.nn import MoleculeWidths
+    >>> MoleculeWidths(n_atom=30, n_bond=8, n_fingerprint=1024, n_features=1034).n_features
+    1034
     """
 
     n_atom: int
@@ -49,6 +55,17 @@ class MoleculeAttention(nn.Module):
     Notes
     -----
     GATv2 of PyTorch Geometric. DeepDDS :cite:p:`Wang2021` reads atoms with graph attention too.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import MoleculeAttention, MoleculeWidths
+    >>> widths = MoleculeWidths(n_atom=4, n_bond=2, n_fingerprint=16, n_features=20)
+    >>> attention = MoleculeAttention(widths, n_hidden=8, n_layers=1, n_out=16)
+    >>> atoms = torch.randn(3, 4)  # two in one molecule, one in another
+    >>> bonds, molecule_of = torch.tensor([[0, 1], [1, 0]]), torch.tensor([0, 0, 1])
+    >>> attention(atoms, bonds, torch.randn(2, 2), molecule_of, n_molecules=2).shape
+    torch.Size([2, 16])
     """
 
     def __init__(self, widths: MoleculeWidths, n_hidden: int, n_layers: int, n_out: int) -> None:
@@ -72,7 +89,25 @@ class MoleculeAttention(nn.Module):
         molecule_of_a: Tensor,
         n_molecules: int,
     ) -> Tensor:
-        """Return one vector per molecule, ``(n_molecules, n_out)``."""
+        """Return one vector per molecule.
+
+        Parameters
+        ----------
+        atoms_af
+            Features of the atoms of all molecules, shape ``(n_atoms, n_atom_features)``.
+        bonds_2e
+            Atoms that are bound, each bond in both directions, int64, shape ``(2, n_bonds)``.
+        bonds_ef
+            Features of the bonds, shape ``(n_bonds, n_bond_features)``.
+        molecule_of_a
+            Molecule of every atom, in increasing order, int64, shape ``(n_atoms,)``.
+        n_molecules
+            Number of molecules.
+
+        Returns
+        -------
+        Tensor of shape ``(n_molecules, n_out)``.
+        """
         x_ad = self.embed(atoms_af)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x_ad = x_ad + F.gelu(layer(norm(x_ad), bonds_2e, bonds_ef))
@@ -104,6 +139,16 @@ class DrugTower(nn.Module):
         How often the memory of a drug is left out in training.
     dropout
         Dropout of the fingerprint.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import DrugTower, MoleculeWidths
+    >>> widths = MoleculeWidths(n_atom=4, n_bond=2, n_fingerprint=16, n_features=20)
+    >>> tower = DrugTower(n_drugs=5, widths=widths, n_hidden=8, reads_graph=False)
+    >>> drugs = {"features_df": torch.randn(2, 20), "known_d": torch.tensor([3, -1])}
+    >>> tower(drugs).shape
+    torch.Size([2, 8])
     """
 
     feature_mean: Tensor
@@ -141,12 +186,18 @@ class DrugTower(nn.Module):
         self.register_buffer("feature_scale", torch.zeros(widths.n_features))
 
     def forward(self, drugs: dict[str, Tensor]) -> Tensor:
-        """Return the vectors of drugs, ``(n_drugs, n_hidden)``.
+        """Return the vectors of drugs.
 
         Parameters
         ----------
         drugs
-            Collated molecules, and ``known_d``, their places in the memory, -1 for new drugs.
+            ``features_df``, float32, shape ``(n_drugs, n_features)``; ``known_d``, their places in
+            the memory, int64, -1 for new drugs; and, if graphs are read, what
+            :meth:`MoleculeAttention.forward` takes.
+
+        Returns
+        -------
+        Tensor of shape ``(n_drugs, n_hidden)``.
         """
         known_d = drugs["known_d"]
         is_known_d = known_d >= 0

@@ -94,6 +94,17 @@ class FavorAttention(nn.Module):
         Number and width of the heads.
     seed
         Seed of the random features.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import FavorAttention
+    >>> attention = FavorAttention(n_hidden=8, n_heads=2, head_width=4)
+    >>> genes = torch.randn(100, 8)
+    >>> sums = [attention.sum_keys(part) for part in genes.split(50)]
+    >>> attention(genes[:5], *attention.summarize(sums, n_genes=100)).shape
+    torch.Size([5, 8])
+    >>> attention.redraw(seed=1)
     """
 
     features: Tensor
@@ -108,7 +119,13 @@ class FavorAttention(nn.Module):
         self.redraw(seed)
 
     def redraw(self, seed: int) -> None:
-        """Draw other random features."""
+        """Draw other random features.
+
+        Parameters
+        ----------
+        seed
+            Their seed.
+        """
         generator = torch.Generator().manual_seed(seed)
         n_features, head_width = self.features.shape
         self.features.copy_(orthogonal_features(n_features, head_width, generator))
@@ -121,7 +138,18 @@ class FavorAttention(nn.Module):
         return projected.view(len(x_gd), n, self.n_heads, -1).permute(1, 2, 0, 3)
 
     def sum_keys(self, x_gd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sum over some genes what :meth:`summarize` puts together."""
+        """Sum over some genes what :meth:`summarize` puts together.
+
+        Parameters
+        ----------
+        x_gd
+            Some genes of a cell, shape ``(n_genes, n_hidden)``.
+
+        Returns
+        -------
+        Sums over the genes: of keys times values, of keys and of values, each for every head; and
+        the stabiliser.
+        """
         k, v = self._project(x_gd, 1, 2)
         # Exponentials of scores in bfloat16 would be off by several per cent.
         with torch.autocast(x_gd.device.type, enabled=False):
@@ -154,7 +182,19 @@ class FavorAttention(nn.Module):
         return context_hme, (normalizer_hm + EPSILON * n_genes)[..., None]
 
     def forward(self, x_qd: Tensor, context_hme: Tensor, normalizer_hm1: Tensor) -> Tensor:
-        """Let genes attend to a cell's summary; the shape ``(n_queries, n_hidden)`` stays."""
+        """Let genes attend to a cell's summary.
+
+        Parameters
+        ----------
+        x_qd
+            The genes, shape ``(n_queries, n_hidden)``.
+        context_hme, normalizer_hm1
+            What :meth:`summarize` returned for the cell.
+
+        Returns
+        -------
+        Tensor of shape ``(n_queries, n_hidden)``.
+        """
         (q,) = self._project(x_qd, 0, 1)
         with torch.autocast(x_qd.device.type, enabled=False):
             q_hgm = (
@@ -172,6 +212,14 @@ class PerformerLayer(nn.Module):
     ----------
     n_hidden, n_heads, head_width, seed
         See :class:`FavorAttention`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import PerformerLayer
+    >>> layer = PerformerLayer(n_hidden=8, n_heads=2, head_width=4)
+    >>> layer(torch.randn(100, 8), rows_q=torch.tensor([3, 99])).shape
+    torch.Size([2, 8])
     """
 
     def __init__(self, n_hidden: int, n_heads: int, head_width: int, seed: int = 0) -> None:
@@ -217,6 +265,15 @@ class Performer(nn.Module):
         Number of layers.
     n_hidden, n_heads, head_width, seed
         See :class:`FavorAttention`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import Performer
+    >>> performer = Performer(n_layers=2, n_hidden=8, n_heads=2, head_width=4)
+    >>> performer(torch.randn(100, 8)).shape
+    torch.Size([100, 8])
+    >>> performer.redraw(seed=1)
     """
 
     def __init__(
@@ -229,13 +286,31 @@ class Performer(nn.Module):
         self.norm = nn.LayerNorm(n_hidden)
 
     def redraw(self, seed: int) -> None:
-        """Draw other random features in every layer."""
+        """Draw other random features in every layer.
+
+        Parameters
+        ----------
+        seed
+            Their seed; layers differ.
+        """
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, PerformerLayer)
             layer.attention.redraw(seed + i)
 
     def forward(self, x_gd: Tensor, rows_q: Tensor | None = None) -> Tensor:
-        """Transform the genes of one cell; the last layer is evaluated only at ``rows_q``."""
+        """Transform the genes of one cell.
+
+        Parameters
+        ----------
+        x_gd
+            All genes of the cell, shape ``(n_genes, n_hidden)``.
+        rows_q
+            Where to evaluate the last layer; by default everywhere.
+
+        Returns
+        -------
+        Tensor of shape ``(n_genes, n_hidden)``, or ``(n_queries, n_hidden)``.
+        """
         for layer in self.layers[:-1]:
             x_gd = layer(x_gd)
         return self.norm(self.layers[-1](x_gd, rows_q))

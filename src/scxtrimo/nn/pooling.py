@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .ragged import drop_first_tokens, max_per_cell, mean_per_cell
 
 if TYPE_CHECKING:
-    from .decoder import EncodedCells
+    from .encoded import EncodedCells
 
 POOLS = ("all", "max", "mean", "s", "t")
 
@@ -26,6 +26,14 @@ class CellPooling(nn.Module):
         Width of the inner layer.
     n_latent
         Dimensions of the cell vector.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import CellPooling
+    >>> pooling = CellPooling(n_hidden=8, n_pool=16, n_latent=4)
+    >>> pooling(torch.randn(5, 8), torch.tensor([0, 2, 5])).shape
+    torch.Size([2, 4])
     """
 
     def __init__(self, n_hidden: int, n_pool: int, n_latent: int) -> None:
@@ -35,7 +43,19 @@ class CellPooling(nn.Module):
         )
 
     def forward(self, tokens_td: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Return ``(n_cells, n_latent)`` from the cell token, mean and maximum of all tokens."""
+        """Summarise cell token, mean and maximum of all tokens.
+
+        Parameters
+        ----------
+        tokens_td
+            Encoded tokens, that of the cell first, shape ``(n_tokens, n_hidden)``.
+        cu_seqlens
+            Cell boundaries, shape ``(n_cells + 1,)``.
+
+        Returns
+        -------
+        Cell vectors, shape ``(n_cells, n_latent)``.
+        """
         summary = [
             tokens_td.index_select(0, cu_seqlens[:-1]),
             mean_per_cell(tokens_td, cu_seqlens),
@@ -61,6 +81,17 @@ def pool_tokens(cells: EncodedCells, pool: str, n_special: int) -> Tensor:
     Returns
     -------
     Tensor of shape ``(n_cells, n_hidden)``; ``(n_cells, 4 * n_hidden)`` for ``"all"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import XTrimoGeneNet, pool_tokens
+    >>> net = XTrimoGeneNet(n_genes=10)
+    >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
+    >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+    >>> cells = net.encode(counts, gene_ids, cu_seqlens, library_size_c=torch.tensor([1.0, 5.0]))
+    >>> pool_tokens(cells, "mean", n_special=1).shape
+    torch.Size([2, 64])
     """
     tokens_td, cu_seqlens = cells.tokens_td, cells.cu_seqlens
     first_c = cu_seqlens[:-1].long()

@@ -18,13 +18,23 @@ from torch import Tensor
 class CellBoundaries(NamedTuple):
     """Where the cells of a ragged batch begin and end, on the device and on the host.
 
-    Attributes
+    Parameters
     ----------
     cu_seqlens
         Boundaries, int32, shape ``(n_cells + 1,)``.
     lengths
         Number of tokens of every cell. Reading it from a GPU waits for all work before it, so
         that all layers share it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import CellBoundaries
+    >>> cells = CellBoundaries.of(torch.tensor([0, 2, 5], dtype=torch.int32))
+    >>> cells.lengths, cells.max_length
+    ([2, 3], 3)
+    >>> [group.lengths for group in cells.groups(max_tokens=4)]
+    [[2], [3]]
     """
 
     cu_seqlens: Tensor
@@ -32,7 +42,17 @@ class CellBoundaries(NamedTuple):
 
     @classmethod
     def of(cls, cu_seqlens: Tensor) -> CellBoundaries:
-        """Read the lengths of the cells."""
+        """Read the lengths of the cells.
+
+        Parameters
+        ----------
+        cu_seqlens
+            Boundaries, shape ``(n_cells + 1,)``.
+
+        Returns
+        -------
+        The boundaries, with the lengths.
+        """
         return cls(cu_seqlens, lengths_of(cu_seqlens).tolist())
 
     @property
@@ -41,7 +61,17 @@ class CellBoundaries(NamedTuple):
         return max(self.lengths)
 
     def groups(self, max_tokens: int) -> list[CellBoundaries]:
-        """Divide the batch into runs of cells with at most so many tokens, or a single cell."""
+        """Divide the batch into runs of cells.
+
+        Parameters
+        ----------
+        max_tokens
+            How many tokens a run may have; a longer cell makes a run of its own.
+
+        Returns
+        -------
+        The boundaries of the cells of each run, from 0 on.
+        """
         ends, n_tokens = [0], 0
         for cell, length in enumerate(self.lengths):
             if n_tokens and n_tokens + length > max_tokens:

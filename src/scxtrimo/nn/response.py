@@ -65,6 +65,14 @@ class ResponseHead(nn.Module):
         Width of the vectors of drugs and lines.
     dropout
         Dropout before every layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import ResponseHead
+    >>> head = ResponseHead(n_members=4, n_drugs=2, n_hidden=8, dropout=0.1)
+    >>> head(drugs_ndh=torch.randn(5, 2, 8), lines_nh=torch.randn(5, 8)).shape
+    torch.Size([4, 5])
     """
 
     def __init__(self, n_members: int, n_drugs: int, n_hidden: int, dropout: float) -> None:
@@ -77,7 +85,19 @@ class ResponseHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, drugs_ndh: Tensor, lines_nh: Tensor) -> Tensor:
-        """Return predictions of every member, ``(n_members, n_rows)``."""
+        """Predict every row with every member.
+
+        Parameters
+        ----------
+        drugs_ndh
+            Vectors of the drugs, shape ``(n_rows, n_drugs, n_hidden)``.
+        lines_nh
+            Vectors of the lines, shape ``(n_rows, n_hidden)``.
+
+        Returns
+        -------
+        Predictions, shape ``(n_members, n_rows)``.
+        """
         together_nh = drugs_ndh.sum(1) * lines_nh
         x_nd = torch.cat([join_drugs(drugs_ndh), lines_nh, together_nh], dim=1)
         x_knd = self.dropout(x_nd[None] * self.scale)

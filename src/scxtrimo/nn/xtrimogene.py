@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from .decoder import (
     BottleneckDecoder,
     CrossAttentionDecoder,
-    EncodedCells,
-    HiddenGenes,
     PerformerDecoder,
 )
 from .embedding import TokenEmbedding, normalize_counts
+from .encoded import EncodedCells, HiddenGenes
 from .encoder import Activation, Encoder
 from .pooling import CellPooling, pool_tokens
 from .ragged import prepend_tokens, to_tokens
@@ -60,6 +59,20 @@ class XTrimoGeneNet(nn.Module):
     -----
     Gong et al. 2023, figure 1; Hao et al. 2024 for T and S. The cell token and the bottleneck and
     cross-attention decoders are ours.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scxtrimo.nn import XTrimoGeneNet
+    >>> net = XTrimoGeneNet(n_genes=10)
+    >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
+    >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+    >>> cells = net.encode(counts, gene_ids, cu_seqlens, library_size_c=torch.tensor([1.0, 5.0]))
+    >>> cells.latent_cz.shape, net.gene_embeddings.shape
+    (torch.Size([2, 32]), torch.Size([10, 64]))
+    >>> queried, cu_queries = torch.tensor([1, 2, 3, 1]), torch.tensor([0, 3, 4])
+    >>> net.imputation(cells, net.gene_embeddings, queried, cu_queries).shape
+    torch.Size([4])
     """
 
     def __init__(
@@ -149,6 +162,23 @@ class XTrimoGeneNet(nn.Module):
         Returns
         -------
         The encoded cells. Only their ``covariates_ck`` depends on ``categories_cv``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from scxtrimo.nn import XTrimoGeneNet
+        >>> net = XTrimoGeneNet(n_genes=10, read_depth_aware=True)
+        >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
+        >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+        >>> cells = net.encode(
+        ...     counts,
+        ...     gene_ids,
+        ...     cu_seqlens,
+        ...     library_size_c=torch.tensor([1.0, 5.0]),
+        ...     depths_cd=torch.tensor([[4.0, 3.0], [4.0, 3.0]]),
+        ... )
+        >>> cells.gene_ids_t  # cell, T and S come first
+        tensor([-1, 10, 11,  0, -1, 10, 11,  4,  9])
         """
         x_td, cu_seqlens, ids_t = self.embed(
             counts_t, gene_ids_t, cu_seqlens, library_size_c, depths_cd, scale
@@ -214,6 +244,24 @@ class XTrimoGeneNet(nn.Module):
             What to put in place of the values: NaN for the mask, or a log-normalised value.
         gene_ids_t, cu_seqlens
             Positions of the masked genes and boundaries of the cells.
+
+        Returns
+        -------
+        The cells with ``hidden``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from scxtrimo.nn import XTrimoGeneNet
+        >>> net = XTrimoGeneNet(n_genes=10, imputation_decoder="performer")
+        >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
+        >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+        >>> library_size = torch.tensor([1.0, 5.0])
+        >>> cells = net.encode(counts, gene_ids, cu_seqlens, library_size)
+        >>> mask, masked_genes = torch.full((2,), torch.nan), torch.tensor([7, 8])
+        >>> cells = net.hide(cells, mask, masked_genes, torch.tensor([0, 1, 2]))
+        >>> cells.hidden.gene_ids_t
+        tensor([7, 8])
         """
         assert isinstance(self.imputation, PerformerDecoder)
         known_td = self.embedding.value(values_t.nan_to_num(0.0))

@@ -230,12 +230,16 @@ class PretrainConfig:
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike) -> PretrainConfig:
-        """Read a configuration.
+        r"""Read a configuration.
 
         Parameters
         ----------
         path
             A YAML file with the fields of this class, nested as they are.
+
+        Returns
+        -------
+        The configuration, checked.
 
         Raises
         ------
@@ -244,6 +248,14 @@ class PretrainConfig:
         ValueError
             If it is no YAML, or a field is unknown, missing or of another type; the message names
             it.
+
+        Examples
+        --------
+        >>> from pathlib import Path
+        >>> from scxtrimo import PretrainConfig
+        >>> _ = Path("run.yaml").write_text("out: run\nepochs: 2\ndata: {store: cells.zarr}\n")
+        >>> PretrainConfig.from_yaml("run.yaml").data.store
+        'cells.zarr'
         """
         path = Path(path)
         if not path.is_file():
@@ -257,7 +269,19 @@ class PretrainConfig:
         return from_dict(cls, stored, str(path))
 
     def to_yaml(self) -> str:
-        """Return the configuration as YAML that :meth:`from_yaml` reads."""
+        """Write the configuration as :meth:`from_yaml` reads it.
+
+        Returns
+        -------
+        YAML.
+
+        Examples
+        --------
+        >>> from scxtrimo import DataConfig, PretrainConfig
+        >>> config = PretrainConfig(DataConfig("cells.zarr"), out="run", size="3m", epochs=2)
+        >>> "size: 3m" in config.to_yaml()
+        True
+        """
         return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
 
 

@@ -55,9 +55,13 @@ def embed_store(
 
     Examples
     --------
-    >>> scxtrimo.pretraining.embed_store(model, "cells.zarr", "embedding.zarr")  # doctest: +SKIP
-    200_000
-    >>> part = anndata.read_zarr("embedding.zarr/train/dataset_0")  # doctest: +SKIP
+    >>> import anndata
+    >>> import scxtrimo
+    >>> scxtrimo.pretraining.embed_store(model, "cells.zarr", "embedding.zarr")
+    700
+    >>> part = anndata.io.read_zarr("embedding.zarr/train/dataset_0")
+    >>> part.obsm["X_xtrimo"].shape
+    (671, 32)
     """
     out = Path(out)
     if out.exists():

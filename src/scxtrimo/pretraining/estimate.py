@@ -44,6 +44,8 @@ class DryRun:
         What is kept of a batch for the backward pass.
     seconds_per_step
         Median of the measured steps of the optimiser, reading included.
+    cells_per_step
+        Cells of a step, over all devices.
     n_steps, epochs
         Length of the run.
     device, n_devices, precision
@@ -53,7 +55,12 @@ class DryRun:
 
     Examples
     --------
-    >>> print(scxtrimo.pretrain("run.yaml", dry_run=True))  # doctest: +SKIP
+    >>> import scxtrimo
+    >>> data = scxtrimo.DataConfig("cells.zarr")
+    >>> config = scxtrimo.PretrainConfig(data, out="run", size="tiny", epochs=1)
+    >>> estimate = scxtrimo.pretrain(config, dry_run=True)
+    >>> estimate.n_cells, estimate.n_genes, estimate.hours > 0
+    (671, 765, True)
     """
 
     size: str

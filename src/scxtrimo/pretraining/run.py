@@ -99,10 +99,16 @@ def pretrain(
 
     Examples
     --------
+    >>> import scxtrimo
     >>> config = scxtrimo.PretrainConfig(
-    ...     scxtrimo.DataConfig("cells.zarr"), out="run", size="3m", epochs=2
-    ... )  # doctest: +SKIP
-    >>> model = scxtrimo.pretrain(config)  # doctest: +SKIP
+    ...     scxtrimo.DataConfig("cells.zarr"),
+    ...     out="run",
+    ...     size="tiny",
+    ...     epochs=1,
+    ...     record=scxtrimo.RecordConfig(progress_bar=False),
+    ... )
+    >>> model = scxtrimo.pretrain(config)
+    >>> adata.obsm["X_xtrimo"] = model.get_latent_representation(adata)
     """
     require_annbatch()
     if not isinstance(config, PretrainConfig):

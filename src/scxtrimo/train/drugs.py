@@ -43,6 +43,17 @@ class DrugTraining:
         Rows after which an epoch ends; of a larger screen, an epoch sees a part drawn at random.
     patience
         Epochs without a better validation loss after which training stops.
+
+    Raises
+    ------
+    ValueError
+        If a field has an impossible value.
+
+    Examples
+    --------
+    >>> from scxtrimo.train import DrugTraining
+    >>> DrugTraining(batch_size=512).max_epochs
+    20
     """
 
     max_epochs: int = 20

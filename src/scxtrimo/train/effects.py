@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..module.effects import ELSEWHERE, HERE, NEVER, EffectModel, NetInputs, Query
+from ..module import EffectModel, NetInputs, Query
+from ..module.effect_data import ELSEWHERE, HERE, NEVER
 from ..nn import EffectNet
 from .leaving_out import LeftOut, condition_of_group, folds_of, leave_out, n_rounds
 
@@ -34,6 +35,17 @@ class EffectsConfig:
         Training of this network with AdamW.
     groups_per_step, genes_per_step
         Its batches.
+
+    Raises
+    ------
+    ValueError
+        If a field has an impossible value.
+
+    Examples
+    --------
+    >>> from scxtrimo.train import EffectsConfig
+    >>> EffectsConfig(correct=False).n_folds
+    5
     """
 
     n_folds: int = 5

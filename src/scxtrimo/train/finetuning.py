@@ -42,8 +42,11 @@ class FinetuningConfig:
 
     Examples
     --------
-    >>> FinetuningConfig(freeze="all_but_last_1", layer_decay=0.8).freeze
-    'all_but_last_1'
+    >>> from scxtrimo.train import FinetuningConfig
+    >>> finetuning = FinetuningConfig(freeze="all_but_last_1", layer_decay=0.8)
+    >>> finetuning.check(n_layers=4)
+    >>> finetuning.n_trained_layers(4)
+    1
     """
 
     freeze: str | None = None
@@ -91,7 +94,22 @@ class FinetuningConfig:
             )
 
     def n_trained_layers(self, n_layers: int) -> int:
-        """Return how many layers of the encoder are trained, from the last."""
+        """Count the layers of the encoder that are trained, from the last.
+
+        Parameters
+        ----------
+        n_layers
+            Layers of the encoder.
+
+        Returns
+        -------
+        Their number.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer layers than are to be trained.
+        """
         if self.freeze is None:
             return n_layers
         match = ALL_BUT_LAST.fullmatch(self.freeze)

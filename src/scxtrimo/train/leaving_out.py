@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..module.effects import EffectModel, NetInputs, Query
+from ..module import EffectModel, NetInputs, Query
 from ..nn import Prediction
 
 MAX_ENTRIES = 6_000_000

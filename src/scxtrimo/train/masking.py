@@ -87,8 +87,13 @@ class MaskingConfig:
         30% of the expressed and 3% of the unexpressed genes, all of them targets; 80% of them
         replaced by the mask and 10% by another value.
 
+        Returns
+        -------
+        The configuration.
+
         Examples
         --------
+        >>> from scxtrimo.train import MaskingConfig
         >>> MaskingConfig.published().zero_rate
         0.03
         """
@@ -126,6 +131,17 @@ def mask_batch(
     ``target_gene_ids``, ``target_weights`` and ``target_cu_seqlens``; and for all that are
     masked, what a decoder over all genes is told, ``hidden_values`` (NaN for the mask),
     ``hidden_gene_ids`` and ``hidden_cu_seqlens``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scxtrimo.train import MaskingConfig, mask_batch, ragged_batch
+    >>> batch = ragged_batch(adata.X, np.arange(8))  # of adata, all genes
+    >>> masked = mask_batch(batch, MaskingConfig(), n_genes=adata.n_vars, seed=0, epoch=0)
+    >>> bool(masked["visible"].all())
+    False
+    >>> masked["target_counts"].shape == masked["target_gene_ids"].shape
+    True
     """
     gene_ids, cu_seqlens = batch["gene_ids"], batch["cu_seqlens"]
     input_counts_t = batch.get("input_counts", batch["counts"])

@@ -40,8 +40,10 @@ class OptimizerConfig:
 
     Examples
     --------
-    >>> OptimizerConfig(lr=3e-4).lr
-    0.0003
+    >>> from scxtrimo.train import OptimizerConfig
+    >>> optimizer = OptimizerConfig(lr=3e-4)
+    >>> optimizer.lr_fraction(step=50, n_steps=800), optimizer.lr_fraction(800, 800)
+    (1.0, 0.0)
     """
 
     lr: float = 1e-3
@@ -57,7 +59,19 @@ class OptimizerConfig:
             raise ValueError("weight_decay and warmup_steps must not be negative.")
 
     def lr_fraction(self, step: int, n_steps: int) -> float:
-        """Return the learning rate at ``step`` as a fraction of the peak."""
+        """Return the learning rate of a step.
+
+        Parameters
+        ----------
+        step
+            The step, from 0.
+        n_steps
+            Number of all steps.
+
+        Returns
+        -------
+        Fraction of the peak, from 0 to 1.
+        """
         warmup = min(self.warmup_steps, n_steps // 10)
         if step < warmup:
             return (step + 1) / (warmup + 1)

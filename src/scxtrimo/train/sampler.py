@@ -29,8 +29,14 @@ class EpochShuffler(Sampler[list[int]]):
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from scxtrimo.train import EpochShuffler
     >>> list(EpochShuffler(np.arange(5), batch_size=2, seed=0, shuffle=False))
     [[0, 1], [2, 3], [4]]
+    >>> sampler = EpochShuffler(np.arange(5), batch_size=2, seed=0)
+    >>> sampler.set_epoch(1)
+    >>> sorted(sum(sampler, []))
+    [0, 1, 2, 3, 4]
     """
 
     def __init__(self, rows: np.ndarray, batch_size: int, seed: int, shuffle: bool = True) -> None:
@@ -41,7 +47,13 @@ class EpochShuffler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next epoch."""
+        """Choose the order of the next epoch.
+
+        Parameters
+        ----------
+        epoch
+            Its number.
+        """
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -77,6 +89,8 @@ class TokenBudgetShuffler(EpochShuffler):
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from scxtrimo.train import TokenBudgetShuffler
     >>> n_tokens = np.array([500, 900, 400, 600, 700])
     >>> sampler = TokenBudgetShuffler(np.arange(5), n_tokens, 2000, seed=0, shuffle=False)
     >>> list(sampler)

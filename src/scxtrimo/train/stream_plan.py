@@ -22,6 +22,14 @@ class Window:
         How many batches they make.
     key
         Seed of their order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scxtrimo.train import Window
+    >>> window = Window([slice(0, 4), slice(8, 12)], n_batches=2, key=(0,))
+    >>> window.n_cells, window.batches(np.full(8, 500), by_tokens=False, shuffle=False)
+    (8, [array([0, 1, 2, 3]), array([4, 5, 6, 7])])
     """
 
     slices: list[slice]
@@ -92,9 +100,13 @@ class StreamPlan:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from scxtrimo.train import StreamPlan
     >>> plan = StreamPlan(np.full(1000, 500), batch_size=64, n_lanes=2)
-    >>> plan.n_steps
-    8
+    >>> plan.n_steps, plan.cells_per_step
+    (8, 125.0)
+    >>> sum(window.n_cells for lane in (0, 1) for window in plan.windows(epoch=0, lane=lane))
+    1000
     """
 
     def __init__(
@@ -146,7 +158,17 @@ class StreamPlan:
         return len(self.n_tokens) / self.n_steps
 
     def windows(self, epoch: int, lane: int) -> Iterator[Window]:
-        """Iterate over what a lane reads in an epoch."""
+        """Iterate over what a lane reads in an epoch.
+
+        Parameters
+        ----------
+        epoch, lane
+            Their numbers, from 0.
+
+        Yields
+        ------
+        One window after the other.
+        """
         chunks = np.arange(self.n_chunks)
         if self.shuffle:
             chunks = np.random.default_rng((self.seed, epoch)).permutation(chunks)

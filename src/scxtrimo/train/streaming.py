@@ -43,21 +43,34 @@ class StreamLoader:
     pin_memory
         Whether batches go to a GPU.
 
-    Raises
-    ------
-    ValueError
-        If the batches of a step cannot be shared evenly by the processes.
-
     Attributes
     ----------
     n_skipped
         Cells of this process that were left out so far, those of all epochs.
+
+    Raises
+    ------
+    ValueError
+        If the batches of a step cannot be shared evenly by the processes.
 
     Notes
     -----
     Yields dictionaries as :class:`~scxtrimo.data.RaggedDataset` has them, of tensors, with the
     ``epoch`` and ``lane`` of the batch beside. Where it is (:meth:`state_dict`) is the step alone,
     so that another number of processes can go on.
+
+    Examples
+    --------
+    >>> from scxtrimo.data import CellStore
+    >>> from scxtrimo.train import StreamLoader, StreamPlan
+    >>> store = CellStore("cells.zarr")
+    >>> loader = StreamLoader(store, StreamPlan(store.n_tokens, batch_size=64))
+    >>> batch = next(iter(loader))
+    >>> len(batch["library_size"]) <= 64, loader.state_dict()
+    (True, {'step': 1})
+    >>> loader.load_state_dict({"step": 5})
+    >>> len(list(loader)) == loader.n_steps - 5
+    True
     """
 
     def __init__(
@@ -87,11 +100,22 @@ class StreamLoader:
         return self.n_steps * len(self.lanes)
 
     def state_dict(self) -> dict[str, int]:
-        """Return the step that comes next."""
+        """Say where the loader is.
+
+        Returns
+        -------
+        The ``step`` that comes next.
+        """
         return {"step": self.first_step + self.n_yielded // len(self.lanes)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a step."""
+        """Go on from a step.
+
+        Parameters
+        ----------
+        state_dict
+            What :meth:`state_dict` returned.
+        """
         self.first_step, self.n_yielded = state_dict["step"], 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -170,7 +194,7 @@ def _n_cells(slices: list[slice]) -> int:
 def ragged_batch(
     counts: sparse.csr_matrix, place: np.ndarray, cell_ids: np.ndarray | None = None
 ) -> dict[str, Tensor]:
-    """Return some cells as a batch of tensors, see :class:`~scxtrimo.data.RaggedDataset`.
+    """Return some cells as a batch of tensors.
 
     Parameters
     ----------
@@ -180,6 +204,18 @@ def ragged_batch(
         Which rows.
     cell_ids
         What they are called, by default ``place``.
+
+    Returns
+    -------
+    The batch; see :class:`~scxtrimo.data.RaggedDataset`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scxtrimo.train import ragged_batch
+    >>> batch = ragged_batch(adata.X, np.arange(8))  # of adata, all genes
+    >>> batch["library_size"].shape, batch["cell_ids"]
+    (torch.Size([8]), tensor([0, 1, 2, 3, 4, 5, 6, 7]))
     """
     arrays = gather_rows(counts, place)
     totals = np.add.reduceat(arrays["counts"], arrays["cu_seqlens"][:-1], dtype=np.float64)
@@ -205,9 +241,14 @@ class StoreDataModule(pl.LightningDataModule):
 
     Examples
     --------
-    >>> data = StoreDataModule("cells.zarr", batch_size=256)  # doctest: +SKIP
-    >>> next(iter(data.train_dataloader()))["cu_seqlens"].shape  # doctest: +SKIP
-    torch.Size([257])
+    >>> from scxtrimo.train import StoreDataModule
+    >>> data = StoreDataModule("cells.zarr", batch_size=64)
+    >>> data.store.n_cells, data.validation_store.n_cells, data.plan.n_steps
+    (671, 29, 11)
+    >>> data.train_dataloader() is data.train_loader
+    True
+    >>> len(next(iter(data.val_dataloader()))["library_size"])
+    29
     """
 
     def __init__(
@@ -253,11 +294,21 @@ class StoreDataModule(pl.LightningDataModule):
         return self._loader(self.store, self.plan, self.n_steps)
 
     def train_dataloader(self) -> StreamLoader:
-        """Return the batches of this process."""
+        """Return the training batches of this process.
+
+        Returns
+        -------
+        The loader, always the same.
+        """
         return self.train_loader
 
     def val_dataloader(self) -> StreamLoader | list:
-        """Return the held-out cells, in their order; none if they are fewer than processes."""
+        """Return the held-out cells, in their order.
+
+        Returns
+        -------
+        A loader; an empty list if there are fewer cells than processes.
+        """
         if self.validation_store.n_cells < self._process()[1]:
             return []
         plan = StreamPlan(

@@ -44,6 +44,17 @@ def thin_batch(
     Notes
     -----
     Hao et al. 2024, read-depth-aware pretraining.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scxtrimo.train import ragged_batch, thin_batch
+    >>> batch = ragged_batch(adata.X, np.arange(8))  # of adata, all genes
+    >>> thinned = thin_batch(batch, probability=1.0, n_genes=adata.n_vars, seed=0, epoch=0)
+    >>> bool((thinned["input_counts"] <= batch["counts"]).all())
+    True
+    >>> bool((thinned["input_library_size"] < batch["library_size"]).all())
+    True
     """
     key_c, cu_seqlens, counts_t = batch["cell_ids"], batch["cu_seqlens"], batch["counts"]
 
