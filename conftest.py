@@ -34,7 +34,7 @@ def _store(tmp_path_factory):
     import scxtrimo
 
     directory = tmp_path_factory.mktemp("store")
-    scxtrimo.pp.pbmc68k_counts().write_h5ad(directory / "pbmc.h5ad")
+    scxtrimo.datasets.pbmc68k().write_h5ad(directory / "pbmc.h5ad")
     files, out = [directory / "pbmc.h5ad"], directory / "cells.zarr"
     scxtrimo.data.write_store(files, out, min_genes=1, validation_size=0.05)
     return out
@@ -52,7 +52,7 @@ def _example() -> dict:
 
     import scxtrimo
 
-    adata = scxtrimo.pp.pbmc68k_counts()
+    adata = scxtrimo.datasets.pbmc68k()
     scxtrimo.model.XTrimoGene.setup_anndata(adata)
     model = scxtrimo.model.XTrimoGene(adata, size="tiny")
     model.train(max_epochs=1, enable_progress_bar=False)

@@ -34,7 +34,7 @@ def load(
     Without a path these are the cells that come with scanpy.
     """
     if path is None:
-        adata = scxtrimo.pp.pbmc68k_counts()
+        adata = scxtrimo.datasets.pbmc68k()
         labels_key = "bulk_labels"
     else:
         adata = anndata.read_h5ad(path)

@@ -193,7 +193,7 @@ def main() -> None:
     rows = []
     for path in [None] if args.data is None else data_files(args.data):
         name = "pbmc68k_reduced" if path is None else path.stem
-        adata = scxtrimo.pp.pbmc68k_counts() if path is None else anndata.read_h5ad(path)
+        adata = scxtrimo.datasets.pbmc68k() if path is None else anndata.read_h5ad(path)
         adata = AnnData(sparse.csr_matrix(adata.X), var=adata.var[[]].copy())
         if args.quick:
             sc.pp.subsample(adata, n_obs=min(300, adata.n_obs), random_state=0)

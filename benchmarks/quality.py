@@ -140,7 +140,7 @@ def main() -> None:
     args = arguments.parse_args()
     warnings.simplefilter("ignore")
     if args.data is None:
-        adata, name = scxtrimo.pp.pbmc68k_counts(), "pbmc68k_reduced"
+        adata, name = scxtrimo.datasets.pbmc68k(), "pbmc68k_reduced"
     else:
         files = data_files(args.data)
         adata, name = pooled(files), "+".join(path.stem for path in files)

@@ -17,7 +17,7 @@ STATIC = Path(__file__).parent / "_static"
 
 def annotation() -> None:
     """Cross-validated annotation of the bundled cells."""
-    adata = scxtrimo.pp.pbmc68k_counts()
+    adata = scxtrimo.datasets.pbmc68k()
     scxtrimo.model.XTrimoGeneAnnotator.setup_anndata(adata, labels_key="bulk_labels")
     annotator = scxtrimo.model.XTrimoGeneAnnotator(adata, seed=0)
     annotator.train()

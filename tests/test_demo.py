@@ -8,7 +8,7 @@ from scxtrimo.cli import main
 
 
 def test_bundled_counts_are_counts():
-    cells = scxtrimo.pp.pbmc68k_counts()
+    cells = scxtrimo.datasets.pbmc68k()
     assert cells.shape == (700, 765)
     assert (cells.X.data == np.rint(cells.X.data)).all()
     assert cells.X.data.min() == 1

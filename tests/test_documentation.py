@@ -14,13 +14,14 @@ PACKAGES = [
     *(
         f"scxtrimo.{name}"
         for name in (
-            *("checkpoint", "cli", "data", "demo", "model", "module", "nn"),
+            *("checkpoint", "cli", "data", "datasets", "demo", "model", "module", "nn"),
             *("pl", "pp", "pretraining", "tl", "train"),
         )
     ),
 ]
 # Their examples need published weights, an account, or a compiler.
 NOT_RUN = {
+    *(f"scxtrimo.datasets.{name}" for name in ("pbmc3k", "kang", "norman", "deepdds")),
     "scxtrimo.checkpoint.PublishedCheckpoint",
     *(
         f"scxtrimo.model.{model}.{method}"

@@ -19,6 +19,8 @@ import scanpy as sc
 from anndata import AnnData
 from scipy import sparse
 
+__all__ = ["deepdds", "kang", "norman", "pbmc3k", "pbmc68k", "recover_counts"]
+
 DATA_VARIABLE = "SCXTRIMO_DATA"
 
 KANG = (
@@ -42,6 +44,37 @@ DEEPDDS_HASHES = {
 }
 
 MAX_SMALLEST = 4
+
+
+def pbmc68k() -> AnnData:
+    """Return 700 real PBMCs with raw counts, from a data set that ships with scanpy.
+
+    :func:`scanpy.datasets.pbmc68k_reduced` holds 700 of the 68,579 PBMCs of Zheng et al. 2017
+    and 765 genes, log-normalised. Without the logarithm, dividing each cell by its smallest
+    value gives back the counts. The values were stored with three decimals of the logarithm or
+    so: what is recovered is within 0.15 % of an integer, and within 0.01 of it for 99 % of them.
+
+    Returns
+    -------
+    AnnData of shape ``(700, 765)``: counts in ``X`` (CSR, float32) and published labels in
+    ``obs["bulk_labels"]``.
+
+    Raises
+    ------
+    RuntimeError
+        If what is recovered is further from integers, that is, if the data set changed.
+
+    Examples
+    --------
+    >>> scxtrimo.datasets.pbmc68k().shape
+    (700, 765)
+    """
+    reduced = sc.datasets.pbmc68k_reduced()
+    return AnnData(
+        recover_counts(reduced.raw.X),
+        obs=reduced.obs[["bulk_labels"]].copy(),
+        var=reduced.raw.var[[]].copy(),
+    )
 
 
 def pbmc3k() -> AnnData:
@@ -178,7 +211,7 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
     return lines, screen.reset_index(drop=True)
 
 
-def recover_counts(values: sparse.spmatrix) -> sparse.csr_matrix:
+def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     """Return the counts behind log-normalised values, the smallest that are whole.
 
     Parameters
@@ -194,6 +227,14 @@ def recover_counts(values: sparse.spmatrix) -> sparse.csr_matrix:
     ------
     RuntimeError
         If what is recovered is more than 0.15 % away from integers.
+
+    Examples
+    --------
+    >>> counts = np.array([[1, 3, 0], [2, 5, 0]])
+    >>> values = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
+    >>> scxtrimo.datasets.recover_counts(values).toarray()
+    array([[1., 3., 0.],
+           [2., 5., 0.]], dtype=float32)
     """
     values = sparse.csr_matrix(values).astype(np.float64)
     values.data = np.expm1(values.data)

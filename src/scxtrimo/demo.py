@@ -17,8 +17,8 @@ from anndata import AnnData
 
 from ._logging import logger
 from .data.fields import get_column
+from .datasets import pbmc68k
 from .model import XTrimoGene
-from .pp import pbmc68k_counts
 from .tl import cluster_agreement
 
 __all__ = ["run_demo"]
@@ -66,7 +66,7 @@ def run_demo(
     """
     out = Path(out)
     if data is None:
-        adata, labels_key = pbmc68k_counts(), "bulk_labels"
+        adata, labels_key = pbmc68k(), "bulk_labels"
         logger.info(
             f"Data: {adata.n_obs} real PBMCs x {adata.n_vars} genes of Zheng et al. 2017, bundled "
             "with scanpy (pbmc68k_reduced).\nRaw counts were recovered from its log-normalised "

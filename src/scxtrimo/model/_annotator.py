@@ -47,7 +47,7 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
     Examples
     --------
     >>> import scxtrimo
-    >>> adata = scxtrimo.pp.pbmc68k_counts()
+    >>> adata = scxtrimo.datasets.pbmc68k()
     >>> scxtrimo.model.XTrimoGeneAnnotator.setup_anndata(adata, labels_key="bulk_labels")
     >>> annotator = scxtrimo.model.XTrimoGeneAnnotator(adata, size="tiny")
     >>> annotator.train(pretrain_epochs=1, enable_progress_bar=False)
@@ -95,7 +95,7 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
         Examples
         --------
         >>> import scxtrimo
-        >>> adata = scxtrimo.pp.pbmc68k_counts()
+        >>> adata = scxtrimo.datasets.pbmc68k()
         >>> scxtrimo.model.XTrimoGeneAnnotator.setup_anndata(adata, labels_key="bulk_labels")
         """
         setup_args = {name: value for name, value in locals().items() if name != "kwargs"}

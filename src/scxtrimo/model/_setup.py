@@ -156,7 +156,7 @@ class SetupMixin(BaseModelClass):
         Examples
         --------
         >>> import scxtrimo
-        >>> adata = scxtrimo.pp.pbmc68k_counts()
+        >>> adata = scxtrimo.datasets.pbmc68k()
         >>> scxtrimo.model.XTrimoGene.setup_anndata(adata, labels_key="bulk_labels")
         """
         setup_args = {name: value for name, value in locals().items() if name != "kwargs"}

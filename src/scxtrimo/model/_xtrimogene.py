@@ -41,7 +41,7 @@ class XTrimoGene(PublishedMixin, XTrimoGeneBase):
     Examples
     --------
     >>> import scxtrimo
-    >>> adata = scxtrimo.pp.pbmc68k_counts()
+    >>> adata = scxtrimo.datasets.pbmc68k()
     >>> scxtrimo.model.XTrimoGene.setup_anndata(adata)
     >>> model = scxtrimo.model.XTrimoGene(adata, size="tiny")
     >>> model.train(max_epochs=1, enable_progress_bar=False)
