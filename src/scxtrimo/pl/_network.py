@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import torch
-from scipy.cluster import hierarchy
 
 from ._axes import finish, new_axes
 
@@ -133,6 +132,8 @@ def attention(
         )
     order = np.arange(len(values))
     if len(values) > 2 and not is_missing.any():
+        from scipy.cluster import hierarchy  # not before someone draws
+
         both = np.hstack([values, values.T])  # from and to the gene
         order = hierarchy.leaves_list(hierarchy.linkage(both, "average", optimal_ordering=True))
     names = attention.index.astype(str)[order]

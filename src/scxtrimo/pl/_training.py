@@ -77,7 +77,7 @@ def training_curves(
         is_short = len(values) < 2  # a line of one point is invisible
         ax.plot(values.index, values, label=_text(key), marker="o" if is_short else None)
     ax.set_xlabel(history[drawn[0]].index.name or "epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)
     if len(drawn) > 1:
         ax.set_ylabel("loss" if all("loss" in key for key in drawn) else "")
