@@ -159,6 +159,13 @@ def write_scfoundation(
     ------
     ValueError
         If the architecture is another one.
+
+    Examples
+    --------
+    >>> published = scxtrimo.model.XTrimoGene(adata, size="published-tiny")
+    >>> write_scfoundation("models.ckpt", published.module.net, published.config)
+    >>> read_scfoundation("models.ckpt").n_genes
+    765
     """
     wrong = [
         f"{name}={getattr(config, name)!r} (published: {value!r})"

@@ -235,7 +235,29 @@ class Encoder(nn.Module):
     def queries_and_keys(
         self, x_td: Tensor, cu_seqlens: Tensor, layer: int
     ) -> tuple[Tensor, Tensor]:
-        """Return queries and keys of a layer, each ``(n_tokens, n_heads, head_width)``."""
+        """Return queries and keys of a layer.
+
+        Parameters
+        ----------
+        x_td, cu_seqlens
+            See :meth:`forward`.
+        layer
+            Which layer; -1 is the last.
+
+        Returns
+        -------
+        Queries and keys, each of shape ``(n_tokens, n_heads, head_width)``.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from scxtrimo.nn import Encoder
+        >>> encoder = Encoder(n_layers=2, n_hidden=8, n_heads=2)
+        >>> cu_seqlens = torch.tensor([0, 2, 5], dtype=torch.int32)
+        >>> queries, keys = encoder.queries_and_keys(torch.randn(5, 8), cu_seqlens, layer=-1)
+        >>> queries.shape
+        torch.Size([5, 2, 4])
+        """
         cells = CellBoundaries.of(cu_seqlens)
         for earlier in list(self.layers)[:layer]:
             x_td = earlier(x_td, cells)

@@ -214,6 +214,19 @@ class XTrimoGeneNet(nn.Module):
         -------
         Tokens of shape ``(n_tokens, n_hidden)``, the boundaries of the cells in them, and the
         position of every token in the gene embeddings, -1 for the cell token.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from scxtrimo.nn import XTrimoGeneNet
+        >>> net = XTrimoGeneNet(n_genes=10)
+        >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
+        >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
+        >>> tokens, cu_seqlens, positions = net.embed(
+        ...     counts, gene_ids, cu_seqlens, library_size_c=torch.tensor([1.0, 5.0])
+        ... )
+        >>> positions
+        tensor([-1,  0, -1,  4,  9])
         """
         n_cells = library_size_c.shape[0]
         library_size_t = to_tokens(library_size_c, cu_seqlens, counts_t.shape[0])
