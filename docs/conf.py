@@ -1,6 +1,7 @@
 """Sphinx configuration."""
 
 import os
+import shutil
 import sys
 from importlib.metadata import metadata
 from pathlib import Path
@@ -27,6 +28,9 @@ extensions = [
     *(path.stem for path in (HERE / "extensions").glob("*.py")),
 ]
 
+# A copy rather than a link: notebooks refer to one another by where they are.
+shutil.copytree(HERE.parent / "tutorials", HERE / "notebooks", dirs_exist_ok=True)
+
 autosummary_generate = True
 autodoc_member_order = "groupwise"
 autodoc_typehints = "description"
@@ -43,7 +47,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # notebooks are committed with their outputs
 # The first is that of the pages autosummary writes, which are reStructuredText.
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
-exclude_patterns = ["_build", "**.ipynb_checkpoints", "_templates", "ecosystem"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "_templates", "ecosystem", "notebooks/*.py"]
 templates_path = ["_templates"]
 
 intersphinx_mapping = {

@@ -184,10 +184,9 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
 
     Returns
     -------
-    lines
-        AnnData of shape ``(31, 954)``: transcripts per million, Ensembl ids as ``var_names``.
-    screen
-        Data frame with the columns ``drug1`` and ``drug2`` (SMILES), ``cell`` and ``label``.
+    The lines, an AnnData of shape ``(31, 954)`` with transcripts per million and Ensembl ids as
+    ``var_names``, and the screen, a data frame with the columns ``drug1`` and ``drug2`` (SMILES),
+    ``cell`` and ``label``.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from ._axes import finish, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..model._base import XTrimoGeneBase
+    from ..model import XTrimoGene, XTrimoGeneAnnotator, XTrimoGenePerturbation
 
 N_VALUES = 400
 MIN_WEIGHT = 1e-3
@@ -21,7 +21,7 @@ MAX_NAMED = 60
 
 
 def value_bins(
-    model: XTrimoGeneBase,
+    model: XTrimoGene | XTrimoGeneAnnotator | XTrimoGenePerturbation,
     n_bins: int | None = None,
     ax: Axes | None = None,
     show: bool | None = None,

@@ -14,12 +14,12 @@ from ._axes import finish, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..model._base import XTrimoGeneBase
+    from ..model import XTrimoGene, XTrimoGeneAnnotator, XTrimoGenePerturbation
     from ..model._expression import DecoderName
 
 
 def masked_prediction(
-    model: XTrimoGeneBase,
+    model: XTrimoGene | XTrimoGeneAnnotator | XTrimoGenePerturbation,
     adata: AnnData | MuData | None = None,
     indices: Sequence[int] | None = None,
     decoder: DecoderName | None = None,

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ._axes import finish, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from ..model import (
+        XTrimoGene,
+        XTrimoGeneAnnotator,
+        XTrimoGeneDrugResponse,
+        XTrimoGenePerturbation,
+        XTrimoGeneSynergy,
+    )
+
 LOSSES = ("train_loss", "validation_loss")
 
 
-class _HasHistory(Protocol):
-    """A model of any kind that keeps a history."""
-
-    @property
-    def history(self) -> Mapping[str, Any] | None: ...
-
-
 def training_curves(
-    model: _HasHistory,
+    model: XTrimoGene
+    | XTrimoGeneAnnotator
+    | XTrimoGenePerturbation
+    | XTrimoGeneSynergy
+    | XTrimoGeneDrugResponse,
     keys: Sequence[str] = LOSSES,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -31,7 +36,7 @@ def training_curves(
     Parameters
     ----------
     model
-        A trained model of any class of :mod:`scxtrimo.model`.
+        A trained model of any class of ``scxtrimo.model``.
     keys
         Entries of ``model.history``. Where nothing was validated, ``"validation_loss"`` is left
         out.
