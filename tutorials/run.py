@@ -30,6 +30,8 @@ NEEDS = {
     "pretraining": ["annbatch"],
 }
 CELL_SECONDS = 900
+# Bars would be kept line by line, and ask for widgets.
+QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -49,9 +51,6 @@ def execute(path: Path, write: bool) -> str:
         except CellExecutionError as error:
             return f"FAILED\n{error}"
     for cell in notebook.cells:
-        if warned := [o for o in cell.get("outputs", []) if o.get("name") == "stderr"]:
-            cell.outputs = [o for o in cell.outputs if o not in warned]
-            print(path.stem, "stderr:", *(o["text"] for o in warned), flush=True)
         cell.metadata.pop("execution", None)  # times of the day
     if write:
         nbformat.write(notebook, path)
@@ -69,6 +68,7 @@ def main() -> None:
         parser.error(f"no such notebook: {', '.join(sorted(unknown))}")
     paths = [path for path in paths if not args.names or path.stem in args.names]
     n_workers = max(1, min(2, os.cpu_count() or 1, len(paths)))
+    os.environ |= QUIET
     if n_workers > 1:  # two processes with two threads each would wait for one another
         os.environ |= dict.fromkeys(THREADS, "1")
     failed = 0
