@@ -29,7 +29,6 @@ extensions = [
 
 autosummary_generate = True
 autodoc_member_order = "groupwise"
-autodoc_typehints = "description"
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = True
