@@ -33,7 +33,6 @@ shutil.copytree(HERE.parent / "tutorials", HERE / "notebooks", dirs_exist_ok=Tru
 
 autosummary_generate = True
 autodoc_member_order = "groupwise"
-autodoc_typehints = "description"
 napoleon_numpy_docstring = True
 napoleon_google_docstring = False
 napoleon_use_rtype = True
@@ -59,13 +58,18 @@ intersphinx_mapping = {
     "lightning": ("https://lightning.ai/docs/pytorch/stable/", None),
     "numpy": ("https://numpy.org/doc/stable/", None),
     "pandas": ("https://pandas.pydata.org/docs/", None),
+    "scipy": ("https://docs.scipy.org/doc/scipy/", None),
+    "matplotlib": ("https://matplotlib.org/stable/", None),
+    "mudata": ("https://mudata.readthedocs.io/stable/", None),
 }
 
+suppress_warnings = ["config.cache"]  # that a function among these values is not kept
 nitpicky = True  # a reference without a target is an error
 
 if os.environ.get("DOCS_OFFLINE"):  # no inventories: what is documented elsewhere is not found
+    elsewhere = "builtins|collections|os|pathlib|typing|" + "|".join(intersphinx_mapping)
+    nitpick_ignore_regex = [("py:.*", rf"({elsewhere})\..*"), ("py:data", "Ellipsis")]
     intersphinx_mapping = {}
-    nitpick_ignore_regex = [("py:.*", r"(?!scxtrimo\b).*")]
 
 html_theme = "sphinx_book_theme"
 html_static_path = ["_static"]

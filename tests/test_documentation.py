@@ -161,7 +161,7 @@ def test_api_pages_list_all_public_objects_and_nothing_else():
     text = "\n".join(page.read_text() for page in (API_PAGES / "api").glob("*.md"))
     tables = re.findall(r"\.\. autosummary::\n(?: +:.*\n)*\n((?: +.*\n)+)", text)
     listed = [f"scxtrimo.{name}" for table in tables for name in table.split()]
-    listed += re.findall(r"\.\. autodata:: (\S+)", text)
+    listed += [f"scxtrimo.{name}" for name in re.findall(r"\.\. py:data:: (\S+)", text)]
     assert len(listed) == len(set(listed)), "listed twice"
     objects = public_objects()
     public = {id(value): name for name, value in objects.items()}

@@ -12,4 +12,6 @@ def setup(app):
 def parse_returns(self, section):
     """Take the whole section for a description, its first line too."""
     lines = self._dedent(self._consume_to_next_section())
+    if lines[:1] == [":"]:  # sphinx_autodoc_typehints put it there
+        lines = lines[1:]
     return [*self._format_block(":returns: ", lines), ""]

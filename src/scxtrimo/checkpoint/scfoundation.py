@@ -96,7 +96,7 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     path
         The file, ``models.ckpt``.
     version
-        One of :data:`VERSIONS`.
+        ``"cell"``, ``"gene"`` or ``"rde"``.
 
     Returns
     -------

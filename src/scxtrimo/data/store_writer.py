@@ -80,8 +80,9 @@ def write_store(
     """Shuffle the cells of many files into one store, on one gene vocabulary.
 
     Every file is read twice, a thousand cells at a time: once to check and count its cells, once
-    to write them. The store is a pair of collections of :mod:`annbatch`, ``train`` and
-    ``validation``, of sharded zarr with a checksum per cell.
+    to write them. The store is a pair of collections of
+    `annbatch <https://annbatch.readthedocs.io>`__, ``train`` and ``validation``, of sharded zarr
+    with a checksum per cell.
 
     Parameters
     ----------

@@ -108,7 +108,7 @@ class GeneVocabulary:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Iterable[str]]) -> GeneVocabulary:
-        """Undo :meth:`to_dict`.
+        """Make a vocabulary of plain lists.
 
         Parameters
         ----------

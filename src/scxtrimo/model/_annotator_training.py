@@ -357,7 +357,7 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
 
     @property
     def held_out_labels(self) -> pd.Series:
-        """The labels that the cells of :attr:`held_out` have in the data, in the same order.
+        """The labels that the held-out cells have in the data, in the same order.
 
         Examples
         --------

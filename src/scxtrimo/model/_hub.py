@@ -131,7 +131,7 @@ class HubMixin(SavingMixin):
         name
             ``"organisation/name"`` on the hub, downloaded once, or a directory with a saved model.
         revision, token
-            See :func:`huggingface_hub.snapshot_download`.
+            See ``huggingface_hub.snapshot_download``.
         adata, accelerator, device, gene_aliases, min_gene_overlap
             See :meth:`load`.
 

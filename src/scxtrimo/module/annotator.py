@@ -45,7 +45,7 @@ class LabelPanel(NamedTuple):
 
 
 class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
-    r"""An :class:`XTrimoGeneModule` that tells labels apart.
+    r"""An :class:`~scxtrimo.module.XTrimoGeneModule` that tells labels apart.
 
     .. math::
         p_{cl} \propto \left( (1 - w) \, \mathrm{softmax}_l(C(z_c)) + w \, G_l(v_c)

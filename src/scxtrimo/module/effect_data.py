@@ -15,7 +15,7 @@ HERE, ELSEWHERE, NEVER = 0, 1, 2
 
 @dataclass(frozen=True)
 class EffectSizes:
-    """Sizes of an :class:`EffectModel`, which depend on the data it is trained on.
+    """Sizes of an :class:`~scxtrimo.module.EffectModel`, those of the data it is trained on.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from .xtrimogene import XTrimoGeneModule
 
 
 class XTrimoGenePerturbationModule(XTrimoGeneModule):
-    """An :class:`XTrimoGeneModule` with an :class:`EffectModel`.
+    """The module of cells with an :class:`~scxtrimo.module.EffectModel`.
 
     The network says how much alike populations of cells and genes are; the effect model what
     perturbations do to them.

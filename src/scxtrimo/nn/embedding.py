@@ -107,7 +107,7 @@ class AutoDiscretization(nn.Module):
         return self.embed_each(distinct_v).index_select(0, place_t)
 
     def embed_each(self, values_t: Tensor) -> Tensor:
-        """Embed values one by one: the same as :meth:`forward`, for few values.
+        """Embed values one by one, which for few of them is faster; the result is the same.
 
         Parameters
         ----------

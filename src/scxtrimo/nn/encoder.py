@@ -166,7 +166,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of :class:`EncoderLayer` and a final layer norm.
+    """A stack of :class:`~scxtrimo.nn.EncoderLayer` and a final layer norm.
 
     Parameters
     ----------

@@ -84,7 +84,8 @@ class FavorAttention(nn.Module):
             {\phi_\epsilon(q)^\top \sum_g \phi_\epsilon(k_g)},
         \quad \phi_\epsilon = \phi + \epsilon
 
-    with :math:`\phi` from :func:`exponential_features`; the sums over keys are :meth:`summarize`.
+    with :math:`\phi` the positive random features of Choromanski et al. 2021; the sums over keys
+    are :meth:`summarize`.
 
     Parameters
     ----------
@@ -138,7 +139,7 @@ class FavorAttention(nn.Module):
         return projected.view(len(x_gd), n, self.n_heads, -1).permute(1, 2, 0, 3)
 
     def sum_keys(self, x_gd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sum over some genes what :meth:`summarize` puts together.
+        """Sum keys and values over some genes of a cell.
 
         Parameters
         ----------
@@ -257,7 +258,7 @@ class PerformerLayer(nn.Module):
 
 
 class Performer(nn.Module):
-    """A stack of :class:`PerformerLayer` and a final layer norm.
+    """A stack of :class:`~scxtrimo.nn.PerformerLayer` and a final layer norm.
 
     Parameters
     ----------

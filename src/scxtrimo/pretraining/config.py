@@ -269,11 +269,11 @@ class PretrainConfig:
         return from_dict(cls, stored, str(path))
 
     def to_yaml(self) -> str:
-        """Write the configuration as :meth:`from_yaml` reads it.
+        """Write the configuration as YAML.
 
         Returns
         -------
-        YAML.
+        What :meth:`from_yaml` reads.
 
         Examples
         --------
