@@ -106,7 +106,7 @@ class CellStore:
     >>> store.read([slice(0, 64), slice(128, 192)]).shape
     (128, 765)
     >>> store.origin([0, 1]).columns.tolist()
-    ['source', 'source_row']
+    ['source', 'source_row', 'checksum']
     >>> store.sample(n_cells=100, seed=0).shape
     (64, 765)
     >>> [cells.n_obs for cells in store.datasets()]
