@@ -171,6 +171,7 @@ def norman() -> AnnData:
     name = "norman_mcfaline.h5ad"
     adata = anndata.read_h5ad(_local(name) or _download(*NORMAN, name))
     adata = adata[(adata.obs["dataset"] == "norman19").to_numpy()].copy()
+    adata.obs_names_make_unique()
     adata.X = recover_counts(adata.X)
     return _cells(adata, condition=adata.obs["condition"], n_counts=adata.obs["ncounts"])
 

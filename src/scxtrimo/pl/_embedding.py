@@ -86,6 +86,12 @@ def umap(
         ax = new_axes(ax, (5.0, 3.6))
         sc.pl.embedding(adata, bases[0], color=colors[0], ax=ax, show=False, **options)
         return finish(ax, was_given, show)
+    if len(names) == 1:  # in a row, as scanpy does
+        row = sc.pl.embedding(
+            adata, bases[0], color=colors, show=False, **{"wspace": 0.6} | options
+        )
+        finish(row[0], was_given, show)
+        return np.array(row)[:, None]
     axes = new_grid(shape, (3.2, 3.0), for_legends=2.0)
     for (i, j), panel in np.ndenumerate(axes):
         own: dict[str, Any] = {"colorbar_loc": None}

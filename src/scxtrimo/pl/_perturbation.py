@@ -38,7 +38,8 @@ def perturbation_effects(
     population
         Population of cells, if there are several.
     n_labels
-        How many of the most changed genes to name.
+        How many of the most changed genes to name, of those that change at least a tenth as
+        much as the most changed one.
     ax
         Axes to draw on; by default new ones.
     show
@@ -70,18 +71,22 @@ def perturbation_effects(
     y, y_std = (np.asarray(one[:, genes].layers[name])[0] for name in (EFFECT, STD))
     was_given = ax is not None
     ax = new_axes(ax, (4.6, 4.4))
-    limit = 1.08 * max(np.abs(x).max(), np.abs(y).max(), 1e-6)
-    ax.plot([-limit, limit], [-limit, limit], color="0.75", linewidth=1, zorder=0)
+    largest = max(np.abs(x).max(), np.abs(y).max(), 1e-6)
+    limits = min(x.min(), y.min()) - 0.1 * largest, max(x.max(), y.max()) + 0.2 * largest
+    ax.plot(limits, limits, color="0.75", linewidth=1, zorder=0)
     ax.axhline(0, color="0.9", linewidth=1, zorder=0)
     ax.axvline(0, color="0.9", linewidth=1, zorder=0)
     ax.errorbar(x, y, y_std, x_std, fmt="none", ecolor="0.8", elinewidth=0.7, zorder=1)
     ax.scatter(x, y, s=9, color="C0", zorder=2)
-    for i in np.argsort(-np.maximum(np.abs(x), np.abs(y)))[:n_labels]:
+    size = np.maximum(np.abs(x), np.abs(y))
+    for i in np.argsort(-size)[:n_labels]:
+        if size[i] < 0.1 * largest:  # names of what hardly changes would lie on one another
+            break
         ax.annotate(
             genes[i], (x[i], y[i]), (3, 3), textcoords="offset points", fontsize=7, zorder=3
         )
-    ax.set_xlim(-limit, limit)
-    ax.set_ylim(-limit, limit)
+    ax.set_xlim(limits)
+    ax.set_ylim(limits)
     ax.set_xlabel("observed effect")
     ax.set_ylabel("predicted effect")
     ax.set_title(f"{perturbation}: r = {scores['pearson']:.2f}, MSE = {scores['mse']:.2g}")

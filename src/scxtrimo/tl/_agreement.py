@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -104,7 +105,8 @@ def neighbor_agreement(
 
     Returns
     -------
-    ``knn_accuracy`` and ``knn_macro_f1`` of five-fold cross-validation, and ``silhouette``.
+    ``knn_accuracy`` and ``knn_macro_f1`` of five-fold cross-validation, and ``silhouette``. Labels
+    of fewer than five cells are not in every fold, and hardly ever right.
 
     Examples
     --------
@@ -116,7 +118,9 @@ def neighbor_agreement(
     x = representation(adata, use_rep).X
     labels = adata.obs[labels_key].astype(str).to_numpy()
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    predicted = cross_val_predict(KNeighborsClassifier(n_neighbors), x, labels, cv=folds)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        predicted = cross_val_predict(KNeighborsClassifier(n_neighbors), x, labels, cv=folds)
     return {
         "knn_accuracy": float(np.mean(predicted == labels)),
         "knn_macro_f1": float(f1_score(labels, predicted, average="macro")),
