@@ -100,7 +100,7 @@ def pbmc3k() -> AnnData:
     local = _local("pbmc3k.h5ad")
     if local is not None:
         adata = anndata.read_h5ad(local)
-        labels = adata.obs["cell_type"].dropna()
+        labels = pd.Series(adata.obs["cell_type"]).dropna()
     else:
         adata = _or_say_where(sc.datasets.pbmc3k, "pbmc3k.h5ad")
         labels = _or_say_where(sc.datasets.pbmc3k_processed, "pbmc3k.h5ad").obs["louvain"]
