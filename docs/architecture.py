@@ -210,14 +210,15 @@ def architecture() -> None:
 FOLDERS = {
     "cli": ((35, 0, 30, 10), "the command line", ["demo", "pretraining"]),
     "pretraining": ((0, 16, 40, 10), "a run from a store on disk", ["model"]),
-    "demo": ((60, 16, 40, 10), "the whole way once", ["model", "pp"]),
+    "demo": ((60, 16, 40, 10), "the whole way once", ["datasets", "model"]),
     "model": (
         (0, 32, 62, 12),
         "what users call: the scvi-tools models,\na mixin per concern",
         ["train", "checkpoint", "tl"],
     ),
     "pl": ((66, 32, 15.5, 12), "plots", ["tl"]),
-    "pp": ((84.5, 32, 15.5, 12), "before\na model", ["data"]),
+    "datasets": ((84.5, 32, 15.5, 12), "public\ndata", []),
+    "pp": ((84.5, 50, 15.5, 12), "before\na model", ["data"]),
     "checkpoint": ((0, 50, 29, 12), "files, hub,\npublished weights", ["module"]),
     "train": ((33, 50, 29, 12), "masking, order,\ntraining plan", ["module", "data"]),
     "tl": ((66, 50, 15.5, 12), "after\na model", ["data"]),
@@ -229,19 +230,19 @@ LAYERS = {
     GREY: ["cli", "demo", "pretraining"],
     BLUE: ["model"],
     ORANGE: ["train", "checkpoint", "module", "nn"],
-    GREEN: ["data", "pp", "tl", "pl"],
+    GREEN: ["data", "datasets", "pp", "tl", "pl"],
 }
 ARROWS = {
     ("cli", "pretraining"): ((42, 10), (28, 15.8)),
     ("cli", "demo"): ((58, 10), (72, 15.8)),
     ("pretraining", "model"): ((20, 26), (20, 31.8)),
     ("demo", "model"): ((66, 26), (52, 31.8)),
-    ("demo", "pp"): ((92, 26), (92, 31.8)),
+    ("demo", "datasets"): ((92, 26), (92, 31.8)),
     ("model", "checkpoint"): ((14.5, 44), (14.5, 49.8)),
     ("model", "train"): ((47.5, 44), (47.5, 49.8)),
     ("model", "tl"): ((58, 44), (69, 49.8)),
     ("pl", "tl"): ((75, 44), (75, 49.8)),
-    ("pp", "data"): ((92, 44), (92, 67.8)),
+    ("pp", "data"): ((92, 62), (92, 67.8)),
     ("tl", "data"): ((74, 62), (74, 67.8)),
     ("checkpoint", "module"): ((14.5, 62), (14.5, 67.8)),
     ("train", "module"): ((39, 62), (36, 67.8)),
@@ -256,8 +257,15 @@ def imports_of(folder: str) -> set[str]:
     found = set()
     for path in filter(Path.exists, files):
         within = path.relative_to(PACKAGE).parts[:-1]
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.ImportFrom) or not node.level:
+        tree = ast.parse(path.read_text())
+        for_types = {  # imported by type checkers only
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if id(node) in for_types or not isinstance(node, ast.ImportFrom) or not node.level:
                 continue
             base = list(within[: len(within) - node.level + 1])
             module = base + (node.module.split(".") if node.module else [])

@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 rm -rf docs/generated docs/_build/html
-python -m sphinx -W --keep-going -b html docs docs/_build/html
+python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 python docs/check_site.py docs/_build/html
