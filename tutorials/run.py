@@ -35,6 +35,12 @@ QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
+def is_bar(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a progress bar, of which every state would be a line."""
+    text = output.get("text", "") if output.get("name") == "stderr" else "text"
+    return "%|" in text or not text.strip()
+
+
 def execute(path: Path, write: bool) -> str:
     """Execute one notebook and return what became of it."""
     missing = [name for name in NEEDS.get(path.stem, []) if find_spec(name) is None]
@@ -54,6 +60,8 @@ def execute(path: Path, write: bool) -> str:
             return f"FAILED\n{error}"
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of the day
+        if "outputs" in cell:
+            cell.outputs = [output for output in cell.outputs if not is_bar(output)]
     if write:
         nbformat.write(notebook, path)
     return f"{time.perf_counter() - start:.0f} s"
