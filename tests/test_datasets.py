@@ -39,6 +39,15 @@ def test_values_that_are_no_counts_are_refused():
         recover_counts(values)
 
 
+def test_stored_zeros_and_values_that_are_no_numbers():
+    values = sparse.csr_matrix(np.log1p([[2.0, 4.0, 6.0]]))
+    values.data[0] = 0  # stored all the same
+    assert recover_counts(values).toarray().tolist() == [[0, 2, 3]]
+    values.data[0] = np.nan
+    with pytest.raises(RuntimeError, match="not finite"):
+        recover_counts(values)
+
+
 def test_unlabelled_cells_are_left_out(local):
     cells = make_cells()
     cells.obs["cell_type"] = pd.Categorical(cells.obs["cell_type"])

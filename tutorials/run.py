@@ -21,7 +21,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 FOLDER = Path(__file__).parent
 NEEDS = {
@@ -58,6 +58,8 @@ def execute(path: Path, write: bool) -> str:
             if "could not be downloaded" in error.evalue:
                 return f"left out: {error.evalue}"
             return f"FAILED\n{error}"
+        except (CellTimeoutError, DeadKernelError) as error:
+            return f"FAILED\n{error}"
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of the day
         if "outputs" in cell:
@@ -72,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", help="notebooks without .ipynb; by default all")
     parser.add_argument("--write", action="store_true", help="keep the outputs")
+    parser.add_argument("--all", action="store_true", help="fail if one is left out")
     args = parser.parse_args()
     paths = sorted(FOLDER.glob("*.ipynb"))
     if unknown := set(args.names) - {path.stem for path in paths}:
@@ -81,14 +84,15 @@ def main() -> None:
     os.environ |= QUIET
     if n_workers > 1:  # two processes with two threads each would wait for one another
         os.environ |= dict.fromkeys(THREADS, "1")
-    failed = 0
+    counted = {"passed": 0, "failed": 0, "left out": 0}
     with ThreadPoolExecutor(n_workers) as pool:
         results = pool.map(lambda path: execute(path, args.write), paths)
         for path, result in zip(paths, results, strict=True):
             print(f"{path.stem}: {result}", flush=True)
-            failed += result.startswith("FAILED")
-    print(f"{len(paths) - failed} passed, {failed} failed")
-    sys.exit(failed > 0)
+            kind = {"FAILED": "failed", "left o": "left out"}.get(result[:6], "passed")
+            counted[kind] += 1
+    print(", ".join(f"{n} {kind}" for kind, n in counted.items()))
+    sys.exit(counted["failed"] > 0 or (args.all and counted["left out"] > 0))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Public data to learn and compare with, in one form.
 
-Nothing is shipped: files are downloaded from their authors when first asked for, checked, and
-kept in the user's cache folder. Where the environment variable ``SCXTRIMO_DATA`` names a folder,
+Nothing is shipped: files are downloaded when first asked for and kept, in the cache folder of the
+user or in that of scanpy. Where the environment variable ``SCXTRIMO_DATA`` names a folder,
 files of the same name there (or in its folders) are read instead, without network.
 """
 
@@ -122,7 +122,7 @@ def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
     -------
     AnnData of at most 24,673 cells :cite:p:`Kang2018` with counts in ``X`` (CSR, float32), gene
     symbols as ``var_names``, ``obs["condition"]`` (control, stimulated) and ``obs["cell_type"]``.
-    A local copy may have fewer cells and genes.
+    Their types are eight, named as by the authors; a local copy may have fewer cells and genes.
 
     Raises
     ------
@@ -140,6 +140,8 @@ def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
     else:
         adata = anndata.read_h5ad(_download(*KANG, "kang_ifnb.h5ad"))
         condition = adata.obs["label"].map({"ctrl": "control", "stim": "stimulated"})
+    adata.obs_names_make_unique()
+    adata.var_names_make_unique()
     cells = _cells(adata, condition=condition, cell_type=adata.obs["cell_type"])
     if n_cells is None or n_cells >= cells.n_obs:
         return cells
@@ -214,6 +216,9 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
 def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     """Return the counts behind log-normalised values, the smallest that are whole.
 
+    A cell of which all counts are even, say, comes back with half of them: of the values of a
+    cell, only the ratios are known.
+
     Parameters
     ----------
     values
@@ -226,7 +231,7 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     Raises
     ------
     RuntimeError
-        If what is recovered is more than 0.15 % away from integers.
+        If what is recovered is more than 0.15 %, or 0.25, away from integers.
 
     Examples
     --------
@@ -236,7 +241,10 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     array([[1., 3., 0.],
            [2., 5., 0.]], dtype=float32)
     """
-    values = sparse.csr_matrix(values).astype(np.float64)
+    values = sparse.csr_matrix(values, dtype=np.float64, copy=True)
+    values.eliminate_zeros()
+    if not np.isfinite(values.data).all() or (values.data < 0).any():
+        raise RuntimeError("The values are not log-normalised counts: some are not finite or < 0.")
     values.data = np.expm1(values.data)
     filled = np.flatnonzero(np.diff(values.indptr))
     one_count = np.minimum.reduceat(values.data, values.indptr[:-1][filled])
@@ -244,7 +252,8 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     left = np.ones(values.nnz, dtype=bool)
     for smallest in range(1, MAX_SMALLEST + 1):  # few genes: a cell may have none with one count
         counts = np.rint(smallest * values.data)
-        off = np.abs(smallest * values.data - counts) > 0.0015 * counts
+        allowed = np.minimum(0.0015 * counts, 0.25)
+        off = np.abs(smallest * values.data - counts) > allowed
         fits = ~np.logical_or.reduceat(off, values.indptr[:-1][filled])
         new = left & np.repeat(fits, np.diff(values.indptr)[filled])
         values.data[new] = counts[new]

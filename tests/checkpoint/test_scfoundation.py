@@ -121,6 +121,8 @@ def test_a_checkpoint_written_is_the_one_that_was_read(tmp_path):
     first, again = (
         torch.load(p, weights_only=True)["cell"] for p in (path, tmp_path / "again.ckpt")
     )
+    exported = XTrimoGene.from_scfoundation(tmp_path / "again.ckpt", GENES)
+    assert "non-commercial" in exported.provenance["licence"]  # wherever the weights go
     not_used = "model.token_emb.emb_pad.weight"
     assert first["state_dict"].keys() == again["state_dict"].keys()
     for name, tensor in first["state_dict"].items():
@@ -139,6 +141,8 @@ def test_a_model_of_ours_goes_through_the_published_format(tmp_path):
     same = XTrimoGene.from_scfoundation(
         tmp_path / "models.ckpt", tmp_path / "genes.tsv", adata=cells.copy()
     )
+    assert same.provenance["source"] == "scxtrimo"
+    assert "licence" not in same.provenance
     torch.testing.assert_close(
         torch.from_numpy(same.get_latent_representation(target_depth="f1")),
         torch.from_numpy(model.get_latent_representation(target_depth="f1")),
@@ -149,3 +153,12 @@ def test_other_architectures_have_no_published_format(tmp_path, model):
     with pytest.raises(ValueError, match=r"imputation_decoder='cross_attention' .*published-3m"):
         model.to_scfoundation(tmp_path / "models.ckpt", tmp_path / "genes.tsv")
     assert not (tmp_path / "models.ckpt").exists()
+
+
+def test_checkpoints_are_not_replaced_unasked(tmp_path):
+    path = write_checkpoint(tmp_path / "models.ckpt")
+    before = path.read_bytes()
+    model = XTrimoGene.from_scfoundation(path, GENES)
+    with pytest.raises(FileExistsError, match=r"models\.ckpt exist"):
+        model.to_scfoundation(path, tmp_path / "genes.tsv")
+    assert path.read_bytes() == before

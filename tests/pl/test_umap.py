@@ -20,7 +20,7 @@ def embedded():
 
 def test_it_is_computed_once_and_again_when_the_representation_changes(embedded, monkeypatch):
     pl.umap(embedded, "cell_type", show=False)
-    first = embedded.obsm["X_umap_xtrimo"].copy()
+    first = embedded.obsm["X_xtrimo_umap"].copy()
     calls, compute = [], sc.tl.umap
     monkeypatch.setattr(sc.tl, "umap", lambda *a, **k: calls.append(1) or compute(*a, **k))
     pl.umap(embedded, show=False)
@@ -28,11 +28,11 @@ def test_it_is_computed_once_and_again_when_the_representation_changes(embedded,
     again = make_cells()
     again.obsm["X_xtrimo"] = embedded.obsm["X_xtrimo"]
     pl.umap(again, show=False)
-    np.testing.assert_array_equal(again.obsm["X_umap_xtrimo"], first)  # a fixed seed
+    np.testing.assert_array_equal(again.obsm["X_xtrimo_umap"], first)  # a fixed seed
     embedded.obsm["X_xtrimo"] = embedded.obsm["X_xtrimo"][::-1].copy()
     pl.umap(embedded, show=False)
     assert len(calls) == 2
-    assert not np.array_equal(embedded.obsm["X_umap_xtrimo"], first)
+    assert not np.array_equal(embedded.obsm["X_xtrimo_umap"], first)
 
 
 def test_what_others_have_made_stays(embedded):
@@ -44,7 +44,7 @@ def test_what_others_have_made_stays(embedded):
     assert (embedded.obsp["distances"] != before).nnz == 0
     assert not embedded.obsm["X_umap"].any()
     assert not embedded.obsm["X_umap_pca"].any()
-    assert embedded.obsm["X_umap_xtrimo"].any()
+    assert embedded.obsm["X_xtrimo_umap"].any()
     assert embedded.uns["neighbors"]["params"]["use_rep"] == "X_pca"
 
 
@@ -54,7 +54,7 @@ def test_colors_are_rows_and_representations_columns(embedded):
     titles = [[ax.get_title() for ax in row] for row in axes]
     assert titles[0] == ["X_pca: cell_type", "X_xtrimo: cell_type"]
     assert [ax.get_legend() is not None for ax in axes[0]] == [False, True]
-    for column, key in enumerate(("X_umap_pca", "X_umap_xtrimo")):
+    for column, key in enumerate(("X_pca_umap", "X_xtrimo_umap")):
         for ax in axes[:, column]:
             drawn = np.sort(ax.collections[0].get_offsets()[:, 0])
             np.testing.assert_allclose(drawn, np.sort(embedded.obsm[key][:, 0]), rtol=1e-6)
@@ -68,4 +68,14 @@ def test_one_panel_goes_on_given_axes(embedded):
         pl.umap(embedded, ["cell_type", "batch"], ax=own)
     with pytest.raises(ValueError, match=r"'X_scvi' is not in adata.obsm.*'X_pca'"):
         pl.umap(embedded, use_rep=["X_pca", "X_scvi"])
-    assert "X_umap_pca" not in embedded.obsm  # nothing was computed in vain
+    assert "X_pca_umap" not in embedded.obsm  # nothing was computed in vain
+
+
+def test_two_umaps_put_one_after_the_other_are_not_taken_for_one(embedded):
+    import anndata
+
+    pl.umap(embedded, show=False)
+    both = anndata.concat([embedded, embedded[:20].copy()], index_unique="-")
+    joined = both.obsm["X_xtrimo_umap"].copy()
+    pl.umap(both, show=False)
+    assert not np.array_equal(both.obsm["X_xtrimo_umap"], joined)

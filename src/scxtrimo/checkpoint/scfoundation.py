@@ -54,6 +54,9 @@ class PublishedCheckpoint:
         The published configuration in our terms.
     tensors
         Weights under their published names.
+    provenance
+        Where weights come from that are not the published ones, as :func:`write_scfoundation`
+        notes it.
 
     Examples
     --------
@@ -71,6 +74,7 @@ class PublishedCheckpoint:
     n_genes: int
     config: XTrimoGeneConfig
     tensors: dict[str, Tensor] = field(repr=False)
+    provenance: dict[str, str] | None = None
 
     def load_into(self, net: XTrimoGeneNet) -> None:
         """Copy the weights into a network of the same configuration.
@@ -140,11 +144,15 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     with open(path, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     tensors = {name.removeprefix("model."): tensor for name, tensor in stored.items()}
-    return PublishedCheckpoint(Path(path), sha256, version, n_genes, config, tensors)
+    provenance = content[version].get("provenance")
+    return PublishedCheckpoint(Path(path), sha256, version, n_genes, config, tensors, provenance)
 
 
 def write_scfoundation(
-    path: str | os.PathLike, net: XTrimoGeneNet, config: XTrimoGeneConfig
+    path: str | os.PathLike,
+    net: XTrimoGeneNet,
+    config: XTrimoGeneConfig,
+    provenance: dict[str, str] | None = None,
 ) -> None:
     """Write a network of the published architecture in the format of the published checkpoints.
 
@@ -154,6 +162,8 @@ def write_scfoundation(
         The file to write. It has one version, ``cell``.
     net, config
         Network and its configuration.
+    provenance
+        Where the weights come from, to be read again with them.
 
     Raises
     ------
@@ -191,8 +201,13 @@ def write_scfoundation(
             f"model.{part}": piece.clone() for part, piece in zip(parts, pieces, strict=True)
         }
     n_genes = len(state["embedding.gene.weight"]) - 3
-    content = {"config": {"model_config": {"mae_autobin": _sizes(config, n_genes)}}}
-    torch.save({"cell": content | {"state_dict": stored}}, path)
+    content: dict[str, Any] = {
+        "config": {"model_config": {"mae_autobin": _sizes(config, n_genes)}}
+    }
+    content |= {"state_dict": stored, "provenance": {"source": "scxtrimo"} | (provenance or {})}
+    unfinished = Path(f"{path}.part")  # an interruption leaves what was there
+    torch.save({"cell": content}, unfinished)
+    unfinished.replace(path)
 
 
 def _sizes(config: XTrimoGeneConfig, n_genes: int) -> dict[str, Any]:

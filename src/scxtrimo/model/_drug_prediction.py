@@ -185,7 +185,9 @@ class DrugPredictionMixin(DrugSavingMixin):
             temperature = float(self.module.temperature)
             p_n = _sigmoid(z_n / temperature + float(self.module.log_odds))
             result["probability"] = p_n
-            result["predicted_std"] = p_n * (1 - p_n) * std_n / temperature  # to first order
+            first_order_n = p_n * (1 - p_n) * std_n / temperature
+            # no probability with this mean can spread more
+            result["predicted_std"] = np.minimum(first_order_n, np.sqrt(p_n * (1 - p_n)))
             return result
         offset_n, scale_n = self._offset_and_scale(rows)
         result[self.result_name] = z_n * scale_n + offset_n

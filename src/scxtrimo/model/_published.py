@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -110,17 +111,17 @@ class PublishedMixin(BaseModelClass):
         published.load_into(model.module.net)
         model.size_ = f"scFoundation {version}"
         model.is_trained_ = True
-        model.provenance_ = {
-            "source": "scFoundation",
+        own = {"source": "scFoundation", "licence": LICENCE}
+        model.provenance_ = (published.provenance or own) | {
             "file": published.path.name,
             "sha256": published.sha256,
             "version": version,
             "gene_index_sha256": hash_genes(genes),
-            "licence": LICENCE,
         }
         model.to_device(torch_device)
         model.module.eval()
-        logger.info(f"{published.path.name}, version {version!r}. {LICENCE}")
+        licence = model.provenance_.get("licence", "Weights written by scxtrimo.")
+        logger.info(f"{published.path.name}, version {version!r}. {licence}")
         model._remember_names(gene_aliases, min_gene_overlap)
         if adata is not None:
             if gene_id_key is not None:
@@ -129,7 +130,10 @@ class PublishedMixin(BaseModelClass):
         return model
 
     def to_scfoundation(
-        self, checkpoint: str | os.PathLike, gene_index: str | os.PathLike
+        self,
+        checkpoint: str | os.PathLike,
+        gene_index: str | os.PathLike,
+        overwrite: bool = False,
     ) -> None:
         """Write a model of the published architecture in the format of the published checkpoints.
 
@@ -142,9 +146,13 @@ class PublishedMixin(BaseModelClass):
         gene_index
             File for the genes in their order, a table with the columns ``gene_name``
             and ``index``.
+        overwrite
+            Replace files that exist.
 
         Raises
         ------
+        FileExistsError
+            If a file exists and is not to be replaced.
         ValueError
             If the architecture is another one; ``size="published-3m"`` and so on are the right
             ones.
@@ -152,10 +160,13 @@ class PublishedMixin(BaseModelClass):
         Examples
         --------
         >>> published = scxtrimo.model.XTrimoGene(adata, size="published-tiny")
-        >>> published.to_scfoundation("models.ckpt", "genes.tsv")
-        >>> same = scxtrimo.model.XTrimoGene.from_scfoundation("models.ckpt", "genes.tsv")
+        >>> published.to_scfoundation("mine.ckpt", "genes.tsv")
+        >>> same = scxtrimo.model.XTrimoGene.from_scfoundation("mine.ckpt", "genes.tsv")
         """
-        write_scfoundation(checkpoint, self.module.net, self.config_)
+        there = [str(path) for path in (checkpoint, gene_index) if Path(path).exists()]
+        if there and not overwrite:
+            raise FileExistsError(f"{', '.join(there)} exist: another name, or `overwrite=True`.")
+        write_scfoundation(checkpoint, self.module.net, self.config_, self.provenance)
         genes = pd.Series(range(len(self.vocabulary.gene_ids)), self.vocabulary.gene_ids)
         genes.to_csv(gene_index, sep="\t", index_label="gene_name", header=["index"])
         if licence := self.provenance.get("licence"):

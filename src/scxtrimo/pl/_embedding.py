@@ -32,7 +32,7 @@ def umap(
     """Draw the UMAP of a representation, or of several side by side.
 
     Neighbours and UMAP are scanpy's, with its defaults and a fixed seed. What is computed is kept
-    in ``adata.obsm``, for instance as ``"X_umap_xtrimo"`` for ``"X_xtrimo"``, until the
+    in ``adata.obsm``, for instance as ``"X_xtrimo_umap"`` for ``"X_xtrimo"``, until the
     representation changes; ``"X_umap"`` and ``"neighbors"`` stay as they are.
 
     Parameters
@@ -40,7 +40,8 @@ def umap(
     adata
         Cells with representations in ``obsm``.
     color
-        What to colour by, see :func:`scanpy.pl.embedding`. Several make several rows.
+        What to colour by, see :func:`scanpy.pl.embedding`. Several make several rows, or
+        of one representation a row.
     use_rep
         Representation in ``adata.obsm``. Several make several columns.
     ax
@@ -63,7 +64,7 @@ def umap(
     --------
     >>> adata.obsm["X_xtrimo"] = model.get_latent_representation()
     >>> ax = scxtrimo.pl.umap(adata, color="bulk_labels", show=False)
-    >>> adata.obsm["X_umap_xtrimo"].shape
+    >>> adata.obsm["X_xtrimo_umap"].shape
     (700, 2)
     """
     colors = list(color) if isinstance(color, Sequence) and not isinstance(color, str) else [color]
@@ -116,13 +117,12 @@ def _add_color_bar(ax: Axes) -> None:
 
 def _ensure_umap(adata: AnnData, use_rep: str) -> str:
     """Compute the UMAP of a representation if it is not there, and return its name."""
-    has_prefix = use_rep.startswith("X_")
-    key = f"X_umap_{use_rep.removeprefix('X_')}" if has_prefix else f"umap_{use_rep}"
+    key = f"X_{use_rep.removeprefix('X_')}_umap"
     work = representation(adata, use_rep)
     checksum = zlib.crc32(np.ascontiguousarray(work.X).data)
     sources = adata.uns.get(SOURCES_KEY, {})
-    # One that is not from here is somebody's own, and taken as it is.
-    if key in adata.obsm and sources.get(key, checksum) == checksum:
+    # Without its checksum it may be of other cells: two of them put one after the other, say.
+    if key in adata.obsm and sources.get(key) == checksum:
         return key
     sc.pp.neighbors(work, use_rep="X", random_state=SEED)
     sc.tl.umap(work, random_state=SEED)
