@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
 from scipy import sparse
 
 EFFECT = "effect"
@@ -43,7 +44,9 @@ def effects_anndata(
     names = obs["perturbation"].astype(str)
     if more := [key for key in named_by if obs[key].nunique() > 1]:
         names = names + " (" + obs[more].astype(str).agg(", ".join, axis=1) + ")"
-    obs = obs.set_axis(pd.Index(names.to_numpy(), dtype=object), axis=0)
+    # one that was left out in several ways is there several times
+    index = make_index_unique(pd.Index(names.to_numpy(), dtype=object))
+    obs = obs.set_axis(index, axis=0)
     effect = np.maximum(effect, -control)  # expression is not negative
     adata = AnnData(
         (control + effect).astype(np.float32),
