@@ -69,6 +69,14 @@ def test_as_many_cells_as_asked_for_and_the_same_again(local):
     assert scxtrimo.datasets.kang(None).n_obs == cells.n_obs
 
 
+def test_the_public_file_is_read_under_the_name_of_the_local_copy(local):
+    cells = make_cells()
+    cells.obs["label"] = np.where(np.arange(cells.n_obs) % 2, "ctrl", "stim")
+    cells.write_h5ad(local / "kang_ifnb.h5ad")
+    conditions = scxtrimo.datasets.kang(None).obs["condition"]
+    assert list(conditions[:2]) == ["stimulated", "control"]
+
+
 def test_measurements_that_disagree_are_left_out(local):
     screen = pd.DataFrame(
         [("C", "N", "A", 1), ("N", "C", "A", 1), ("C", "O", "A", 1), ("O", "C", "A", 0)],

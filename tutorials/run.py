@@ -41,11 +41,11 @@ def is_bar(output: nbformat.NotebookNode) -> bool:
     return "%|" in text or not text.strip()
 
 
-def execute(path: Path, write: bool) -> str:
-    """Execute one notebook and return what became of it."""
+def execute(path: Path, write: bool) -> tuple[str, str]:
+    """Execute one notebook and return what became of it, and more about that."""
     missing = [name for name in NEEDS.get(path.stem, []) if find_spec(name) is None]
     if missing:
-        return f"left out: {', '.join(missing)} not installed"
+        return "left out", f"{', '.join(missing)} not installed"
     notebook = nbformat.read(path, as_version=4)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -56,17 +56,17 @@ def execute(path: Path, write: bool) -> str:
             client.execute()
         except CellExecutionError as error:
             if "could not be downloaded" in error.evalue:
-                return f"left out: {error.evalue}"
-            return f"FAILED\n{error}"
+                return "left out", error.evalue
+            return "failed", str(error)
         except (CellTimeoutError, DeadKernelError) as error:
-            return f"FAILED\n{error}"
+            return "failed", str(error)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of the day
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if not is_bar(output)]
     if write:
         nbformat.write(notebook, path)
-    return f"{time.perf_counter() - start:.0f} s"
+    return "passed", f"{time.perf_counter() - start:.0f} s"
 
 
 def main() -> None:
@@ -87,9 +87,8 @@ def main() -> None:
     counted = {"passed": 0, "failed": 0, "left out": 0}
     with ThreadPoolExecutor(n_workers) as pool:
         results = pool.map(lambda path: execute(path, args.write), paths)
-        for path, result in zip(paths, results, strict=True):
-            print(f"{path.stem}: {result}", flush=True)
-            kind = {"FAILED": "failed", "left o": "left out"}.get(result[:6], "passed")
+        for path, (kind, details) in zip(paths, results, strict=True):
+            print(f"{path.stem} {kind}: {details}", flush=True)
             counted[kind] += 1
     print(", ".join(f"{n} {kind}" for kind, n in counted.items()))
     sys.exit(counted["failed"] > 0 or (args.all and counted["left out"] > 0))

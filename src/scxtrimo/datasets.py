@@ -24,10 +24,12 @@ __all__ = ["deepdds", "kang", "norman", "pbmc3k", "pbmc68k", "recover_counts"]
 DATA_VARIABLE = "SCXTRIMO_DATA"
 
 KANG = (
+    "kang_ifnb.h5ad",
     "https://exampledata.scverse.org/pertpy/kang_2018.h5ad",
     "e6a5adac64dcdeb36eaba27db49b63e0c64bb0ed4a64c6705971506b41c39830",
 )
 NORMAN = (
+    "norman_mcfaline.h5ad",
     "https://raw.githubusercontent.com/altoslabs/perturbench/"
     "4dd6a03c54ef348f6be6e46e21ea7f80eb2daaa2/src/perturbench/data/resources/devel.h5ad",
     None,
@@ -133,12 +135,10 @@ def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
     --------
     >>> pbmc = scxtrimo.datasets.kang()  # doctest: +SKIP
     """
-    local = _local("kang_ifnb.h5ad")
-    if local is not None:
-        adata = anndata.read_h5ad(local)
+    adata = anndata.read_h5ad(_file(*KANG))
+    if "condition" in adata.obs:
         condition = adata.obs["condition"]
-    else:
-        adata = anndata.read_h5ad(_download(*KANG, "kang_ifnb.h5ad"))
+    else:  # the public file
         condition = adata.obs["label"].map({"ctrl": "control", "stim": "stimulated"})
     adata.obs_names_make_unique()
     adata.var_names_make_unique()
@@ -170,8 +170,7 @@ def norman() -> AnnData:
     --------
     >>> screen = scxtrimo.datasets.norman()  # doctest: +SKIP
     """
-    name = "norman_mcfaline.h5ad"
-    adata = anndata.read_h5ad(_local(name) or _download(*NORMAN, name))
+    adata = anndata.read_h5ad(_file(*NORMAN))
     adata = adata[(adata.obs["dataset"] == "norman19").to_numpy()].copy()
     adata.obs_names_make_unique()
     adata.X = recover_counts(adata.X)
@@ -201,8 +200,7 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
     >>> lines, screen = scxtrimo.datasets.deepdds()  # doctest: +SKIP
     """
     labels, expression = (
-        _local(name) or _download(DEEPDDS + name, digest, name)
-        for name, digest in DEEPDDS_HASHES.items()
+        _file(name, DEEPDDS + name, digest) for name, digest in DEEPDDS_HASHES.items()
     )
     table = pd.read_csv(expression, index_col=0, skiprows=[1])
     lines = AnnData(table.astype(np.float32))
@@ -288,7 +286,10 @@ def _local(name: str) -> Path | None:
     return next(found, None)
 
 
-def _download(url: str, digest: str | None, name: str) -> Path:
+def _file(name: str, url: str, digest: str | None) -> Path:
+    """Return the local copy of a file, or download it once."""
+    if (local := _local(name)) is not None:
+        return local
     import pooch  # not before something is downloaded
 
     known = None if digest is None else f"sha256:{digest}"

@@ -85,9 +85,7 @@ class AttentionMixin(BatchesMixin):
                 inputs.get("depths"),
                 inputs.get("scale", 1e4),
             )
-            q_the, k_the = self.module.net.encoder.queries_and_keys(
-                x_td, cu_seqlens, layer % n_layers
-            )
+            q_the, k_the = self.module.net.encoder.queries_and_keys(x_td, cu_seqlens, layer)
             lengths = lengths_of(cu_seqlens).tolist()
             of_cells = (part.split(lengths) for part in (q_the, k_the, places[gene_ids_t]))
             for q, k, gene in zip(*of_cells, strict=True):

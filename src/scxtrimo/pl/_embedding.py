@@ -77,9 +77,9 @@ def umap(
             f"ax= takes one panel, not {shape[0]} x {shape[1]}: leave it out, or draw one "
             "`color` and one `use_rep` at a time."
         )
-    for name in names:
-        representation(adata, name)  # a wrong one raises here, before anything is computed
-    bases = [_ensure_umap(adata, name) for name in names]
+    # a wrong one raises here, before anything is computed
+    representations = {name: representation(adata, name) for name in names}
+    bases = [_ensure_umap(adata, *item) for item in representations.items()]
     was_given = ax is not None
     size = min(MAX_SIZE, 120_000 / adata.n_obs)
     options = {"frameon": False, "legend_fontsize": 8, "size": size} | kwargs
@@ -95,9 +95,8 @@ def umap(
         return np.array(row)[:, None]
     axes = new_grid(shape, (3.2, 3.0), for_legends=2.0)
     for (i, j), panel in np.ndenumerate(axes):
-        own: dict[str, Any] = {"colorbar_loc": None}
-        if len(names) > 1:
-            own["title"] = ": ".join(filter(None, (names[j], colors[i])))
+        title = ": ".join(filter(None, (names[j], colors[i])))
+        own: dict[str, Any] = {"colorbar_loc": None, "title": title}
         if j < len(names) - 1:  # one legend per row is enough
             own["legend_loc"] = "none"
         sc.pl.embedding(adata, bases[j], color=colors[i], ax=panel, show=False, **own | options)
@@ -115,10 +114,9 @@ def _add_color_bar(ax: Axes) -> None:
         ax.figure.colorbar(coloured[-1], cax=ax.inset_axes((1.03, 0.1, 0.04, 0.8)))
 
 
-def _ensure_umap(adata: AnnData, use_rep: str) -> str:
+def _ensure_umap(adata: AnnData, use_rep: str, work: AnnData) -> str:
     """Compute the UMAP of a representation if it is not there, and return its name."""
     key = f"X_{use_rep.removeprefix('X_')}_umap"
-    work = representation(adata, use_rep)
     checksum = zlib.crc32(np.ascontiguousarray(work.X).data)
     sources = adata.uns.get(SOURCES_KEY, {})
     # Without its checksum it may be of other cells: two of them put one after the other, say.

@@ -9,9 +9,8 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
-from .. import tl
 from ..data.vocabulary import COVERAGE_KEY, preview
-from ..tl._genes import UNASSIGNED, gene_graph
+from ..tl._genes import UNASSIGNED, find_modules, gene_graph
 from ._axes import finish, new_axes
 
 if TYPE_CHECKING:
@@ -58,14 +57,14 @@ def gene_modules(
     >>> ax.get_legend().get_texts()[0].get_text().startswith("0: ")
     True
     """
-    if modules is None:
-        modules = tl.gene_modules(embeddings, N_NEIGHBORS, seed=SEED)
-    elif len(lost := embeddings.index.difference(modules.index)):
+    if modules is not None and len(lost := embeddings.index.difference(modules.index)):
         raise ValueError(
             f"modules lacks {len(lost)} of the {len(embeddings)} genes of embeddings: "
             f"{preview(lost)}. Make it of these: `scxtrimo.tl.gene_modules(embeddings)`."
         )
     genes = gene_graph(embeddings, N_NEIGHBORS, SEED)
+    if modules is None:
+        modules = find_modules(genes, embeddings.index, seed=SEED)
     sc.tl.umap(genes, random_state=SEED)
     places = pd.DataFrame(genes.obsm["X_umap"], index=embeddings.index)
     modules = modules[modules.index.isin(places.index)]

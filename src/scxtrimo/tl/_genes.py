@@ -50,6 +50,17 @@ def gene_modules(
     ['module', 'similarity']
     """
     genes = gene_graph(embeddings, n_neighbors, seed)
+    return find_modules(genes, embeddings.index, resolution, min_genes, seed)
+
+
+def find_modules(
+    genes: AnnData,
+    index: pd.Index,
+    resolution: float = 1.0,
+    min_genes: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the modules of genes with their graph, under the names of ``index``."""
     sc.tl.leiden(
         genes,
         resolution=resolution,
@@ -72,7 +83,7 @@ def gene_modules(
     names = [*new_names.values(), *([UNASSIGNED] if len(kept) < len(sizes) else [])]
     table = pd.DataFrame(
         {"module": pd.Categorical(module, names), "similarity": similarity},
-        index=embeddings.index,
+        index=index,
     )
     return table.sort_values(["module", "similarity"], ascending=[True, False], kind="stable")
 
