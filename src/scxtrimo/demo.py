@@ -16,7 +16,7 @@ import scanpy as sc
 from anndata import AnnData
 
 from ._logging import logger
-from .data.fields import get_column
+from .data.columns import get_column
 from .datasets import pbmc68k
 from .model import XTrimoGene
 from .tl import cluster_agreement

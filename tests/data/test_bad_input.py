@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from scxtrimo.data import RowReader
 from scxtrimo.model import XTrimoGene
 
 
@@ -164,3 +165,43 @@ def test_impossible_training_arguments(cells):
         model.train(1, train_size=1.0, early_stopping=True)
     with pytest.raises(FileNotFoundError, match=r"ckpt_path='nope\.ckpt' does not exist"):
         model.train(1, ckpt_path="nope.ckpt")
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int8, np.uint16, np.int64, np.float32])
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix, sparse.coo_matrix])
+def test_repeated_entries_are_added_up_in_a_type_they_fit_into(dtype, form):
+    parts = np.array([1, 1, 1] if dtype is bool else [100, 100, 100], dtype=dtype)
+    repeated = sparse.coo_matrix((parts, (np.zeros(3, int), np.full(3, 2))), shape=(2, 4))
+    matrix = form(repeated) if form is sparse.coo_matrix else _unsummed(repeated, form)
+    read = RowReader(matrix).read(slice(0, 2)).toarray()
+    assert read[0].tolist() == [0, 0, int(parts.astype(int).sum()), 0]
+    assert not read[1].any()
+
+
+def _unsummed(coo, form):
+    """CSR or CSC with an entry in three parts, which converting from COO would add up."""
+    major = coo.row if form is sparse.csr_matrix else coo.col
+    minor = coo.col if form is sparse.csr_matrix else coo.row
+    n_major = coo.shape[0 if form is sparse.csr_matrix else 1]
+    indptr = np.searchsorted(major, np.arange(n_major + 1))
+    return form((coo.data, minor, indptr), shape=coo.shape)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f4", ">i4", ">u2", "f2", "f8", "u1"])
+def test_counts_of_any_width_and_byte_order(dtype):
+    counts = np.array([[0, 2, 1], [5, 0, 0]])
+    read = RowReader(counts.astype(dtype)).read(np.array([1, 0])).toarray()
+    assert read.tolist() == [[5, 0, 0], [0, 2, 1]]
+
+
+@pytest.mark.parametrize("dtype", [object, complex, "U3"])
+def test_what_cannot_be_counted_is_refused_by_its_type(dtype):
+    with pytest.raises(TypeError, match=r"dtype .*astype\(np.float32\)"):
+        RowReader(np.array([[1, 2]]).astype(dtype)).read(slice(0, 1))
+
+
+def test_a_layer_that_cannot_be_read_does_not_hide_what_is_wrong_with_the_counts(cells):
+    cells.X = cells.X * 0.3
+    cells.layers["text"] = np.full(cells.shape, "?", dtype=object)
+    with pytest.raises(ValueError, match="non-integer"):
+        setup(cells)

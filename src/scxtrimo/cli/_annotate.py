@@ -134,7 +134,7 @@ def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
     """Return reference and query on the genes they share, the query as a batch without labels."""
     import anndata
 
-    from ..data.fields import get_column
+    from ..data.columns import get_column
 
     if args.gene_aliases or args.min_gene_overlap:
         raise ValueError(

@@ -34,11 +34,11 @@ class RowReader:
         if isinstance(matrix, CSCDataset):
             matrix = matrix.to_memory()
         if sparse.issparse(matrix) and matrix.format != "csr":
-            matrix = matrix.tocsr()
+            matrix = _summable(matrix).tocsr()  # of COO it adds up entries
         is_known = sparse.issparse(matrix) or isinstance(
             matrix, np.ndarray | h5py.Dataset | zarr.Array | CSRDataset
         )
-        if not is_known:
+        if not is_known or isinstance(matrix, np.ma.MaskedArray):
             raise TypeError(
                 f"Counts are of type {type(matrix).__name__}, which is not supported. Use a scipy "
                 "sparse matrix, a NumPy array or a backed AnnData (for instance "
@@ -84,17 +84,27 @@ class RowReader:
 
 
 def _as_csr(rows: Any) -> sparse.csr_matrix:
-    if rows.dtype == np.float16:  # scipy has no sparse matrices of these
-        rows = rows.astype(np.float32)
-    return sparse.csr_matrix(rows)
+    if rows.dtype.kind not in "buif":
+        raise TypeError(
+            f"Counts are of dtype {rows.dtype}, which does not hold numbers that can be counted. "
+            "Convert them: `adata.X = adata.X.astype(np.float32)`."
+        )
+    # scipy has no sparse matrices of half precision or of another byte order.
+    native = np.float32 if rows.dtype == np.float16 else rows.dtype.newbyteorder("=")
+    return sparse.csr_matrix(rows.astype(native, copy=False))
 
 
 def _canonical(chunk: sparse.csr_matrix) -> sparse.csr_matrix:
     """Add up entries that a matrix has twice: a gene must not become two tokens."""
     if not chunk.has_canonical_format:
-        chunk = chunk.copy()  # it may share its memory with the user's matrix
+        chunk = _summable(chunk.copy())  # it may share its memory with the user's matrix
         chunk.sum_duplicates()
     return chunk
+
+
+def _summable(matrix: Any) -> Any:
+    """Return entries in a type that sums of them fit into."""
+    return matrix.astype(np.int64) if matrix.dtype.kind in "bui" else matrix
 
 
 def get_layer(adata: AnnData, layer: str | None) -> Any:
@@ -208,7 +218,10 @@ def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
         copy = '`adata.layers["counts"] = adata.raw[:, adata.var_names].X`, then `layer="counts"`'
         others[f"adata.raw ({copy})"] = adata.raw.X
     for name, matrix in others.items():
-        head = RowReader(matrix).read(slice(0, 256)).data
+        try:
+            head = RowReader(matrix).read(slice(0, 256)).data
+        except TypeError:  # of a kind that could not be used either
+            continue
         if len(head) and looks_raw(head):
             return f" {name} looks raw."
     return (

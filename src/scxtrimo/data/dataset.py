@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from torch.utils.data import Dataset, Subset
 
-from .counts import RowReader, looks_raw
+from .counts import RowReader, get_layer, looks_raw
 from .fields import CategoryField, CountsField
+from .rows import as_rows
+from .vocabulary import COVERAGE_KEY
 
 MAX_PRELOADED_BYTES = 4 * 2**30
 
@@ -106,9 +111,15 @@ class RaggedDataset(Dataset):
         batch = to_ragged(counts, self.column_to_gene)
         if not looks_raw(batch["counts"]):
             raise ValueError(
-                "The counts changed after `setup_anndata` and are no raw counts any more, for "
+                "The counts changed after `setup_anndata` and are no longer raw counts, for "
                 "instance by `sc.pp.log1p(adata)`. Keep them in a layer: "
                 '`adata.layers["counts"] = adata.X.copy()`, then `layer="counts"`.'
+            )
+        if not (batch["library_size"] > 0).all():
+            raise ValueError(
+                "The counts changed after `setup_anndata`: "
+                f"{int((batch['library_size'] <= 0).sum()):,} cells have none left of genes that "
+                "the model knows. Remove these cells."
             )
         return batch
 
@@ -242,6 +253,62 @@ class RaggedDataManager(AnnDataManager):
     """
 
     adata: AnnData
+    _snapshot: Snapshot
+
+    def register_fields(
+        self, adata: AnnData, source_registry: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Register data, and remember what the registration depends on.
+
+        Parameters
+        ----------
+        adata, source_registry, **kwargs
+            See :meth:`scvi.data.AnnDataManager.register_fields`.
+        """
+        super().register_fields(adata, source_registry, **kwargs)
+        self._snapshot = Snapshot(self)
+
+    def is_current(self) -> bool:
+        """Return whether the registration is that of the data as they are now.
+
+        Returns
+        -------
+        False if cells, genes, a registered column or the matrix of the counts were replaced,
+        reordered or changed since.
+        """
+        return self._snapshot.equals(Snapshot(self))
+
+    def without_data(self) -> Self:
+        """Return a copy that does not keep the data alive.
+
+        Returns
+        -------
+        A manager for :meth:`with_data`.
+        """
+        return self.with_data(None)
+
+    def with_data(self, adata: AnnData | None) -> Self:
+        """Return a copy for the data that it was made with.
+
+        Parameters
+        ----------
+        adata
+            The data.
+
+        Returns
+        -------
+        The manager.
+        """
+        manager = copy.copy(self)
+        manager.adata = adata  # type: ignore[assignment]
+        return manager
+
+    def write_coverage(self) -> None:
+        """Put the coverage report of this registration where users look for it."""
+        state = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+        report = state.get(CountsField.COVERAGE_KEY)
+        if report is not None and self.adata.uns.get(COVERAGE_KEY) is not report:
+            self.adata.uns[COVERAGE_KEY] = report
 
     def create_torch_dataset(
         self,
@@ -254,7 +321,7 @@ class RaggedDataManager(AnnDataManager):
         Parameters
         ----------
         indices
-            Rows of the cells; by default all.
+            Rows of the cells, or a boolean mask; by default all.
         data_and_attributes, load_sparse_tensor
             Ignored; they are there for scvi-tools.
 
@@ -263,4 +330,52 @@ class RaggedDataManager(AnnDataManager):
         A :class:`RaggedDataset`, or a part of one.
         """
         dataset = RaggedDataset(self)
-        return dataset if indices is None else Subset(dataset, indices)
+        if indices is None:
+            return dataset
+        return Subset(dataset, as_rows(indices, len(dataset)).tolist())
+
+
+class Snapshot:
+    """What a registration was made of: names of cells and genes, columns, the matrix.
+
+    Parameters
+    ----------
+    manager
+        A manager with registered data.
+    """
+
+    def __init__(self, manager: RaggedDataManager) -> None:
+        adata = manager.adata
+        self.obs_names, self.var_names = adata.obs_names, adata.var_names
+        self.columns: dict[tuple[str, str], pd.Series | None] = {}
+        for field in manager.fields:
+            state = manager.get_state_registry(field.registry_key)
+            for attribute, key in field.sources(adata, state):
+                frame = getattr(adata, attribute)
+                self.columns[attribute, key] = frame[key].copy() if key in frame else None
+        attr_key = manager.data_registry[REGISTRY_KEYS.X_KEY]["attr_key"]
+        matrix = get_layer(adata, attr_key)
+        in_memory = sparse.issparse(matrix) or isinstance(matrix, np.ndarray)
+        self.matrix = weakref.ref(matrix) if in_memory else None
+
+    def equals(self, other: Snapshot) -> bool:
+        """Return whether a registration would be the same."""
+        return (
+            _same(self.obs_names, other.obs_names)
+            and _same(self.var_names, other.var_names)
+            and self.columns.keys() == other.columns.keys()
+            and all(_same(column, other.columns[key]) for key, column in self.columns.items())
+            and (self.matrix is None or other.matrix is None or self.matrix() is other.matrix())
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the matrix: its copy is another one."""
+        return self.__dict__ | {"matrix": None}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two indices or columns are the same, missing ones included."""
+    if one is None or other is None:
+        return one is other
+    same_type = getattr(one, "dtype", None) == getattr(other, "dtype", None)
+    return one is other or (same_type and one.equals(other))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from scvi.data import _constants
 from scvi.data.fields import BaseAnnDataField
 
 from .._logging import logger
+from .columns import as_text, canonical, categories_of, codes_of, get_column
 from .counts import check_counts, get_layer
 from .vocabulary import (
     COVERAGE_KEY,
@@ -21,7 +23,12 @@ from .vocabulary import (
     GeneAlignment,
     GeneVocabulary,
     align_genes,
+    best_other_column,
+    identifiers,
+    own_identifiers,
     preview,
+    raise_repeated,
+    warn_of_source,
 )
 
 UNKNOWN_CATEGORY = -1
@@ -48,6 +55,7 @@ class CountsField(BaseAnnDataField):
     COLUMNS_KEY = "columns"
     COLUMN_TO_GENE_KEY = "column_to_gene"
     N_OBS_KEY = "n_obs"
+    COVERAGE_KEY = "coverage"
 
     def __init__(
         self,
@@ -85,15 +93,8 @@ class CountsField(BaseAnnDataField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Derive the vocabulary: all genes with at least one count."""
         self.validate_field(adata)
-        names = adata.var_names.astype(str)
-        column = get_column(adata.var, "var", self.gene_id_key, names)
-        if n_missing := int(column.isna().sum()):
-            raise ValueError(
-                f"adata.var[{self.gene_id_key!r}] lacks the identifier of {n_missing:,} genes. "
-                "Leave these genes out or choose another `gene_id_key`."
-            )
-        ids = pd.Index(column.astype(str))
-        _check_unique(ids, self.gene_id_key)
+        ids = own_identifiers(adata.var, self.gene_id_key)
+        names = identifiers(adata.var_names)
         expressed = np.flatnonzero(check_counts(adata, self.attr_key) > 0)
         if n_silent := adata.n_vars - len(expressed):
             logger.info(
@@ -115,11 +116,14 @@ class CountsField(BaseAnnDataField):
         key = self.gene_id_key if has_key else None
         alignment = align_genes(vocabulary, adata_target.var, key, self.gene_aliases)
         if alignment.repeated:
-            source = None if alignment.source == VAR_NAMES else alignment.source
-            _raise_repeated(alignment.repeated, source)
+            raise_repeated(
+                alignment.repeated, None if alignment.source == VAR_NAMES else alignment.source
+            )
         self._check_overlap(vocabulary, alignment, adata_target)
         check_counts(adata_target, self.attr_key, used=alignment.column_to_gene >= 0)
-        adata_target.uns[COVERAGE_KEY] = alignment.to_uns()
+        warn_of_source(alignment, key)
+        coverage = alignment.to_uns()
+        adata_target.uns[COVERAGE_KEY] = coverage
         if alignment.n_case > 100 and alignment.n_case > alignment.matched:
             logger.warning(
                 f"{alignment.n_case:,} genes were found only because upper and lower case were "
@@ -128,18 +132,30 @@ class CountsField(BaseAnnDataField):
             )
         if alignment.missing or alignment.renamed:
             logger.info(f"{alignment}. Report in adata.uns[{COVERAGE_KEY!r}].")
-        return self._state(adata_target, vocabulary, alignment.column_to_gene)
+        state = self._state(adata_target, vocabulary, alignment.column_to_gene)
+        return state | {self.COVERAGE_KEY: coverage}
+
+    def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the columns beside ``var_names`` that genes were found with."""
+        source = state.get(self.COVERAGE_KEY, {}).get("source")
+        if source not in (None, VAR_NAMES, self.gene_id_key):
+            return [("var", name) for name in adata.var]  # the best of all columns was taken
+        return [] if self.gene_id_key in (None, VAR_NAMES) else [("var", self.gene_id_key)]
 
     def _check_overlap(
         self, vocabulary: GeneVocabulary, alignment: GeneAlignment, adata: AnnData
     ) -> None:
         if alignment.overlap == 0 or alignment.overlap < self.min_gene_overlap:
+            better = best_other_column(vocabulary, adata.var, self.gene_aliases or {})
+            hint = ""
+            if better is not None and better.overlap > alignment.overlap:
+                hint = f" adata.var[{better.source!r}] has {better.overlap:.1%} of them."
             raise ValueError(
                 f"Only {alignment.overlap:.1%} of the model's {len(vocabulary):,} genes are among "
                 f"the {adata.n_vars:,} genes of this AnnData, at least "
                 f"{self.min_gene_overlap:.0%} are needed. The model knows "
                 f"{preview(vocabulary.gene_ids, 3)}; the data have "
-                f"{preview(adata.var_names, 3)}. If they are other names of the same genes, pass "
+                f"{preview(adata.var_names, 3)}.{hint} If they are other names of the same genes, pass "
                 '`gene_aliases="hgnc"`; if the identifiers are in a column of adata.var, '
                 "`gene_id_key=...`; to accept fewer genes, lower `min_gene_overlap`. These are "
                 "arguments of `model.prepare_query_anndata`, `load` and `from_scfoundation`."
@@ -177,14 +193,14 @@ class CategoryField(BaseAnnDataField):
     registry_key
         Name within the model, for instance ``"batch"``.
     obs_key
-        Column of ``adata.obs``.
+        Column of ``adata.obs``; ``None`` for data of which no category is known.
     """
 
     CODES_KEY = "codes"
     MAPPING_KEY = "categorical_mapping"
     ORIGINAL_KEY = "original_key"
 
-    def __init__(self, registry_key: str, obs_key: str) -> None:
+    def __init__(self, registry_key: str, obs_key: str | None) -> None:
         super().__init__()
         self._registry_key = registry_key
         self.obs_key = obs_key
@@ -198,12 +214,17 @@ class CategoryField(BaseAnnDataField):
         return self._registry_key
 
     @property
-    def attr_key(self) -> str:
+    def attr_key(self) -> str | None:
         """Column of ``adata.obs``."""
         return self.obs_key
 
+    def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the column that the codes are made of."""
+        return [] if self.obs_key is None else [("obs", self.obs_key)]
+
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column exists and has no missing values."""
+        assert self.obs_key is not None
         column = get_column(adata.obs, "obs", self.obs_key)
         missing = np.flatnonzero(column.isna())
         if len(missing):
@@ -217,33 +238,43 @@ class CategoryField(BaseAnnDataField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Learn the categories from the data."""
         self.validate_field(adata)
-        column = adata.obs[self.obs_key].astype("category")
-        return self._encode(adata, savable_categories(column, self.obs_key))
+        assert self.obs_key is not None
+        return self._encode(adata, categories_of(adata.obs[self.obs_key], self.obs_key))
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
         """Encode other data; unseen categories and a missing column become unknown (-1)."""
-        mapping = np.asarray(state_registry[self.MAPPING_KEY])
-        is_label = self.registry_key == REGISTRY_KEYS.LABELS_KEY
-        if self.obs_key not in adata_target.obs:
-            if not is_label:
-                logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {self._unknown_get()}")
-        elif not is_label:
+        mapping = np.asarray(state_registry[self.MAPPING_KEY], dtype=object)
+        is_there = self.obs_key in adata_target.obs
+        if self.registry_key == REGISTRY_KEYS.LABELS_KEY:
+            if is_there:
+                assert self.obs_key is not None
+                get_column(adata_target.obs, "obs", self.obs_key)  # one that is there twice raises
+            return self._encode(adata_target, mapping)
+        if self.obs_key is not None and not is_there:
+            logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {self._unknown_get()}")
+        if is_there:
             self.validate_field(adata_target)
-            unseen = set(adata_target.obs[self.obs_key].unique()) - set(mapping.tolist())
-            if unseen:
-                logger.info(
-                    f"adata.obs[{self.obs_key!r}] has {len(unseen)} categories the model was not "
-                    f"trained on ({preview(sorted(map(str, unseen)))}); {self._unknown_get()}"
-                )
-        return self._encode(adata_target, mapping)
+        state = self._encode(adata_target, mapping)
+        unseen = state[self.CODES_KEY] < 0
+        if is_there and unseen.any():
+            assert self.obs_key is not None
+            names = as_text(adata_target.obs[self.obs_key][unseen]).unique()
+            all_are = unseen.all()
+            logger.log(
+                logging.WARNING if all_are else logging.INFO,
+                f"{'All' if all_are else f'{len(names):,}'} categories of "
+                f"adata.obs[{self.obs_key!r}] are unknown to the model: it has "
+                f"{preview(mapping, 3)}, the data {preview(sorted(names), 3)}; "
+                f"{self._unknown_get()}",
+            )
+        return state
 
     def _encode(self, adata: AnnData, mapping: np.ndarray) -> dict[str, Any]:
+        codes = np.full(adata.n_obs, UNKNOWN_CATEGORY)
         if self.obs_key in adata.obs:
-            codes = pd.Index(mapping).get_indexer(pd.Index(adata.obs[self.obs_key].to_numpy()))
-        else:
-            codes = np.full(adata.n_obs, UNKNOWN_CATEGORY)
+            codes = codes_of(adata.obs[self.obs_key], mapping)
         return {
             self.MAPPING_KEY: mapping,
             self.ORIGINAL_KEY: self.obs_key,
@@ -274,20 +305,27 @@ class LabelsField(CategoryField):
         What the column holds where there is no label, besides missing values.
     """
 
-    def __init__(self, obs_key: str, unlabeled_category: str | None = None) -> None:
+    def __init__(self, obs_key: str | None, unlabeled_category: object = None) -> None:
         super().__init__(REGISTRY_KEYS.LABELS_KEY, obs_key)
-        self.unlabeled_category = unlabeled_category
+        self.unlabeled_category = (
+            None if unlabeled_category is None else canonical(unlabeled_category)
+        )
+
+    def _labels(self, adata: AnnData) -> pd.Series:
+        """Return the column with missing values where there is no label."""
+        assert self.obs_key is not None
+        column = get_column(adata.obs, "obs", self.obs_key)
+        return column.where((as_text(column) != self.unlabeled_category).to_numpy())
 
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column exists and has at least two labels."""
-        column = get_column(adata.obs, "obs", self.obs_key)
-        labels = column[column != self.unlabeled_category].dropna().unique()
+        labels = as_text(self._labels(adata)).dropna().unique()
         if len(labels) < 2:
             found = f"the single label {labels[0]!r}" if len(labels) else "no labels"
             beside = (
                 ""
                 if self.unlabeled_category is None
-                else (f" beside unlabeled_category={self.unlabeled_category!r}")
+                else f" beside unlabeled_category={self.unlabeled_category!r}"
             )
             raise ValueError(
                 f"adata.obs[{self.obs_key!r}] has {found}{beside}; at least two are needed to "
@@ -300,66 +338,23 @@ class LabelsField(CategoryField):
         """Encode other data; labels that the model does not know count as none."""
         state = super().transfer_field(state_registry, adata_target, **kwargs)
         if self.obs_key in adata_target.obs:
-            column = adata_target.obs[self.obs_key]
-            is_other = column.notna().to_numpy() & (state[self.CODES_KEY] < 0)
-            is_other &= (column != self.unlabeled_category).to_numpy()
+            labels = self._labels(adata_target)
+            is_other = labels.notna().to_numpy() & (state[self.CODES_KEY] < 0)
             if n_other := int(is_other.sum()):
                 logger.info(
                     f"{n_other:,} cells have labels in adata.obs[{self.obs_key!r}] that the model "
-                    f"does not know, such as {column[is_other].iloc[0]!r}: to it they have none."
+                    f"does not know, such as {labels[is_other].iloc[0]!r}: to it they have none."
                 )
         return state
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Learn the labels from the data."""
         self.validate_field(adata)
-        column = adata.obs[self.obs_key].astype("category")
-        if self.unlabeled_category in column.cat.categories:
-            column = column.cat.remove_categories([self.unlabeled_category])
-        elif self.unlabeled_category is not None and not column.isna().any():
+        assert self.obs_key is not None
+        labels = self._labels(adata)
+        if self.unlabeled_category is not None and not labels.isna().any():
             logger.info(
                 f"unlabeled_category={self.unlabeled_category!r} is not in "
                 f"adata.obs[{self.obs_key!r}]: all cells are labelled."
             )
-        return self._encode(adata, savable_categories(column, self.obs_key))
-
-
-def get_column(
-    frame: pd.DataFrame, attribute: str, key: str | None, default: pd.Index | None = None
-) -> pd.Series:
-    """Return a column of ``adata.obs`` or ``adata.var``; a wrong key names those that exist."""
-    if key is None and default is not None:
-        return default.to_series()
-    if key not in frame:
-        raise ValueError(
-            f"{key!r} is not a column of adata.{attribute}, which has {list(frame.columns)}."
-        )
-    return frame[key]
-
-
-def _check_unique(ids: pd.Index, key: str | None) -> None:
-    if ids.is_unique:
-        return
-    _raise_repeated(ids[ids.duplicated()].unique(), key)
-
-
-def _raise_repeated(repeated: Sequence[str] | pd.Index, key: str | None) -> None:
-    field = "adata.var_names" if key is None else f"adata.var[{key!r}]"
-    way_out = "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
-    raise ValueError(
-        f"{field} has {len(repeated):,} duplicate gene identifiers, for instance "
-        f"{preview(repeated)}. Merge or rename these genes first ({way_out})."
-    )
-
-
-def savable_categories(column: pd.Series, key: str) -> np.ndarray:
-    """Return the categories in use, if they can be saved with a model."""
-    categories = column.cat.remove_unused_categories().cat.categories.to_numpy()
-    bad = [c for c in categories.tolist() if not isinstance(c, str | int | float | bool)]
-    if bad:
-        raise ValueError(
-            f"adata.obs[{key!r}] has categories of type {type(bad[0]).__name__}, such as "
-            f"{bad[0]}, which cannot be saved with a model. Make them text: "
-            f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
-        )
-    return categories
+        return self._encode(adata, categories_of(labels, self.obs_key))

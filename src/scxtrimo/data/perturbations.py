@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ from anndata import AnnData
 from scvi.data import _constants
 from scvi.data.fields import BaseAnnDataField
 
-from .fields import UNKNOWN_CATEGORY, CategoryField, get_column
+from .columns import as_text, canonical, get_column
+from .fields import CategoryField
 from .vocabulary import preview
 
 PERTURBATION = "perturbation"
@@ -47,10 +48,13 @@ class PerturbationNames:
     control: str = "control"
     separator: str = "+"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "control", canonical(self.control))
+
     def targets(self, name: str | Sequence[str]) -> tuple[str, ...]:
         """Return the perturbed genes.
 
-        The order in which they were named is no matter.
+        Their order does not matter.
 
         Parameters
         ----------
@@ -115,17 +119,7 @@ class PerturbationField(CategoryField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Read all names; there must be control cells and perturbed ones."""
         group_cells(adata, self.names, self.obs_key, None)
-        return self._encode(adata, np.unique(adata.obs[self.obs_key].astype(str)))
-
-    def _encode(self, adata: AnnData, mapping: np.ndarray) -> dict[str, Any]:
-        codes = np.full(adata.n_obs, UNKNOWN_CATEGORY)
-        if self.obs_key in adata.obs:  # names may be numbers
-            codes = pd.Index(mapping).get_indexer(pd.Index(adata.obs[self.obs_key].astype(str)))
-        return {
-            self.MAPPING_KEY: mapping,
-            self.ORIGINAL_KEY: self.obs_key,
-            self.CODES_KEY: codes.astype(np.int64),
-        }
+        return super().register_field(adata)
 
     def _unknown_get(self) -> str:
         return "their effects are neither learned from nor needed."
@@ -152,6 +146,10 @@ class LibrarySizeField(BaseAnnDataField):
     def attr_key(self) -> str:
         """Column of ``adata.obs``."""
         return self.obs_key
+
+    def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return the column."""
+        return [("obs", self.obs_key)]
 
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column holds positive numbers."""
@@ -280,7 +278,7 @@ def group_cells(
 def complete_column(adata: AnnData, key: str) -> pd.Series:
     """Return a column of ``adata.obs`` as text; missing values are refused."""
     CategoryField(PERTURBATION, key).validate_field(adata)
-    return adata.obs[key].astype(str)
+    return as_text(adata.obs[key])
 
 
 def population_codes(adata: AnnData, key: str | None) -> tuple[np.ndarray, list[str]]:

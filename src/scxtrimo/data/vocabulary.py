@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .._logging import logger
+from .columns import as_text, get_column
 from .gene_table import GeneTable
 from .identifiers import fold, strip_version
 
 COVERAGE_KEY = "scxtrimo_gene_coverage"
 DEFAULT_MIN_GENE_OVERLAP = 0.25
 VAR_NAMES = "var_names"
+MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "None"})
+"""What a missing identifier becomes when a table is written to a file and read again."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +91,24 @@ class GeneVocabulary:
             return ""
         return f" Did you mean {preview(self.gene_ids[i] for i in similar.values())}?"
 
-    def lookup(self) -> dict[str, int]:
+    def lookup(self) -> Mapping[str, int]:
         """Return the position of every id, and of every name that only one gene has.
 
         Returns
         -------
         From ids and names to positions.
         """
+        return self._places
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
         times = Counter(self.gene_names)
         names = {name: i for i, name in enumerate(self.gene_names) if times[name] == 1}
-        return names | {gene_id: i for i, gene_id in enumerate(self.gene_ids)}
+        return MappingProxyType(names | {gene: i for i, gene in enumerate(self.gene_ids)})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is derived; a mapping that cannot be changed cannot be pickled."""
+        return {"gene_ids": self.gene_ids, "gene_names": self.gene_names}
 
     def to_dict(self) -> dict[str, list[str]]:
         """Return plain lists, for JSON.
@@ -143,7 +157,7 @@ class GeneAlignment:
     unused
         Identifiers of the data that the vocabulary does not have.
     repeated
-        Genes of the vocabulary whose identifier several columns have.
+        Genes of the vocabulary that several columns are named after.
     n_case
         How many genes were found only because upper and lower case were ignored.
 
@@ -256,10 +270,11 @@ def align_genes(
 ) -> GeneAlignment:
     """Find the genes of a vocabulary among the columns of an AnnData, by identifier.
 
-    Identifiers are looked for in ``var[gene_id_key]`` if given, else in the index of ``var`` and
-    then in its other text columns; whichever finds most genes is used. A gene is found under
+    Identifiers are those in ``var[gene_id_key]`` if given, else those in the index of ``var``. Only
+    if not a single gene is found there, the other text columns of ``var`` are tried, and the one
+    that finds most genes is used; :attr:`GeneAlignment.source` says which. A gene is found under
     its id or its name, after that under an alias, without Ensembl version suffix, or regardless
-    of upper and lower case where that is unambiguous.
+    of upper and lower case where that is unambiguous. A missing identifier matches nothing.
 
     Parameters
     ----------
@@ -287,42 +302,79 @@ def align_genes(
     1 genes matched, 1 renamed, 0 missing, 1 columns unused
     (100.0% of the model's genes, identifiers from 'var_names')
     """
-    if gene_id_key == VAR_NAMES and VAR_NAMES not in var:
-        candidates = {VAR_NAMES: var.index.to_series()}
-    elif gene_id_key is not None:
-        candidates = {gene_id_key: var[gene_id_key]}
-    else:
-        texts = [name for name in var if not pd.api.types.is_numeric_dtype(var[name])]
-        candidates = {VAR_NAMES: var.index.to_series()} | {name: var[name] for name in texts}
-    alignments = [
-        _align(vocabulary, source, _as_text(ids), gene_aliases or {})
-        for source, ids in candidates.items()
-    ]
-    best = max(alignments, key=lambda alignment: alignment.overlap)  # the first of equals
-    # Identifiers that are unique are better than a few more that are not.
-    enough = [a for a in alignments if a.overlap >= 0.9 * best.overlap]
-    return next((a for a in enough if not a.repeated), best) if best.repeated else best
+    aliases = gene_aliases or {}
+    if gene_id_key is not None and not (gene_id_key == VAR_NAMES and VAR_NAMES not in var):
+        return _align(vocabulary, gene_id_key, get_column(var, "var", gene_id_key), aliases)
+    alignment = _align(vocabulary, VAR_NAMES, var.index.to_series(), aliases)
+    if gene_id_key is not None or alignment.overlap > 0:
+        return alignment
+    return max([alignment, *_other_columns(vocabulary, var, aliases)], key=lambda a: a.overlap)
+
+
+def best_other_column(
+    vocabulary: GeneVocabulary, var: pd.DataFrame, gene_aliases: Mapping[str, str] | GeneTable
+) -> GeneAlignment | None:
+    """Return the alignment by the text column of ``var`` that finds most genes, if any does."""
+    found = [a for a in _other_columns(vocabulary, var, gene_aliases) if a.overlap > 0]
+    return max(found, key=lambda alignment: alignment.overlap, default=None)
+
+
+def _other_columns(
+    vocabulary: GeneVocabulary, var: pd.DataFrame, aliases: Mapping[str, str] | GeneTable
+) -> list[GeneAlignment]:
+    once = var.loc[:, ~var.columns.duplicated(keep=False)]
+    texts = [name for name in once if not pd.api.types.is_numeric_dtype(once[name])]
+    return [_align(vocabulary, str(name), once[name], aliases) for name in texts]
+
+
+def warn_of_source(
+    alignment: GeneAlignment, gene_id_key: str | None, what: str = "adata.var"
+) -> None:
+    """Say so if identifiers were taken from a column that nobody named.
+
+    Parameters
+    ----------
+    alignment
+        What :func:`align_genes` returned.
+    gene_id_key
+        The column that was asked for.
+    what
+        The table, for the message.
+    """
+    if gene_id_key is None and alignment.source != VAR_NAMES:
+        found = alignment.matched + len(alignment.renamed)
+        logger.warning(
+            f"None of {what}_names is a gene of the model. Identifiers are taken from "
+            f"{what}[{alignment.source!r}], which has {found:,} of its "
+            f"{found + len(alignment.missing):,} genes. Name the column to be sure: "
+            f"`gene_id_key={alignment.source!r}`."
+        )
 
 
 def _align(
     vocabulary: GeneVocabulary,
     source: str,
-    ids: np.ndarray,
+    column: pd.Series,
     aliases: Mapping[str, str] | GeneTable,
 ) -> GeneAlignment:
+    ids = identifiers(column)
     if isinstance(aliases, GeneTable):
         aliases = aliases.translate(ids, vocabulary.gene_ids)
     exact = vocabulary.lookup()
     folded = fold_lookup(exact)
     columns = np.full(len(ids), -1, dtype=np.int64)
     taken: dict[int, int] = {}
+    repeated = []
     for column, identifier in enumerate(ids):
         gene = exact.get(identifier)
-        if gene is not None and gene not in taken:
+        if gene is None:
+            continue
+        if gene in taken:  # under the same identifier, or under its id and its name
+            repeated.append(gene)
+        else:
             taken[gene], columns[column] = column, gene
     n_matched = len(taken)
-    times = Counter(ids.tolist())
-    repeated = tuple(vocabulary.gene_ids[g] for g, c in taken.items() if times[ids[c]] > 1)
+    exactly = set(taken)
     renamed = []
     n_case = 0
     # After all exact matches, so that a column with the gene's own identifier always wins.
@@ -336,6 +388,8 @@ def _align(
             renamed.append((str(identifier), vocabulary.gene_ids[gene]))
             same_letters = fold(identifier) == fold(vocabulary.gene_ids[gene])
             n_case += same_letters and strip_version(identifier) not in exact
+        elif gene is not None and alias is None and gene not in exactly:
+            repeated.append(gene)  # such as two versions of one Ensembl id
     return GeneAlignment(
         column_to_gene=columns,
         source=source,
@@ -343,14 +397,60 @@ def _align(
         renamed=tuple(renamed),
         missing=tuple(g for i, g in enumerate(vocabulary.gene_ids) if i not in taken),
         unused=tuple(str(identifier) for identifier in ids[columns < 0]),
-        repeated=repeated,
+        repeated=tuple(vocabulary.gene_ids[gene] for gene in dict.fromkeys(repeated)),
         n_case=n_case,
     )
 
 
-def _as_text(ids: pd.Series) -> np.ndarray:
+def identifiers(column: pd.Series | pd.Index) -> np.ndarray:
     """Return identifiers as text; a missing one is empty and matches nothing."""
-    return ids.astype(object).where(ids.notna(), "").astype(str).to_numpy(dtype=object)
+    texts = as_text(column)
+    return texts.where(texts.notna() & ~texts.isin(MISSING), "").to_numpy(dtype=object)
+
+
+def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var") -> np.ndarray:
+    """Return the identifiers that genes are known by from now on: none missing, none twice.
+
+    Parameters
+    ----------
+    var
+        Table of the genes.
+    key
+        Its column with the identifiers; ``None`` or ``"var_names"`` for the index.
+    what
+        The table, for messages.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or an identifier is missing or there twice.
+    """
+    is_index = key is None or (key == VAR_NAMES and VAR_NAMES not in var)
+    field = f"{what}_names" if is_index else f"{what}[{key!r}]"
+    ids = identifiers(var.index if is_index else get_column(var, "var", str(key)))
+    if n_missing := int((ids == "").sum()):
+        rows = np.flatnonzero(ids == "")[:6]
+        raise ValueError(
+            f"{field} lacks the identifier of {n_missing:,} genes (columns "
+            f"{preview(rows)}). Name these genes or leave them out, or choose another "
+            "`gene_id_key`."
+        )
+    index = pd.Index(ids)
+    if not index.is_unique:
+        raise_repeated(index[index.duplicated()].unique(), None if is_index else key, what)
+    return ids
+
+
+def raise_repeated(
+    repeated: Sequence[str] | pd.Index, key: str | None, what: str = "adata.var"
+) -> None:
+    """Raise the error of genes that several columns are named after."""
+    field = f"{what}_names" if key is None else f"{what}[{key!r}]"
+    way_out = "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
+    raise ValueError(
+        f"{field} has {len(repeated):,} duplicate gene identifiers, for instance "
+        f"{preview(repeated)}. Merge or rename these genes first ({way_out})."
+    )
 
 
 def fold_lookup(exact: Mapping[str, int]) -> dict[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from copy import deepcopy
 from typing import Any
 
@@ -48,6 +50,7 @@ class XTrimoGeneBase(
 
     _module_cls: type[XTrimoGeneModule] = XTrimoGeneModule
     _config_cls: type[XTrimoGeneConfig] = XTrimoGeneConfig
+    _vocabulary: GeneVocabulary | None = None  # derived from the registry when first asked for
 
     def __init__(
         self,
@@ -59,10 +62,19 @@ class XTrimoGeneBase(
         seed: int | None = None,
         **hyperparameters: Any,
     ) -> None:
+        self._queries, self._registering = {}, threading.RLock()
+        self._mdata = None
         if isinstance(adata, MuData):
+            self._mdata = weakref.ref(adata)
             adata = select_modality(adata, adata.uns.get(MODALITY_KEY))
-        self._query_manager, self._prepared = None, {}
         super().__init__(adata, registry)
+        if self._mdata is not None and (mdata := self._mdata()) is not None:
+            self._select_modality(mdata, self.registry["setup_args"])  # its columns may be newer
+        if self._adata_manager is not None and not self._adata_manager.is_current():
+            logger.info("The data changed after `setup_anndata`: they are set up again.")
+            self._adata_manager = self._set_up_again(self._adata_manager)
+            self.registry_ = self._adata_manager.registry
+            self.summary_stats = self._adata_manager.summary_stats
         # A later set-up of the same data must not change what this model was made for.
         self.registry_: dict[str, Any] = deepcopy(self.registry)
         if config is not None and (hyperparameters or size != "auto"):
@@ -133,8 +145,10 @@ class XTrimoGeneBase(
         >>> len(model.vocabulary), model.vocabulary.gene_ids[:2]
         (765, ('HES4', 'TNFRSF4'))
         """
-        state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
-        return GeneVocabulary.from_dict(state[CountsField.VOCABULARY_KEY])
+        if self._vocabulary is None:
+            state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+            self._vocabulary = GeneVocabulary.from_dict(state[CountsField.VOCABULARY_KEY])
+        return self._vocabulary
 
     @property
     def input_genes(self) -> np.ndarray:

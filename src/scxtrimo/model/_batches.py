@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data import CategoryField, RaggedDataset, covariate_keys, prefetch
+from ..data.rows import as_rows
 from ..module import TargetDepth
 from ..nn import EncodedCells, normalize_counts
 from ..nn.ragged import sum_per_cell, to_tokens
@@ -192,27 +193,3 @@ def bulk_depths(batch: dict[str, Tensor], scale: float) -> Tensor:
     library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
     source_c = sum_per_cell(normalize_counts(counts_t, library_size_t, scale), cu_seqlens).log10()
     return torch.stack([source_c, source_c], dim=1)
-
-
-def as_rows(indices: Sequence[int] | np.ndarray | None, n_cells: int) -> np.ndarray:
-    """Return row numbers, from row numbers or a boolean mask."""
-    if indices is None:
-        return np.arange(n_cells)
-    rows = np.asarray(indices).ravel()
-    if rows.dtype == bool:
-        if len(rows) != n_cells:
-            raise ValueError(f"indices is a mask of {len(rows)} cells, the data have {n_cells}.")
-        rows = np.flatnonzero(rows)
-    if len(rows) == 0:
-        raise ValueError("indices is empty: name at least one cell.")
-    if rows.dtype.kind not in "iu":
-        raise ValueError(
-            f"indices must be row numbers or a boolean mask, got {rows[0]!r}. For names of cells: "
-            "`adata.obs_names.get_indexer(names)`."
-        )
-    lowest, highest = int(np.min(rows)), int(np.max(rows))
-    if lowest < 0 or highest >= n_cells:
-        raise ValueError(
-            f"indices must lie between 0 and {n_cells - 1}, got {lowest} to {highest}."
-        )
-    return rows

@@ -9,7 +9,7 @@ from anndata import AnnData
 from mudata import MuData
 from scvi.data import _constants
 
-from ..module import XTrimoGeneConfig
+from ..module import XTrimoGeneConfig, XTrimoGeneModule
 from ._base import XTrimoGeneBase
 from ._setup import own_view
 
@@ -61,12 +61,13 @@ def derive_model(
             _constants._SUMMARY_STATS_KEY: field.get_summary_stats(state),
         }
     derived = cls(registry=registry, config=config, seed=model.seed_ if seed is None else seed)
-    derived.module.load_state_dict(model.module.state_dict(), strict=False)
+    _take_over(derived.module, model.module)
     derived.size_, derived.provenance_ = model.size_, dict(model.provenance_)
     derived._remember_names(model.gene_aliases_, model.min_gene_overlap_)
     derived._remember_names(None, min_gene_overlap)
     derived.is_trained_ = True
-    if prepared := model._prepared.get(id(selected)):
+    known = model._queries.get(id(selected))
+    if known is not None and (prepared := known.setup) is not None:
         derived.prepare_query_anndata(
             selected,
             gene_aliases=prepared.gene_aliases,
@@ -77,3 +78,22 @@ def derive_model(
     derived.to_device(model.device)
     derived.module.eval()
     return derived
+
+
+def _take_over(module: XTrimoGeneModule, trained: XTrimoGeneModule) -> None:
+    """Take over the weights of a trained network; only heads of its own may be missing there."""
+    own_heads = dict(module.named_children()).keys() - dict(trained.named_children()).keys()
+    own_buffers = dict(module.named_buffers(recurse=False)).keys()
+    weights, wanted = trained.state_dict(), module.state_dict()
+    missing = [
+        name
+        for name in wanted.keys() - weights.keys()
+        if name.split(".")[0] not in own_heads and name not in own_buffers
+    ]
+    wrong = [n for n in weights if n not in wanted or weights[n].shape != wanted[n].shape]
+    if missing or wrong:
+        raise ValueError(
+            "The network of the trained model is another one than that of the new model. "
+            f"Missing: {sorted(missing)}; unexpected or of another shape: {sorted(wrong)}."
+        )
+    module.load_state_dict(wanted | weights)

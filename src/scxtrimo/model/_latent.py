@@ -17,7 +17,7 @@ from scvi.data import _constants
 from torch import Tensor
 
 from ..data import CountsField
-from ..data.fields import get_column
+from ..data.columns import get_column
 from ..module import Panel
 from ..nn import pool_tokens
 from ..nn.pooling import POOLS

@@ -23,7 +23,10 @@ from ..data.gene_table import GeneAliases
 from ..module import XTrimoGeneConfig
 from ..train.plan import history_from_dict, history_to_dict
 
-OF_THE_DATA = (CountsField.COLUMNS_KEY, CountsField.COLUMN_TO_GENE_KEY, CategoryField.CODES_KEY)
+OF_THE_DATA = {
+    *(CountsField.COLUMNS_KEY, CountsField.COLUMN_TO_GENE_KEY, CountsField.COVERAGE_KEY),
+    CategoryField.CODES_KEY,
+}
 REQUIRED = {
     *("model_class", "registry", "config", "seed", "size", "is_trained", "history", "indices"),
     *("has_adata", "obs_names_sha256", "provenance", "gene_aliases", "min_gene_overlap"),

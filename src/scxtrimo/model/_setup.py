@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
@@ -26,12 +29,13 @@ from ..data import (
     RaggedDataManager,
 )
 from ..data.dataset import CATEGORICAL_PREFIX
-from ..data.fields import get_column
+from ..data.columns import as_text, get_column
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
 from ..data.perturbations import POPULATION
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES
 
 MODALITY_KEY = "_scxtrimo_modality"
+COPIED_KEY = "_scxtrimo_copied"  # columns of mdata.obs that a modality has a copy of
 UNLABELED = "unlabeled_category"  # argument of the set-up of models of which labels are a part
 
 
@@ -52,6 +56,22 @@ class QuerySetup:
     min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP
 
 
+@dataclass
+class Query:
+    """What a model knows of data other than its own, as long as they exist.
+
+    Parameters
+    ----------
+    setup
+        How they are registered.
+    manager
+        Their registration, without the data; ``None`` before the first use.
+    """
+
+    setup: QuerySetup | None = None
+    manager: RaggedDataManager | None = None
+
+
 def select_modality(
     data: AnnData | MuData, modality: str | None = None, obs_keys: Sequence[str] = ()
 ) -> AnnData:
@@ -64,7 +84,8 @@ def select_modality(
     modality
         Which modality of a MuData.
     obs_keys
-        Columns to copy from ``mdata.obs`` where the modality lacks them.
+        Columns to copy from ``mdata.obs`` where the modality has none of its own. A copy follows
+        the original until it is changed.
 
     Raises
     ------
@@ -81,10 +102,20 @@ def select_modality(
             'these: `setup_anndata(mdata, modality="...")`.'
         )
     adata = data.mod[modality]
+    copied = dict(adata.uns.get(COPIED_KEY, {}))
     for key in obs_keys:
-        if key not in adata.obs and key in data.obs:
+        is_copy = key in copied and key in adata.obs and copied[key] == _hash(adata.obs[key])
+        if (key not in adata.obs or is_copy) and key in data.obs:
             adata.obs[key] = data.obs[key].reindex(adata.obs_names).to_numpy()
+            copied[key] = _hash(adata.obs[key])
+            adata.uns[COPIED_KEY] = copied
     return adata
+
+
+def _hash(column: pd.Series) -> str:
+    """Return a hash of the values of a column, whatever its type."""
+    texts = as_text(column).fillna("")
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def own_view(adata: AnnData) -> None:
@@ -98,13 +129,15 @@ class SetupMixin(BaseModelClass):
     """``setup_anndata`` and the registration of other data.
 
     scvi-tools finds registrations by an identifier in ``adata.uns``; this class finds those of a
-    model by the data object itself, checks that it still has the columns it was registered with,
-    and always aligns to the registry of the model. A set-up of the same data for another model,
-    or a subset in place, can therefore not shift genes.
+    model by the data object itself, checks that cells, genes and registered columns are those it
+    was made of (:meth:`~scxtrimo.data.RaggedDataManager.is_current`), and always aligns to the
+    registry of the model. A set-up of the same data for another model, or an edit in place, can
+    therefore not shift genes or batches.
     """
 
-    _query_manager: RaggedDataManager | None
-    _prepared: dict[int, QuerySetup]
+    _queries: dict[int, Query]  # by the identity of the data
+    _registering: threading.RLock
+    _mdata: weakref.ref[MuData] | None
     gene_aliases_: dict[str, str]
     min_gene_overlap_: float
 
@@ -203,8 +236,9 @@ class SetupMixin(BaseModelClass):
         adata
             Other data, with other genes, another order of genes or other identifiers.
         gene_id_key
-            Column of ``adata.var`` with the identifiers, or ``"var_names"``. By default the one of
-            these in which most of the model's genes are found.
+            Column of ``adata.var`` with the identifiers, or ``"var_names"``. By default the column
+            named for the training data, if there is one by that name, else ``"var_names"``, and
+            another column only if not a single gene is found there.
         gene_aliases
             How to find genes under other identifiers: a mapping from those in the data to those
             in the model; a :class:`~scxtrimo.data.GeneTable`, or the path of a table of HGNC, to
@@ -215,7 +249,8 @@ class SetupMixin(BaseModelClass):
             are missing are not read; they are predicted all the same.
         **setup_args
             Arguments of :meth:`setup_anndata` that differ from those of the training data, for
-            instance ``layer`` or ``batch_key``.
+            instance ``layer`` or ``batch_key``; ``batch_key=None`` for data of none of the batches
+            of the training.
 
         Raises
         ------
@@ -245,10 +280,30 @@ class SetupMixin(BaseModelClass):
             if gene_id_key != VAR_NAMES:
                 get_column(adata.var, "var", gene_id_key)  # a wrong one raises here
             args["gene_id_key"] = gene_id_key
+        _check_roles(trained_args, args)
         query = self._query_setup(args, gene_aliases, min_gene_overlap)
         self._register_query(adata, query)
-        self._prepared[id(adata)] = query
-        weakref.finalize(adata, self._prepared.pop, id(adata), None)  # before the id is reused
+        self._query_of(adata).setup = query
+
+    def _set_up_again(self, manager: RaggedDataManager) -> RaggedDataManager:
+        """Return the registration of data that changed after their set-up."""
+        keys = (
+            _constants._MODEL_NAME_KEY,
+            _constants._SETUP_METHOD_NAME,
+            _constants._SETUP_ARGS_KEY,
+        )
+        again = make_manager({key: manager.registry[key] for key in keys})
+        again.register_fields(manager.adata, manager._source_registry)
+        return again
+
+    def _query_of(self, adata: AnnData) -> Query:
+        """Return what is known of some data, to be filled in."""
+        with self._registering:
+            key = id(adata)
+            if key not in self._queries:
+                self._queries[key] = Query()
+                weakref.finalize(adata, self._queries.pop, key, None)  # before it is used again
+            return self._queries[key]
 
     def _query_setup(
         self,
@@ -281,12 +336,17 @@ class SetupMixin(BaseModelClass):
             key: self.registry[key]
             for key in (_constants._MODEL_NAME_KEY, _constants._SETUP_METHOD_NAME)
         } | {_constants._SETUP_ARGS_KEY: query.setup_args}
-        manager = make_manager(setup_method_args, query.gene_aliases, query.min_gene_overlap)
+        manager = make_manager(
+            setup_method_args,
+            query.gene_aliases,
+            query.min_gene_overlap,
+            self.registry[_constants._SETUP_ARGS_KEY],
+        )
         manager.register_fields(adata, source_registry=self.registry)
         if adata is self.adata:
             self._adata_manager = manager
         else:
-            self._query_manager = manager  # only the last one: it keeps its data alive
+            self._query_of(adata).manager = manager.without_data()
 
     def get_anndata_manager(
         self, adata: AnnData | MuData, required: bool = False
@@ -316,9 +376,12 @@ class SetupMixin(BaseModelClass):
         >>> model.get_anndata_manager(adata.copy()) is None
         True
         """
-        for manager in (self._adata_manager, self._query_manager):
-            if manager is not None and manager.adata is adata:
-                return manager
+        own = self._adata_manager
+        if own is not None and own.adata is adata:
+            return own
+        query = self._queries.get(id(adata))
+        if query is not None and query.manager is not None:
+            return query.manager.with_data(adata)
         if required:
             raise ValueError("These data are not registered with this model.")
         return None
@@ -330,21 +393,56 @@ class SetupMixin(BaseModelClass):
         data = self.adata if adata is None else adata
         if data is None:
             raise ValueError("The model was loaded without data; pass `adata=...`.")
+        mdata = self._mdata() if self._mdata is not None else None
+        if data is self.adata and mdata is not None:
+            data = mdata  # whose columns the model's own data have copies of
         trained_args = self.registry[_constants._SETUP_ARGS_KEY]
         selected = self._select_modality(data, trained_args)
         own_view(selected)
-        manager = self.get_anndata_manager(selected)
-        if manager is None or not _is_up_to_date(manager):
-            query = self._prepared.get(id(selected)) or self._query_setup(trained_args)
-            self._register_query(selected, query)
+        with self._registering:  # two threads may ask for the same data
+            manager = self.get_anndata_manager(selected)
+            if manager is None or not manager.is_current():
+                known = self._queries.get(id(selected), Query())
+                self._register_query(selected, known.setup or self._query_setup(trained_args))
+            else:
+                manager.write_coverage()
         return selected
+
+    @property
+    def adata(self) -> AnnData | None:
+        """The model's own data; other data put in their place are aligned to the model.
+
+        Examples
+        --------
+        >>> model.adata.shape
+        (700, 765)
+        """
+        return self._adata
+
+    @adata.setter
+    def adata(self, adata: AnnData | MuData) -> None:
+        if adata is None:
+            raise ValueError("adata=None: a model's data can be replaced, not taken away.")
+        self._attach(adata)
 
     def _attach(self, adata: AnnData | MuData) -> None:
         """Make other data the model's own."""
         self._adata = self._validate_anndata(adata)
+        self._mdata = weakref.ref(adata) if isinstance(adata, MuData) else None
         manager = self.get_anndata_manager(self._adata)
         assert manager is not None  # it was registered just now
-        self._adata_manager, self._query_manager = manager, None
+        self._adata_manager = manager
+        self._query_of(self._adata).manager = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process: other data, the trainer, a lock."""
+        state = self.__dict__ | {"_queries": {}, "_mdata": None, "trainer": None}
+        del state["_registering"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._registering = threading.RLock()
 
     @staticmethod
     def _select_modality(data: AnnData | MuData, args: dict[str, Any]) -> AnnData:
@@ -353,31 +451,45 @@ class SetupMixin(BaseModelClass):
         return select_modality(data, args["modality"], [key for key in keys if key])
 
 
-def _is_up_to_date(manager: RaggedDataManager) -> bool:
-    """Return whether the data still have the cells and columns they were registered with."""
-    state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
-    return manager.adata.n_obs == state[CountsField.N_OBS_KEY] and manager.adata.var_names.equals(
-        state[CountsField.COLUMNS_KEY]
-    )
+def _check_roles(trained_args: Mapping[str, Any], args: Mapping[str, Any]) -> None:
+    """Refuse columns for which the model has no role."""
+    keys = [trained_args["categorical_covariate_keys"], args["categorical_covariate_keys"]]
+    n_trained, n_asked = (len(part or ()) for part in keys)
+    roles = ("batch_key", "labels_key")
+    if wrong := [k for k in roles if args[k] is not None and trained_args[k] is None]:
+        raise ValueError(f"{wrong[0]}={args[wrong[0]]!r}: the model was set up without one.")
+    if n_asked not in (0, n_trained):
+        raise ValueError(
+            f"categorical_covariate_keys={keys[1]!r} must name {n_trained} columns, in the order "
+            f"of those of the training, {keys[0]!r}."
+        )
 
 
 def make_manager(
     setup_method_args: dict[str, Any],
     gene_aliases: Mapping[str, str] | None = None,
     min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
+    trained_args: Mapping[str, Any] | None = None,
 ) -> RaggedDataManager:
-    """Return a data manager with the fields that the set-up asks for."""
+    """Return a data manager with the fields that the set-up asks for.
+
+    With ``trained_args`` it has those of the training; of a column that ``setup_method_args`` does
+    not name, no category is known.
+    """
     args = setup_method_args[_constants._SETUP_ARGS_KEY]
-    fields = [
+    roles = args if trained_args is None else trained_args
+    fields: list[Any] = [
         CountsField(args["layer"], args["gene_id_key"], gene_aliases, min_gene_overlap),
     ]
-    if args["batch_key"] is not None:
+    if roles["batch_key"] is not None:
         fields.append(CategoryField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]))
-    for key in args["categorical_covariate_keys"] or ():
-        fields.append(CategoryField(f"{CATEGORICAL_PREFIX}{key}", key))
-    if UNLABELED in args:
+    covariates = roles["categorical_covariate_keys"] or ()
+    columns = args["categorical_covariate_keys"] or [None] * len(covariates)
+    for name, key in zip(covariates, columns, strict=True):
+        fields.append(CategoryField(f"{CATEGORICAL_PREFIX}{name}", key))
+    if UNLABELED in roles:
         fields.append(LabelsField(args["labels_key"], args[UNLABELED]))
-    elif args["labels_key"] is not None:
+    elif roles["labels_key"] is not None:
         fields.append(CategoryField(REGISTRY_KEYS.LABELS_KEY, args["labels_key"]))
     return RaggedDataManager(
         fields=fields + perturbation_fields(args), setup_method_args=setup_method_args

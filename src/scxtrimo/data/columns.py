@@ -1,0 +1,155 @@
+"""Columns of obs and var: finding one, and writing and comparing categories in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+
+def get_column(frame: pd.DataFrame, attribute: str, key: str) -> pd.Series:
+    """Return a column of ``adata.obs`` or ``adata.var``.
+
+    Parameters
+    ----------
+    frame
+        The table.
+    attribute
+        ``"obs"`` or ``"var"``, for messages.
+    key
+        Name of the column.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, or more than one.
+    """
+    if key not in frame:
+        raise ValueError(
+            f"{key!r} is not a column of adata.{attribute}, which has {list(frame.columns)}."
+        )
+    column = frame[key]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(
+            f"adata.{attribute} has {column.shape[1]} columns called {key!r}. Rename all but one."
+        )
+    return column
+
+
+def canonical(value: object) -> str:
+    """Return the text that stands for a category in registries, files and reports.
+
+    Whole numbers have no decimal point, so that a column that became float for a missing value
+    still has the same categories.
+
+    Examples
+    --------
+    >>> canonical(1), canonical(1.0), canonical("1"), canonical(0.5), canonical(True)
+    ('1', '1', '1', '0.5', 'True')
+    """
+    if isinstance(value, Real) and not isinstance(value, Integral | bool | np.bool_):
+        number = float(value)
+        return str(int(number)) if number.is_integer() else str(value)
+    return str(value)
+
+
+def as_text(values: Any) -> pd.Series:
+    """Return the canonical text of every value, ``None`` where one is missing.
+
+    Parameters
+    ----------
+    values
+        A column, an index or a list.
+    """
+    series = values if isinstance(values, pd.Series) else pd.Series(values)
+    codes, distinct = pd.factorize(series)
+    texts = np.array([*map(canonical, distinct), None], dtype=object)  # the last is for -1
+    return pd.Series(texts[codes], index=series.index, name=series.name, dtype=object)
+
+
+def categories_of(column: pd.Series, key: str) -> np.ndarray:
+    """Return the categories in use as text, in the order of the column's own categories.
+
+    Parameters
+    ----------
+    column
+        The column.
+    key
+        Its name, for the message.
+
+    Raises
+    ------
+    ValueError
+        If a value is neither text nor a number nor a boolean.
+    """
+    present = column.dropna().unique()
+    values = present.tolist() if isinstance(present, pd.Categorical) else list(present)
+    allowed = (str, bool, np.bool_, Real)
+    if bad := [value for value in values if not isinstance(value, allowed)]:
+        raise ValueError(
+            f"adata.obs[{key!r}] has categories of type {type(bad[0]).__name__}, such as "
+            f"{bad[0]}, which cannot be saved with a model. Make them text: "
+            f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
+        )
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        kept = set(values)
+        ordered = [value for value in column.cat.categories if value in kept]
+    else:
+        is_text = any(isinstance(value, str) for value in values)
+        ordered = sorted(values, key=canonical if is_text else None)
+    return np.array(list(dict.fromkeys(map(canonical, ordered))), dtype=object)
+
+
+def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return the number of every value among known categories, -1 for a missing or unknown one.
+
+    A value is the category with the same text. Failing that, it is the only category that means
+    the same: a column of numbers or booleans that went through a text file may come back as
+    ``"1.0"``, ``"01"`` or ``"TRUE"``.
+
+    Parameters
+    ----------
+    column
+        The column.
+    categories
+        Known categories, canonical text.
+
+    Returns
+    -------
+    int64, of the length of the column.
+
+    Examples
+    --------
+    >>> codes_of(pd.Series([0, "1.0", "b", None]), ["0", "1", "a"])
+    array([ 0,  1, -1, -1])
+    """
+    exact = {name: i for i, name in enumerate(categories)}
+    meant = _unambiguous(categories)
+    codes, distinct = pd.factorize(column)
+    texts = map(canonical, distinct)
+    found = [exact.get(text, meant.get(_meaning(text), -1)) for text in texts]
+    return np.array([*found, -1], dtype=np.int64)[codes]
+
+
+def _unambiguous(categories: Iterable[str]) -> dict[str | float, int]:
+    """Return the category by what its name means, where no two mean the same."""
+    place: dict[str | float, int] = {}
+    for i, name in enumerate(categories):
+        meaning = _meaning(name)
+        place[meaning] = -1 if meaning in place else i
+    return place
+
+
+def _meaning(text: str) -> str | float:
+    """Return the number that a text stands for, or the text without surrounding space."""
+    text = text.strip()
+    if text.lower() in ("true", "false"):
+        return float(text.lower() == "true")
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return text if "_" in text or not np.isfinite(number) else number
