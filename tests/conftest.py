@@ -18,6 +18,14 @@ SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 
+@pytest.fixture
+def caplog(caplog):
+    """Catch our messages, too, which go the way of those of scvi-tools."""
+    scxtrimo._logging.logger.addHandler(caplog.handler)
+    yield caplog
+    scxtrimo._logging.logger.removeHandler(caplog.handler)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))

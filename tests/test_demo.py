@@ -41,7 +41,9 @@ def test_demo_on_own_file(tmp_path, capsys):
     keys = ["--layer", "counts", "--labels-key", "cell_type", "--batch-key", "batch"]
     assert main([*arguments, *keys]) == 0
     assert "ARI" in capsys.readouterr().out
-    assert main([*arguments, "--layer", "counts"]) == 0
+    assert main([*arguments, "--layer", "counts"]) == 2
+    assert "out/cells.h5ad exists" in capsys.readouterr().err
+    assert main([*arguments, "--layer", "counts", "--overwrite"]) == 0
     assert "ARI" not in capsys.readouterr().out
 
 
@@ -51,7 +53,7 @@ def test_demo_on_own_file(tmp_path, capsys):
         (["--data", "nope.h5ad"], "nope.h5ad does not exist"),
         (["--data", "own.h5ad"], "non-integer values"),
         (["--data", "own.h5ad", "--labels-key", "nope"], "'nope' is not a column"),
-        (["--data", "text.h5ad"], "not an .h5ad file"),
+        (["--data", "text.h5ad"], "text.h5ad is in none of the formats"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, arguments, message):

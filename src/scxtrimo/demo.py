@@ -7,8 +7,6 @@ import time
 import warnings
 from pathlib import Path
 
-import anndata
-import h5py
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -17,6 +15,7 @@ from anndata import AnnData
 
 from ._logging import logger
 from .data.columns import get_column
+from .data.reading import read_cells
 from .datasets import pbmc68k
 from .model import XTrimoGene
 from .tl import cluster_agreement
@@ -24,27 +23,34 @@ from .tl import cluster_agreement
 __all__ = ["run_demo"]
 
 EMBEDDING, PCA, CLUSTERS = "X_xtrimo", "X_pca", "leiden_xtrimo"
+RESULTS = ("cells.h5ad", "umap.png", "model")
 
 
 def run_demo(
     data: str | os.PathLike | None = None,
-    out: str | os.PathLike = "scxtrimo-demo",
+    out: str | os.PathLike | None = None,
     layer: str | None = None,
     labels_key: str | None = None,
     batch_key: str | None = None,
     max_epochs: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    modality: str | None = None,
+    overwrite: bool = False,
 ) -> pd.DataFrame:
     """Train on real cells and hand the embedding to scanpy.
 
     Parameters
     ----------
     data
-        An ``.h5ad`` file with raw counts; by default 700 PBMCs that ship with scanpy.
+        Cells with raw counts, see :func:`scxtrimo.data.read_cells`; by default 700 PBMCs that
+        ship with scanpy.
     out
-        Directory for the results: ``cells.h5ad`` (embedding in ``obsm["X_xtrimo"]``, neighbours,
-        UMAP, clusters in ``obs["leiden_xtrimo"]``), ``umap.png`` and the trained ``model/``.
+        Directory for the results, by default ``scxtrimo-demo`` or, of ``cells.h5ad``,
+        ``cells-scxtrimo``: ``cells.h5ad`` (embedding in ``obsm["X_xtrimo"]``, neighbours,
+        UMAP, clusters in ``obs["leiden_xtrimo"]``), ``umap.png`` and the trained ``model/``. Of
+        results that the cells have by these names already, ours get names that end in
+        ``"_xtrimo"``.
     layer, labels_key, batch_key
         Where counts, labels and batches are in the file.
     max_epochs
@@ -53,6 +59,10 @@ def run_demo(
         Seed of everything.
     progress
         Show a progress bar.
+    modality
+        See :func:`scxtrimo.data.read_cells`.
+    overwrite
+        Replace results in ``out``.
 
     Returns
     -------
@@ -64,7 +74,13 @@ def run_demo(
     >>> list(table.index)
     ['xTrimoGene', 'PCA']
     """
-    out = Path(out)
+    out = default_out(data) if out is None else Path(out).expanduser()
+    there = [name for name in RESULTS if (out / name).exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"{out / there[0]} exists. Choose another directory with `out=` (--out), or replace "
+            "it with `overwrite=True` (--overwrite)."
+        )
     if data is None:
         adata, labels_key = pbmc68k(), "bulk_labels"
         logger.info(
@@ -73,10 +89,10 @@ def run_demo(
             "values, which are within 0.15 % of integers. Labels: published, obs['bulk_labels']."
         )
     else:
-        adata = _read(Path(data))
+        adata = read_cells(data, modality)
         logger.info(f"Data: {data}, {adata.n_obs:,} cells x {adata.n_vars:,} genes.")
     if labels_key is not None:
-        get_column(adata.obs, "obs", labels_key)  # a wrong one raises here
+        get_column(adata.obs, "adata.obs", labels_key)  # a wrong one raises here
     XTrimoGene.setup_anndata(adata, layer=layer, batch_key=batch_key)
     out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the training
 
@@ -85,13 +101,14 @@ def run_demo(
     start = time.perf_counter()
     model.train(max_epochs=max_epochs, enable_progress_bar=progress)
     train_seconds = time.perf_counter() - start
+    cells = AnnData(obs=adata.obs.copy())  # apart from what the data have already
     start = time.perf_counter()
-    adata.obsm[EMBEDDING] = model.get_latent_representation()
+    cells.obsm[EMBEDDING] = model.get_latent_representation()
     embed_seconds = time.perf_counter() - start
     n_epochs = len(model.history["train_loss"])
-    speed = n_epochs * len(model.train_indices) / train_seconds
+    speed = n_epochs * len(np.asarray(model.train_indices)) / train_seconds
     start = time.perf_counter()
-    adata.obsm[PCA] = _pca(adata, layer)
+    cells.obsm[PCA] = _pca(adata, layer)
     pca_seconds = time.perf_counter() - start
 
     table = pd.DataFrame(
@@ -103,7 +120,7 @@ def run_demo(
         index=["xTrimoGene", "PCA"],
     )
     if labels_key is not None:
-        labelled = adata[adata.obs[labels_key].notna()]
+        labelled = cells[cells.obs[labels_key].notna()]
         if n_left_out := adata.n_obs - labelled.n_obs:
             logger.info(f"{n_left_out:,} cells without a label are left out of the comparison.")
         scores = [cluster_agreement(labelled, labels_key, rep) for rep in (EMBEDDING, PCA)]
@@ -111,28 +128,40 @@ def run_demo(
             table[name.upper()] = [score[name] for score in scores]
             table[f"{name.upper()} sd"] = [score[f"{name}_std"] for score in scores]
 
-    sc.pp.neighbors(adata, use_rep=EMBEDDING)
-    sc.tl.umap(adata, random_state=seed)
+    sc.pp.neighbors(cells, use_rep=EMBEDDING)
+    sc.tl.umap(cells, random_state=seed)
     sc.tl.leiden(
-        adata,
+        cells,
         key_added=CLUSTERS,
         flavor="igraph",
         n_iterations=2,
         directed=False,
         random_state=seed,
     )
-    _draw(adata, [key for key in (labels_key, batch_key, CLUSTERS) if key], out / "umap.png")
+    _draw(cells, [key for key in (labels_key, batch_key, CLUSTERS) if key], out / "umap.png")
+    _add_results(adata, cells)
     model.save(out / "model", overwrite=True)
     adata.write_h5ad(out / "cells.h5ad")
     return table
 
 
-def _read(path: Path) -> AnnData:
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    if not h5py.is_hdf5(path):
-        raise ValueError(f"{path} is not an .h5ad file.")
-    return anndata.read_h5ad(path)
+def default_out(data: str | os.PathLike | None) -> Path:
+    """Return where results go unless something else is said."""
+    return Path("scxtrimo-demo" if data is None else f"{Path(data).stem}-scxtrimo")
+
+
+def _add_results(adata: AnnData, cells: AnnData) -> None:
+    """Add results to the data, beside what they have."""
+
+    def free(attribute: str, key: str) -> str:
+        return f"{key}_xtrimo" if key in getattr(adata, attribute) else key
+
+    graphs = {f"{key}_key": free("obsp", key) for key in cells.obsp}
+    cells.uns["neighbors"] = dict(cells.uns["neighbors"]) | graphs
+    adata.obs[free("obs", CLUSTERS)] = cells.obs[CLUSTERS]
+    for attribute in ("obsm", "obsp", "uns"):
+        for key, value in dict(getattr(cells, attribute)).items():
+            getattr(adata, attribute)[free(attribute, key)] = value
 
 
 def _pca(adata: AnnData, layer: str | None) -> np.ndarray:

@@ -159,7 +159,7 @@ def test_impossible_training_arguments(cells):
         model.train(1, plan_kwargs={"learning_rate": 1.0})
     with pytest.raises(ValueError, match="lr=-1 must be positive"):
         model.train(1, plan_kwargs={"lr": -1})
-    with pytest.raises(ValueError, match="min_rate=0.5, max_rate=0.1"):
+    with pytest.raises(ValueError, match="min_rate=0.5 must be at most max_rate=0.1"):
         model.train(1, plan_kwargs={"min_rate": 0.5, "max_rate": 0.1})
     with pytest.raises(ValueError, match="early_stopping=True needs validation cells"):
         model.train(1, train_size=1.0, early_stopping=True)

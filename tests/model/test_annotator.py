@@ -388,7 +388,8 @@ def test_labels_of_other_data_that_the_model_does_not_know_are_named(annotator, 
     with caplog.at_level("INFO", logger="scxtrimo"):
         loaded = XTrimoGeneAnnotator.load(tmp_path / "model", adata=cells)
     assert "50 cells have labels" in caplog.text
-    with pytest.raises(ValueError, match="less than two of the model's labels"):
+    loaded.adata.obs["cell_type"] = "one"
+    with pytest.raises(ValueError, match="single label 'one'; at least two"):
         loaded.train(**ARGS)
 
 

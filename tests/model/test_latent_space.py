@@ -190,7 +190,10 @@ def test_fine_tuning_on_batches_the_model_does_not_know(integrated, two_batches,
     model = scxtrimo.model.XTrimoGene.load(tmp_path / "model", adata=other)
     model.train(max_epochs=1, enable_progress_bar=False, plan_kwargs={"lr": 1e-8})
     after = model.get_latent_representation(two_batches.copy())
-    assert separation(after, two_batches.obs["batch"], two_batches.obs["cell_type"]) < 0.03
+    # How far it is from zero depends on the processor; it stays well below that of other models.
+    apart = train_tiny(two_batches.copy(), max_epochs=5).get_latent_representation()
+    by_batch = two_batches.obs["batch"], two_batches.obs["cell_type"]
+    assert separation(after, *by_batch) < 0.25 * separation(apart, *by_batch)
     assert np.corrcoef(known[:, 0], after[:, 0])[0, 1] > 0.95
 
 

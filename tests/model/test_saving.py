@@ -139,11 +139,11 @@ def test_data_of_a_replaced_model_are_not_attached(model, tmp_path):
 def test_the_old_data_survive_a_full_disk(model, tmp_path, monkeypatch):
     model.save(tmp_path, save_anndata=True)
 
-    def full_disk(self, path, **kwargs):
+    def full_disk(path, adata, **kwargs):
         path.write_bytes(b"x")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("anndata.AnnData.write_h5ad", full_disk)
+    monkeypatch.setattr("anndata.io.write_h5ad", full_disk)
     with pytest.raises(OSError, match="No space left"):
         model.save(tmp_path, save_anndata=True, overwrite=True)
     monkeypatch.undo()

@@ -163,7 +163,7 @@ def test_a_hidden_gene_that_is_no_target_is_told_as_hidden():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"min_rate": 0.5, "max_rate": 0.4}, "does not hold"),
+        ({"min_rate": 0.5, "max_rate": 0.4}, "min_rate=0.5 must be at most max_rate=0.4"),
         ({"max_targets": 0}, "max_targets=0 must be positive"),
         ({"zero_rate": 1.0}, "zero_rate=1.0"),
         ({"replace_rate": 0.8, "random_rate": 0.3}, "add up to at most 1"),

@@ -40,8 +40,7 @@ def test_batches_are_even_where_cells_are_not():
     assert list(sampler) != before
 
 
-def test_training_with_a_token_budget(cells, caplog, monkeypatch):
-    monkeypatch.setattr(scxtrimo._logging.logger, "propagate", True)
+def test_training_with_a_token_budget(cells, caplog):
     scxtrimo.model.XTrimoGene.setup_anndata(cells)
     model = scxtrimo.model.XTrimoGene(cells, size="tiny")
     n_tokens = np.diff(cells.X.indptr)

@@ -1,9 +1,10 @@
 """scxtrimo's own format: one JSON file that names one safetensors file.
 
 ``model.json`` holds configuration, vocabulary, registry and history, and the name and SHA-256 of
-the weights, which are in ``model-<first digits of the hash>.safetensors``. New weights never
-overwrite old ones and ``model.json`` is replaced atomically, so that a save that fails at any
-moment leaves the previous model complete.
+the weights, which are in ``model-<twelve digits>.safetensors``. Every save gives its weights a
+name of their own, and ``model.json`` is replaced atomically, so that a save that fails at any
+moment leaves the previous model complete, and of several saves at a time the last one wins. A save
+removes the weights that the ``model.json`` it replaced had named, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import hashlib
 import json
 import os
 import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +66,11 @@ def write_model(
     >>> write_model("my_model", {"weight": torch.ones(3)}, {"genes": ["CD3D"]})
     >>> write_model("my_model", {"weight": torch.zeros(3)}, {"genes": ["CD3D"]}, overwrite=True)
     """
-    if not _PREFIX.match(prefix):
-        raise ValueError(f"prefix={prefix!r} may hold letters, digits, '.', '_' and '-' only.")
-    directory = Path(directory)
+    directory = check_destination(directory, prefix, overwrite)
     header = directory / f"{prefix}model.json"
-    if header.exists() and not overwrite:
-        raise FileExistsError(
-            f"{header} exists. Choose another directory, or pass `overwrite=True` to replace it."
-        )
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     digest = hashlib.sha256(data).hexdigest()
-    weights = f"{prefix}model-{digest[:12]}.safetensors"
+    weights = f"{prefix}model-{uuid.uuid4().hex[:12]}.safetensors"
     text = json.dumps(
         {
             "format": FORMAT,
@@ -85,17 +83,77 @@ def write_model(
     )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_atomically(directory / weights, data)
-        _write_atomically(header, text.encode())
+        replaced = _weights_named_in(header)
+        with replacing(directory / weights) as partial:
+            partial.write_bytes(data)
+        with replacing(header) as partial:
+            partial.write_bytes(text.encode())
     except OSError as error:
         raise OSError(
             error.errno,
             f"The model could not be saved to {directory}: {error.strerror or error}. "
             "A model saved there before is unchanged",
         ) from error
-    for old in directory.glob(f"{prefix}model-*.safetensors"):
-        if old.name != weights and _WEIGHTS_NAME.match(old.name):
-            old.unlink()
+    if replaced is not None:
+        (directory / replaced).unlink(missing_ok=True)
+
+
+def check_destination(
+    directory: str | os.PathLike, prefix: str = "", overwrite: bool = False
+) -> Path:
+    """Return the directory to save a model to, if it can be saved there.
+
+    Parameters
+    ----------
+    directory, prefix, overwrite
+        See :func:`write_model`.
+
+    Raises
+    ------
+    ValueError
+        If the prefix holds characters that a file name should not.
+    FileExistsError
+        If a file has the place of the directory, or there is a model already.
+    """
+    if not _PREFIX.match(prefix):
+        raise ValueError(f"prefix={prefix!r} may hold letters, digits, '.', '_' and '-' only.")
+    directory = Path(directory).expanduser()
+    for place in (directory, *directory.parents):
+        if place.exists() and not place.is_dir():
+            raise FileExistsError(
+                f"{place} is a file, not a directory. Choose another place for the model."
+            )
+    header = directory / f"{prefix}model.json"
+    if header.exists() and not overwrite:
+        raise FileExistsError(
+            f"{header} exists. Choose another directory, or pass `overwrite=True` to replace it."
+        )
+    return directory
+
+
+def _weights_named_in(header: Path) -> str | None:
+    """Return the name of the weights that belong to a header; ``None`` if it is none of ours."""
+    try:
+        metadata = json.loads(header.read_text(encoding="utf-8"))
+        name = str(metadata["weights"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    prefix = header.name.removesuffix("model.json")
+    is_own = metadata.get("format") == FORMAT and name.startswith(f"{prefix}model-")
+    return name if is_own and _WEIGHTS_NAME.match(name) else None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to, which takes the place of ``path`` once all is written."""
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        yield partial
+        with open(partial, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_model(
@@ -130,8 +188,10 @@ def read_model(
     >>> tensors["weight"], metadata["genes"]
     (tensor([1., 1., 1.]), ['CD3D'])
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     header = directory / f"{prefix}model.json"
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; a model is a directory.")
     if not header.is_file():
         foreign = directory / f"{prefix}model.pt"
         hint = (
@@ -162,9 +222,14 @@ def read_model(
     name = str(metadata.get("weights"))
     if not _WEIGHTS_NAME.match(name):
         raise ValueError(f"{header} names weights {name!r}, which is not a file of scxtrimo.")
-    if not (directory / name).is_file():
-        raise ValueError(f"{directory / name}, the weights of {header.name}, is missing.")
-    data = (directory / name).read_bytes()
+    try:
+        data = (directory / name).read_bytes()
+    except FileNotFoundError as error:
+        if _weights_named_in(header) not in (None, name):  # it was saved again this moment
+            return read_model(directory, prefix)
+        raise ValueError(
+            f"{directory / name}, the weights of {header.name}, is missing. Copy it again."
+        ) from error
     if hashlib.sha256(data).hexdigest() != metadata.get("weights_sha256"):
         raise ValueError(
             f"{directory / name} is truncated or damaged: its SHA-256 is not the one in "
@@ -174,15 +239,3 @@ def read_model(
         return load(data), metadata
     except SafetensorError as error:
         raise ValueError(f"{directory / name} is not a safetensors file: {error}.") from error
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from . import _annotate, _convert, _demo, _embed, _pretrain, _store
@@ -23,7 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0, or 2 after an error, which is printed in one line.
+    Exit status: 0; or 2 after a mistake in what was asked for, which is named in one line.
+
+    Notes
+    -----
+    Errors of the program itself are not caught, and show where they happened; so do all errors
+    with ``--debug``.
 
     Examples
     --------
@@ -41,11 +48,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         _parser().print_help()
         return 2
-    try:
-        return args.run(args)
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        print(f"scxtrimo: error: {error}", file=sys.stderr)
-        return 2
+    from .._logging import plain_messages
+
+    with plain_messages():
+        try:
+            return args.run(args)
+        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+            if args.debug or not _is_the_users(error):
+                raise
+            print(f"scxtrimo: error: {error}", file=sys.stderr)
+            return 2
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Return whether an error names a mistake of the user, rather than being one of ours.
+
+    What we check, we raise ourselves; a file or a package that is missing, the system says.
+    """
+    if isinstance(error, OSError | ImportError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    last = frames[-1]
+    return last.filename.startswith(package + os.sep) and (last.line or "").startswith("raise")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,4 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", title="commands")
     for command in COMMANDS:
         command.add(commands)
+    for subparser in commands.choices.values():
+        subparser.add_argument("--debug", action="store_true", help="show where an error happened")
     return parser

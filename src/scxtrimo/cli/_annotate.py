@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._shared import add_query, is_x, prepare_query
+from ._shared import add_overwrite, add_query, check_keys, check_out, is_x, prepare_query
 
 BATCH = "scxtrimo_batch"  # of cells that are trained on together
 
@@ -16,11 +16,16 @@ def add(commands: Any) -> None:
     annotate = commands.add_parser(
         "annotate", help="learn cell types from labelled cells and give them to others"
     )
-    annotate.add_argument("data", metavar="FILE.h5ad", help="cells to annotate, with raw counts")
+    annotate.add_argument(
+        "data",
+        metavar="FILE",
+        help="cells to annotate, with raw counts: .h5ad, .h5mu, .zarr, .h5 of Cell Ranger, or a "
+        "folder with matrix.mtx",
+    )
     annotate.add_argument(
         "--out", required=True, metavar="FILE.h5ad", help="the cells with obs['xtrimo_label']"
     )
-    annotate.add_argument("--reference", metavar="FILE.h5ad", help="labelled cells to learn from")
+    annotate.add_argument("--reference", metavar="FILE", help="labelled cells to learn from")
     annotate.add_argument("--labels-key", help="column of obs of the reference with the labels")
     annotate.add_argument("--unlabeled", metavar="NAME", help="what this column calls no label")
     annotate.add_argument("--batch-key", help="column of obs of the reference with the batch")
@@ -41,6 +46,10 @@ def add(commands: Any) -> None:
         metavar="P",
         help="cells of which no label is as probable are called unknown",
     )
+    annotate.add_argument(
+        "--unknown", default="unknown", metavar="NAME", help="what these cells are called"
+    )
+    add_overwrite(annotate, "an --out that exists, and columns that the cells have")
     annotate.add_argument("--key-added", default="xtrimo_label", help="column of obs for labels")
     annotate.add_argument("--batch-size", type=int, help="cells per forward pass")
     annotate.add_argument("--seed", type=int, default=0, help="seed of everything")
@@ -49,9 +58,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    import anndata
+    from ..data import read_cells
 
-    out = Path(args.out)
     if (args.model is None) == (args.reference is None):
         raise ValueError("Give either --reference with --labels-key, or --model.")
     if args.together and (args.model is not None or args.batch_key is not None):
@@ -60,18 +68,12 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--reference needs --labels-key, the column of obs with the labels.")
     if not 0 <= args.min_confidence <= 1:
         raise ValueError(f"--min-confidence {args.min_confidence} must be between 0 and 1.")
-    if out.suffix != ".h5ad":
-        raise ValueError(f"--out {out} must end in .h5ad.")
-    if out.exists():
-        raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
-    for path in (args.data, args.reference):
-        if path is not None and not Path(path).is_file():
-            raise FileNotFoundError(f"{path} does not exist.")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"The directory of --out {out} does not exist.")
+    out = check_out(args.out, (".h5ad",), args.overwrite)
     if args.save_model is not None and Path(args.save_model).exists():
         raise FileExistsError(f"{args.save_model} exists. Choose another path for --save-model.")
-    adata = anndata.read_h5ad(args.data)
+    adata = read_cells(args.data, args.modality)
+    keys = (args.key_added, f"{args.key_added}_confidence")
+    check_keys(adata, "obs", keys, args.overwrite)
     annotator = _annotator(args, adata)
     annotated = adata
     if args.together:  # the registered cells, which belong to a batch; the reference comes first
@@ -80,9 +82,10 @@ def run(args: argparse.Namespace) -> int:
         annotated,
         key_added=args.key_added,
         min_confidence=args.min_confidence,
+        unknown=args.unknown,
         batch_size=args.batch_size,
     )
-    for key in (args.key_added, f"{args.key_added}_confidence"):
+    for key in keys:
         adata.obs[key] = annotated.obs[key].iloc[-adata.n_obs :].to_numpy()
     adata.obs[args.key_added] = adata.obs[args.key_added].astype("category")
     adata.write_h5ad(out)
@@ -96,16 +99,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _annotator(args: argparse.Namespace, adata: Any) -> Any:
     """Return a saved annotator, or one that learned from the reference."""
-    import anndata
-
+    from ..data import read_cells
     from ..model import XTrimoGeneAnnotator
     from ..tl import annotation_report
+    from ..tl._annotation import check_call
 
     if args.model is not None:
         annotator = XTrimoGeneAnnotator.load(args.model, adata=False)
+        check_call(annotator.labels, args.min_confidence, None, args.unknown)
         prepare_query(annotator, adata, args)
         return annotator
-    reference = anndata.read_h5ad(args.reference)
+    reference = read_cells(args.reference)
     setup = {"layer": args.reference_layer, "batch_key": args.batch_key}
     if args.together:
         reference = _together(reference, adata, args)
@@ -114,6 +118,7 @@ def _annotator(args: argparse.Namespace, adata: Any) -> Any:
         reference, labels_key=args.labels_key, unlabeled_category=args.unlabeled, **setup
     )
     annotator = XTrimoGeneAnnotator(reference, seed=args.seed)
+    check_call(annotator.labels, args.min_confidence, None, args.unknown)  # before any work
     if not args.together:
         prepare_query(annotator, adata, args)  # before any work: its genes may not do
     annotator.train()
@@ -140,7 +145,7 @@ def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
         raise ValueError(
             "--together matches genes by name: leave the other options for genes out."
         )
-    labels = get_column(reference.obs, "obs", args.labels_key)
+    labels = get_column(reference.obs, "adata.obs", args.labels_key)
     parts = []
     for data, layer in ((reference, args.reference_layer), (adata, args.layer)):
         use_x = layer is None or is_x(layer, data)

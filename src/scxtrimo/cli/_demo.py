@@ -9,29 +9,38 @@ from typing import Any
 def add(commands: Any) -> None:
     """Add the command to a parser."""
     demo = commands.add_parser("demo", help="train on real cells, embed, cluster and draw them")
-    demo.add_argument("--data", metavar="FILE.h5ad", help="your own cells with raw counts")
-    demo.add_argument("--out", default="scxtrimo-demo", metavar="DIR", help="where to write")
+    demo.add_argument("--data", metavar="FILE", help="your own cells with raw counts")
+    demo.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where to write; by default scxtrimo-demo or, of cells.h5ad, cells-scxtrimo",
+    )
     demo.add_argument("--layer", help="layer with the raw counts")
     demo.add_argument("--labels-key", help="column of obs with labels to compare with")
     demo.add_argument("--batch-key", help="column of obs with the batch")
     demo.add_argument("--max-epochs", type=int, help="passes over the cells")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")
+    demo.add_argument("--modality", help="modality of a MuData; by default rna, or the only one")
+    demo.add_argument("--overwrite", action="store_true", help="replace results that are there")
     demo.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..demo import run_demo  # heavy imports only where they are needed
+    from ..demo import default_out, run_demo  # heavy imports only where they are needed
 
+    out = default_out(args.data) if args.out is None else args.out
     table = run_demo(
         data=args.data,
-        out=args.out,
+        out=out,
         layer=args.layer,
         labels_key=args.labels_key,
         batch_key=args.batch_key,
         max_epochs=args.max_epochs,
         seed=args.seed,
+        modality=args.modality,
+        overwrite=args.overwrite,
     )
     print(f"\n{table.to_string(float_format=lambda x: f'{x:.3g}', na_rep='-')}")
-    print(f"\nWritten to {args.out}/: cells.h5ad, umap.png, model/")
+    print(f"\nWritten to {out}/: cells.h5ad, umap.png, model/")
     return 0

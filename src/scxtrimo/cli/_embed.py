@@ -6,14 +6,25 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._shared import add_checkpoint, add_query, make_model, prepare_query
+from ._shared import (
+    add_checkpoint,
+    add_overwrite,
+    add_query,
+    check_keys,
+    check_out,
+    make_model,
+    prepare_query,
+)
 
 
 def add(commands: Any) -> None:
     """Add the command to a parser."""
     embed = commands.add_parser("embed", help="embed cells with a saved or a published model")
     embed.add_argument(
-        "data", metavar="FILE", help="cells with raw counts: .h5ad, .zarr, or a store of any size"
+        "data",
+        metavar="FILE",
+        help="cells with raw counts: .h5ad, .h5mu, .zarr, .h5 of Cell Ranger, a folder with "
+        "matrix.mtx, or a store of any size",
     )
     embed.add_argument(
         "--out",
@@ -24,6 +35,7 @@ def add(commands: Any) -> None:
     embed.add_argument("--model", metavar="DIR", help="a model that was saved or converted")
     add_checkpoint(embed, required=False)
     add_query(embed)
+    add_overwrite(embed, "an --out that exists, and an embedding that the cells have")
     embed.add_argument("--pool", help="all, max, mean, s or t; by default the model's own")
     embed.add_argument("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
     embed.add_argument("--bulk", action="store_true", help="profiles are bulk, not single cells")
@@ -41,30 +53,20 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    import anndata
-    import zarr
-
-    from ..data import backed_anndata, is_store
+    from ..data import is_store, read_cells
 
     if (args.model is None) == (args.checkpoint is None):
         raise ValueError("Give either --model or --checkpoint with --gene-index.")
-    out = Path(args.out)
-    if out.suffix not in (".h5ad", ".zarr"):
-        raise ValueError(f"--out {out} must end in .h5ad or .zarr.")
-    if out.exists():
-        raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
-    if "://" not in args.data and not Path(args.data).exists():
-        raise FileNotFoundError(f"{args.data} does not exist.")
+    out = check_out(args.out, (".h5ad", ".zarr"), args.overwrite)
     streamed = out.suffix == ".zarr"
     _check_map_query(args, streamed)
+    if streamed and out.exists():
+        raise FileExistsError(f"{out} exists; a .zarr is not replaced. Remove it first.")
     if is_store(args.data):
         return _embed_store(args, out, streamed)
-    if Path(args.data).suffix == ".zarr":
-        adata = backed_anndata(zarr.open_group(args.data, mode="r"))
-        if not streamed:
-            adata = adata.to_memory()
-    else:
-        adata = anndata.read_h5ad(args.data, backed="r" if streamed else None)
+    adata = read_cells(args.data, args.modality, backed=streamed)
+    if not streamed:
+        check_keys(adata, "obsm", ["X_xtrimo"], args.overwrite)
     model = make_model(args)
     prepare_query(model, adata, args)
     if args.map_query is not None:

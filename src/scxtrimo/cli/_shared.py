@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -13,6 +16,36 @@ def add_query(parser: argparse.ArgumentParser) -> None:
         "--gene-aliases", metavar="FILE", help="table of HGNC, or 'hgnc' to download it once"
     )
     parser.add_argument("--min-gene-overlap", type=float, help="part of the genes that is needed")
+    parser.add_argument("--modality", help="modality of a MuData; by default rna, or the only one")
+
+
+def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
+
+
+def check_out(path: str, suffixes: Sequence[str], overwrite: bool) -> Path:
+    """Return where to write a result, if it can be written there."""
+    out = Path(path).expanduser()
+    if out.suffix not in suffixes:
+        raise ValueError(f"--out {path} must end in {' or '.join(suffixes)}.")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists. Choose another path, or pass --overwrite.")
+    folder = out.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"The directory of --out {path} does not exist. Make it first.")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"The directory of --out {path} cannot be written to.")
+    return out
+
+
+def check_keys(adata: Any, attribute: str, keys: Iterable[str], overwrite: bool) -> None:
+    """Refuse to replace what the data have already."""
+    taken = [key for key in keys if key in getattr(adata, attribute)]
+    if taken and not overwrite:
+        raise ValueError(
+            f"The cells have {attribute}[{taken[0]!r}] already. Pass --overwrite to replace it in "
+            "the result."
+        )
 
 
 def add_checkpoint(parser: argparse.ArgumentParser, required: bool) -> None:

@@ -16,6 +16,7 @@ from .perturbations import (
     group_cells,
 )
 from .prefetching import PrefetchLoader, prefetch
+from .reading import read_cells
 from .store import CellStore, DamagedStoreError, backed_anndata, is_store
 from .store_writer import write_store
 from .vocabulary import COVERAGE_KEY, GeneAlignment, GeneVocabulary, align_genes
@@ -35,6 +36,7 @@ __all__ = [
     "align_genes",
     "group_moments",
     "prefetch",
+    "read_cells",
     "read_gene_index",
     "to_ragged",
     "write_store",

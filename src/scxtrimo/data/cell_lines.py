@@ -7,13 +7,23 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
 from .._logging import logger
-from .vocabulary import VAR_NAMES, GeneVocabulary, align_genes, preview
+from .columns import as_text
+from .vocabulary import (
+    VAR_NAMES,
+    GeneVocabulary,
+    align_genes,
+    own_identifiers,
+    preview,
+    repeated_error,
+    warn_of_source,
+)
 
 Expression = Literal["auto", "tpm", "counts", "values"]
 SETUP_KEY = "scxtrimo_lines"
@@ -125,17 +135,7 @@ def _check(lines: AnnData, values_lg: np.ndarray, gene_id_key: str | None) -> No
     if not lines.obs_names.is_unique:
         twice = lines.obs_names[lines.obs_names.duplicated()].unique()
         raise ValueError(f"lines.obs_names: cell lines are there twice: {preview(twice)}.")
-    if gene_id_key not in (None, VAR_NAMES) and gene_id_key not in lines.var:
-        raise ValueError(
-            f"gene_id_key={gene_id_key!r} is not a column of lines.var, which has "
-            f"{list(lines.var)}."
-        )
-    names = lines.var_names if gene_id_key in (None, VAR_NAMES) else lines.var[gene_id_key]
-    if (twice_g := names.duplicated()).any():
-        raise ValueError(
-            f"{int(twice_g.sum())} genes of the cell lines are there twice: "
-            f"{preview(names[twice_g])}. Sum or drop their columns."
-        )
+    own_identifiers(lines.var, gene_id_key, "lines.var")
     wrong_lg = ~np.isfinite(values_lg)
     if wrong_lg.any():
         line, gene = np.argwhere(wrong_lg)[0]
@@ -194,12 +194,11 @@ class LinePanel(NamedTuple):
         values_lg = read_lines(lines, setup)[is_used_l]
         std_g = values_lg.std(0)
         genes = np.sort(np.argsort(-std_g, kind="stable")[:n_genes])
-        key = setup.gene_id_key
-        names = lines.var_names if key in (None, VAR_NAMES) else lines.var[key].astype(str)
+        names = own_identifiers(lines.var, setup.gene_id_key, "lines.var")
         std_g = std_g[genes]
         # A part of the usual scale keeps genes that hardly vary from becoming noise.
         scale_g = std_g + 0.3 * std_g.mean() if std_g.mean() > 0 else np.ones(len(genes))
-        return cls(tuple(map(str, np.asarray(names)[genes])), values_lg[:, genes].mean(0), scale_g)
+        return cls(tuple(names[genes]), values_lg[:, genes].mean(0), scale_g)
 
     def standardize(self, lines: AnnData, setup: LineSetup, min_overlap: float) -> np.ndarray:
         """Return what the model reads of lines, float32 ``(n_lines, n_genes)``, NaN if missing.
@@ -219,6 +218,9 @@ class LinePanel(NamedTuple):
         values_lg = read_lines(lines, setup)
         vocabulary = GeneVocabulary(self.gene_ids, self.gene_ids)
         alignment = align_genes(vocabulary, lines.var, setup.gene_id_key)
+        if alignment.repeated:
+            source = None if alignment.source == VAR_NAMES else alignment.source
+            raise repeated_error(alignment.repeated, source, "lines.var")
         if alignment.overlap < max(min_overlap, 1e-9):
             raise ValueError(
                 f"Only {alignment.overlap:.1%} of the {len(vocabulary)} genes the model reads are "
@@ -226,6 +228,7 @@ class LinePanel(NamedTuple):
                 f"{preview(lines.var_names, 3)}, the model reads {preview(self.gene_ids, 3)}. "
                 "Name the column of lines.var with such identifiers: `gene_id_key=`."
             )
+        warn_of_source(alignment, setup.gene_id_key, "lines.var")
         out_lg = np.full((lines.n_obs, len(vocabulary)), np.nan)
         is_used = alignment.column_to_gene >= 0
         out_lg[:, alignment.column_to_gene[is_used]] = values_lg[:, is_used]
@@ -275,7 +278,7 @@ def collate_lines(values_lg: Tensor, keep_lg: Tensor | None = None) -> dict[str,
     }
 
 
-def places_of(names: Sequence[str], wanted: Sequence[object]) -> np.ndarray:
+def places_of(names: Sequence[str], wanted: pd.Series) -> np.ndarray:
     """Return the place of every wanted cell line, naming all that are not there.
 
     Parameters
@@ -283,14 +286,15 @@ def places_of(names: Sequence[str], wanted: Sequence[object]) -> np.ndarray:
     names
         The cell lines that are there.
     wanted
-        Those of a table, with repetitions.
+        Those of a table, with repetitions; numbers are taken as text.
     """
     place = {name: i for i, name in enumerate(names)}
-    unknown = [name for name in dict.fromkeys(wanted) if name not in place]
+    texts = as_text(wanted).tolist()
+    unknown = [name for name in dict.fromkeys(texts) if name not in place]
     if unknown:
         raise ValueError(
             f"{len(unknown)} cell lines of the table are not in `lines` ({len(place)} lines, for "
             f"instance {preview(names, 3)}): {preview(unknown, 20)}. Add their expression, leave "
             "out their rows, or correct their spelling."
         )
-    return np.array([place[name] for name in wanted], dtype=np.int64)  # type: ignore[index]
+    return np.array([place[name] for name in texts], dtype=np.int64)

@@ -9,16 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .._logging import logger
 
-def get_column(frame: pd.DataFrame, attribute: str, key: str) -> pd.Series:
-    """Return a column of ``adata.obs`` or ``adata.var``.
+MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "None"})
+"""What a missing value becomes when a table is written to a text file and read again."""
+
+
+def get_column(frame: pd.DataFrame, what: str, key: str) -> pd.Series:
+    """Return a column of a table.
 
     Parameters
     ----------
     frame
         The table.
-    attribute
-        ``"obs"`` or ``"var"``, for messages.
+    what
+        What it is, such as ``"adata.obs"``, for messages.
     key
         Name of the column.
 
@@ -28,13 +33,11 @@ def get_column(frame: pd.DataFrame, attribute: str, key: str) -> pd.Series:
         If there is no such column, or more than one.
     """
     if key not in frame:
-        raise ValueError(
-            f"{key!r} is not a column of adata.{attribute}, which has {list(frame.columns)}."
-        )
+        raise ValueError(f"{key!r} is not a column of {what}, which has {list(frame.columns)}.")
     column = frame[key]
     if isinstance(column, pd.DataFrame):
         raise ValueError(
-            f"adata.{attribute} has {column.shape[1]} columns called {key!r}. Rename all but one."
+            f"{what} has {column.shape[1]} columns called {key!r}. Rename all but one."
         )
     return column
 
@@ -64,6 +67,10 @@ def as_text(values: Any) -> pd.Series:
     values
         A column, an index or a list.
     """
+    if isinstance(values, pd.MultiIndex):
+        raise ValueError(
+            f"Names of several levels {values.names} are not supported: make one of them."
+        )
     series = values if isinstance(values, pd.Series) else pd.Series(values)
     codes, distinct = pd.factorize(series)
     texts = np.array([*map(canonical, distinct), None], dtype=object)  # the last is for -1
@@ -94,6 +101,11 @@ def categories_of(column: pd.Series, key: str) -> np.ndarray:
             f"{bad[0]}, which cannot be saved with a model. Make them text: "
             f"`adata.obs[{key!r}] = adata.obs[{key!r}].astype(str)`."
         )
+    if missing := sorted(set(map(canonical, values)) & MISSING):
+        logger.warning(
+            f"adata.obs[{key!r}] has a category {missing[0]!r}. If that stands for a missing "
+            "value, make it one, or leave these cells out."
+        )
     if isinstance(column.dtype, pd.CategoricalDtype):
         kept = set(values)
         ordered = [value for value in column.cat.categories if value in kept]
@@ -101,6 +113,37 @@ def categories_of(column: pd.Series, key: str) -> np.ndarray:
         is_text = any(isinstance(value, str) for value in values)
         ordered = sorted(values, key=canonical if is_text else None)
     return np.array(list(dict.fromkeys(map(canonical, ordered))), dtype=object)
+
+
+def kind_of(values: Iterable[Any]) -> str:
+    """Return what kind of values the text of categories stands for.
+
+    Examples
+    --------
+    >>> kind_of([1.0, 2.0]), kind_of([True, False]), kind_of(["1", 2])
+    ('int', 'bool', 'str')
+    """
+    present = [value for value in values if not pd.isna(value)]
+    if all(isinstance(value, bool | np.bool_) for value in present):
+        return "bool"
+    if any(isinstance(value, str | bool | np.bool_) for value in present):
+        return "str"
+    return "int" if all(float(value).is_integer() for value in present) else "float"
+
+
+def from_text(categories: Sequence[str] | np.ndarray, kind: str) -> np.ndarray:
+    """Return categories as the values that they were made of.
+
+    Examples
+    --------
+    >>> from_text(["True", "False"], "bool"), from_text(["3", "10"], "int")
+    (array([ True, False]), array([ 3, 10]))
+    """
+    if kind == "bool":
+        return np.array([text == "True" for text in categories])
+    if kind in ("int", "float"):
+        return np.array([float(text) for text in categories]).astype(kind)
+    return np.array(categories, dtype=object)
 
 
 def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.ndarray:

@@ -275,6 +275,11 @@ class RaggedDataManager(AnnDataManager):
         -------
         False if cells, genes, a registered column or the matrix of the counts were replaced,
         reordered or changed since.
+
+        Examples
+        --------
+        >>> model.adata_manager.is_current()
+        True
         """
         return self._snapshot.equals(Snapshot(self))
 
@@ -284,6 +289,11 @@ class RaggedDataManager(AnnDataManager):
         Returns
         -------
         A manager for :meth:`with_data`.
+
+        Examples
+        --------
+        >>> model.adata_manager.without_data().adata is None
+        True
         """
         return self.with_data(None)
 
@@ -298,13 +308,24 @@ class RaggedDataManager(AnnDataManager):
         Returns
         -------
         The manager.
+
+        Examples
+        --------
+        >>> kept = model.adata_manager.without_data()
+        >>> kept.with_data(model.adata).is_current()
+        True
         """
         manager = copy.copy(self)
-        manager.adata = adata  # type: ignore[assignment]
+        manager.adata = adata
         return manager
 
     def write_coverage(self) -> None:
-        """Put the coverage report of this registration where users look for it."""
+        """Put the coverage report of this registration where users look for it.
+
+        Examples
+        --------
+        >>> model.adata_manager.write_coverage()  # of data that were not aligned, there is none
+        """
         state = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
         report = state.get(CountsField.COVERAGE_KEY)
         if report is not None and self.adata.uns.get(COVERAGE_KEY) is not report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from scvi.data import _constants
 from scvi.data.fields import BaseAnnDataField
 
 from .._logging import logger
-from .columns import as_text, canonical, categories_of, codes_of, get_column
+from .columns import as_text, canonical, categories_of, codes_of, get_column, kind_of
 from .counts import check_counts, get_layer
 from .vocabulary import (
     COVERAGE_KEY,
@@ -27,11 +27,13 @@ from .vocabulary import (
     identifiers,
     own_identifiers,
     preview,
-    raise_repeated,
+    repeated_error,
+    warn_of_numbers,
     warn_of_source,
 )
 
 UNKNOWN_CATEGORY = -1
+MANY_GENES = 10  # found without regard to case, from which it is no accident
 
 
 class CountsField(BaseAnnDataField):
@@ -116,15 +118,22 @@ class CountsField(BaseAnnDataField):
         key = self.gene_id_key if has_key else None
         alignment = align_genes(vocabulary, adata_target.var, key, self.gene_aliases)
         if alignment.repeated:
-            raise_repeated(
+            raise repeated_error(
                 alignment.repeated, None if alignment.source == VAR_NAMES else alignment.source
             )
         self._check_overlap(vocabulary, alignment, adata_target)
         check_counts(adata_target, self.attr_key, used=alignment.column_to_gene >= 0)
         warn_of_source(alignment, key)
+        if alignment.source == VAR_NAMES:
+            warn_of_numbers(identifiers(adata_target.var_names), "adata.var_names")
+        if alignment.shadowed:
+            logger.warning(
+                f"{len(alignment.shadowed):,} columns are aliases of genes that were found under "
+                f"another alias, and are not read: {preview(alignment.shadowed)}."
+            )
         coverage = alignment.to_uns()
         adata_target.uns[COVERAGE_KEY] = coverage
-        if alignment.n_case > 100 and alignment.n_case > alignment.matched:
+        if alignment.n_case >= MANY_GENES and alignment.n_case > alignment.matched:
             logger.warning(
                 f"{alignment.n_case:,} genes were found only because upper and lower case were "
                 "ignored, as for symbols of another species, such as mouse. If that is what they "
@@ -155,7 +164,8 @@ class CountsField(BaseAnnDataField):
                 f"the {adata.n_vars:,} genes of this AnnData, at least "
                 f"{self.min_gene_overlap:.0%} are needed. The model knows "
                 f"{preview(vocabulary.gene_ids, 3)}; the data have "
-                f"{preview(adata.var_names, 3)}.{hint} If they are other names of the same genes, pass "
+                f"{preview(adata.var_names, 3)}.{hint} If they are other names of the same genes, "
+                "pass "
                 '`gene_aliases="hgnc"`; if the identifiers are in a column of adata.var, '
                 "`gene_id_key=...`; to accept fewer genes, lower `min_gene_overlap`. These are "
                 "arguments of `model.prepare_query_anndata`, `load` and `from_scfoundation`."
@@ -225,7 +235,7 @@ class CategoryField(BaseAnnDataField):
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column exists and has no missing values."""
         assert self.obs_key is not None
-        column = get_column(adata.obs, "obs", self.obs_key)
+        column = get_column(adata.obs, "adata.obs", self.obs_key)
         missing = np.flatnonzero(column.isna())
         if len(missing):
             raise ValueError(
@@ -250,7 +260,9 @@ class CategoryField(BaseAnnDataField):
         if self.registry_key == REGISTRY_KEYS.LABELS_KEY:
             if is_there:
                 assert self.obs_key is not None
-                get_column(adata_target.obs, "obs", self.obs_key)  # one that is there twice raises
+                get_column(
+                    adata_target.obs, "adata.obs", self.obs_key
+                )  # one that is there twice raises
             return self._encode(adata_target, mapping)
         if self.obs_key is not None and not is_there:
             logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {self._unknown_get()}")
@@ -305,6 +317,8 @@ class LabelsField(CategoryField):
         What the column holds where there is no label, besides missing values.
     """
 
+    KIND_KEY = "kind"
+
     def __init__(self, obs_key: str | None, unlabeled_category: object = None) -> None:
         super().__init__(REGISTRY_KEYS.LABELS_KEY, obs_key)
         self.unlabeled_category = (
@@ -314,7 +328,7 @@ class LabelsField(CategoryField):
     def _labels(self, adata: AnnData) -> pd.Series:
         """Return the column with missing values where there is no label."""
         assert self.obs_key is not None
-        column = get_column(adata.obs, "obs", self.obs_key)
+        column = get_column(adata.obs, "adata.obs", self.obs_key)
         return column.where((as_text(column) != self.unlabeled_category).to_numpy())
 
     def validate_field(self, adata: AnnData) -> None:
@@ -337,6 +351,7 @@ class LabelsField(CategoryField):
     ) -> dict[str, Any]:
         """Encode other data; labels that the model does not know count as none."""
         state = super().transfer_field(state_registry, adata_target, **kwargs)
+        state[self.KIND_KEY] = state_registry.get(self.KIND_KEY, "str")
         if self.obs_key in adata_target.obs:
             labels = self._labels(adata_target)
             is_other = labels.notna().to_numpy() & (state[self.CODES_KEY] < 0)
@@ -357,4 +372,5 @@ class LabelsField(CategoryField):
                 f"unlabeled_category={self.unlabeled_category!r} is not in "
                 f"adata.obs[{self.obs_key!r}]: all cells are labelled."
             )
-        return self._encode(adata, categories_of(labels, self.obs_key))
+        kind = {self.KIND_KEY: kind_of(labels.dropna().unique())}
+        return self._encode(adata, categories_of(labels, self.obs_key)) | kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +72,8 @@ class PerturbationNames:
         ValueError
             If a name is empty or a gene is named twice.
         """
+        if isinstance(name, Real):
+            name = canonical(name)
         if isinstance(name, str) and name.strip() == self.control:
             return ()  # before splitting: the name of the control may hold the separator
         parts = name.split(self.separator) if isinstance(name, str) else map(str, name)
@@ -118,8 +121,20 @@ class PerturbationField(CategoryField):
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Read all names; there must be control cells and perturbed ones."""
+        assert self.obs_key is not None
         group_cells(adata, self.names, self.obs_key, None)
+        self._check_separator(adata)
         return super().register_field(adata)
+
+    def _check_separator(self, adata: AnnData) -> None:
+        """Refuse to split names of genes, such as HLA-A."""
+        named = set(as_text(adata.obs[self.obs_key]).unique()) & set(adata.var_names)
+        if split := sorted(name for name in named if self.names.separator in name):
+            raise ValueError(
+                f"separator={self.names.separator!r} is a part of the gene {split[0]!r}, which "
+                f"adata.obs[{self.obs_key!r}] has as a perturbation. Choose another separator, "
+                "and name combinations with it."
+            )
 
     def _unknown_get(self) -> str:
         return "their effects are neither learned from nor needed."
@@ -193,7 +208,9 @@ def library_sizes(adata: AnnData, key: str) -> np.ndarray:
     ValueError
         If there is no such column, or a value is not a positive number.
     """
-    values = pd.to_numeric(get_column(adata.obs, "obs", key), errors="coerce").to_numpy(float)
+    values = pd.to_numeric(get_column(adata.obs, "adata.obs", key), errors="coerce").to_numpy(
+        float
+    )
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(bad):
         raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 
 def as_rows(indices: Sequence[Any] | np.ndarray | None, n_cells: int) -> np.ndarray:
@@ -13,6 +14,8 @@ def as_rows(indices: Sequence[Any] | np.ndarray | None, n_cells: int) -> np.ndar
     if indices is None:
         return np.arange(n_cells)
     rows = np.asarray(indices).ravel()
+    if rows.dtype == object and pd.api.types.infer_dtype(rows, skipna=False) == "boolean":
+        rows = rows.astype(bool)
     if rows.dtype == bool:
         if len(rows) != n_cells:
             raise ValueError(f"indices is a mask of {len(rows)} cells, the data have {n_cells}.")

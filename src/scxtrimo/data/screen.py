@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from .._logging import logger
+from .columns import canonical
 from .molecules import canonical_smiles
 from .vocabulary import preview
 
@@ -78,15 +79,15 @@ def drugs_of(
     if drugs is None:
         smiles = {entry: entry for entry in distinct}
     else:
-        if unknown := [entry for entry in distinct if str(entry) not in drugs]:
+        if unknown := [entry for entry in distinct if canonical(entry) not in drugs]:
             raise ValueError(
                 f"{len(unknown)} drugs of the columns {list(keys)} are not in `drugs`: "
                 f"{preview(unknown, 20)}. Add their SMILES, or leave out their rows."
             )
-        smiles = {entry: drugs[str(entry)] for entry in distinct}
-    names = None if drugs is None else {text: str(entry) for entry, text in smiles.items()}
-    canonical = canonical_smiles(smiles.values(), f"SMILES of the columns {list(keys)}", names)
-    lookup = {entry: canonical[text] for entry, text in smiles.items()}
+        smiles = {entry: drugs[canonical(entry)] for entry in distinct}
+    names = None if drugs is None else {text: canonical(entry) for entry, text in smiles.items()}
+    readable = canonical_smiles(smiles.values(), f"SMILES of the columns {list(keys)}", names)
+    lookup = {entry: readable[text] for entry, text in smiles.items()}
     return np.array([[lookup[e] for e in row] for row in entries_nd], dtype=object)
 
 

@@ -47,6 +47,13 @@ def backed_anndata(group: Any) -> AnnData:
         return AnnData(X=backed(group["X"]), obs=obs, var=var, layers=layers)
 
 
+# Raised by a bug or by a library that changed, and not by what is on a disk.
+NOT_DAMAGE = (
+    *(TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError),
+    *(MemoryError, RecursionError),
+)
+
+
 class DamagedStoreError(OSError):
     """Cells of a store cannot be read.
 
@@ -174,13 +181,23 @@ class CellStore:
     def n_tokens(self) -> np.ndarray:
         """Number of expressed genes of all cells, int32."""
         parts = [np.diff(self._array(name, "X/indptr")).astype(np.int32) for name in self.names]
+        # Of a part that is missing zarr reads zeros, and a store has no cells without counts.
+        for name, n_tokens in zip(self.names, parts, strict=True):
+            if n_lost := int((n_tokens <= 0).sum()):
+                raise DamagedStoreError(
+                    f"{self.path}/{self.split}/{name} is incomplete: {n_lost:,} of "
+                    f"{len(n_tokens):,} cells have no counts. Copy or write the store again.",
+                    range(0),
+                )
         return np.concatenate([*parts, np.empty(0, np.int32)])
 
     def _array(self, name: str, place: str) -> np.ndarray:
         """Read an array that all of a data set depends on."""
         try:
             return self.group[f"{name}/{place}"][:]
-        except Exception as error:
+        except NOT_DAMAGE:
+            raise
+        except Exception as error:  # every codec and file system has its own
             raise DamagedStoreError(
                 f"{self.path}/{self.split}/{name}/{place} cannot be read: {error}. Copy or write "
                 "the store again.",
@@ -231,8 +248,13 @@ class CellStore:
                 self._loader.batch_sampler.slices = list(slices)
                 (batch,) = iter(self._loader)
             counts = batch["X"]
+            is_lost = np.diff(counts.indptr) == 0  # a store has no cells without counts
+            if is_lost.any():
+                raise ValueError(f"{int(is_lost.sum())} cells have no counts, as if lost")
             if not np.array_equal(checksums(counts, self._gene_weights), expected):
                 raise ValueError("these are not the counts that were written")
+        except NOT_DAMAGE:
+            raise
         except Exception as error:  # every codec and file system has its own
             parts = [part for one in slices for part in self._within_datasets(one)]
             if len(parts) == 1:
@@ -328,7 +350,7 @@ class CellStore:
         chosen = np.sort(np.random.default_rng(seed).choice(starts, n_chunks, replace=False))
         slices = [slice(int(s), int(min(s + chunk, self.n_cells))) for s in chosen]
         if skip_damaged:
-            slices = self.readable(slices) or slices
+            slices = self.readable(slices) or slices  # of which reading then says what is wrong
         rows = np.concatenate([np.arange(s.start, s.stop) for s in slices])
         obs = pd.DataFrame(index=rows.astype(str))
         var = pd.DataFrame(index=list(self.vocabulary.gene_ids))

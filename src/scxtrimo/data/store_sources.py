@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -15,7 +15,17 @@ from .checksums import hash_cells
 from .counts import CHUNK, problem_with
 from .dataset import to_ragged
 from .gene_table import GeneTable
-from .vocabulary import VAR_NAMES, GeneAlignment, GeneVocabulary, align_genes, preview
+from .store import NOT_DAMAGE
+from .vocabulary import (
+    VAR_NAMES,
+    GeneAlignment,
+    GeneVocabulary,
+    align_genes,
+    own_identifiers,
+    preview,
+    repeated_error,
+    warn_of_source,
+)
 
 MAX_VALIDATION_CELLS = 20_000
 KEPT, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE = range(4)
@@ -69,11 +79,15 @@ def align_sources(
     for source in sources:
         key = gene_id_key if gene_id_key in source.var else None
         alignment = None if genes is None else align_genes(genes, source.var, key, aliases)
-        column = VAR_NAMES if key is None else key
-        ids = identifiers(source.var, column if alignment is None else alignment.source)
-        repeated = twice(ids) if given is None or alignment is None else alignment.repeated
-        if repeated:
-            refuse(source.path, _repeated(source.path, repeated))
+        if given is None or alignment is None:  # its genes become part of the vocabulary
+            column = key if alignment is None else alignment.source
+            try:
+                ids = tuple(own_identifiers(source.var, column, f"{source.path}: var"))
+            except ValueError as error:
+                refuse(source.path, error)
+                continue
+        elif alignment.repeated:
+            refuse(source.path, _repeated(source, alignment))
             continue
         if genes is None or alignment is None:
             genes = GeneVocabulary(ids, ids)
@@ -92,17 +106,12 @@ def align_sources(
     for source in accepted:
         key = gene_id_key if gene_id_key in source.var else None
         source.alignment = align_genes(genes, source.var, key, aliases)
+        warn_of_source(source.alignment, key, f"{source.path}: var")
         if source.alignment.repeated:  # under names that later files brought
-            refuse(source.path, _repeated(source.path, source.alignment.repeated))
+            refuse(source.path, _repeated(source, source.alignment))
             accepted = [other for other in accepted if other is not source]
         source.var = pd.DataFrame()
     return accepted, genes
-
-
-def identifiers(var: pd.DataFrame, source: str) -> tuple[str, ...]:
-    """Return the identifiers of the genes of a file, without those that are missing."""
-    column = var[source] if source in var else var.index.to_series()
-    return tuple(column.dropna().astype(str))
 
 
 def scan_cells(source: Source, n_genes: int, bar: Any) -> tuple[np.ndarray, float]:
@@ -114,6 +123,8 @@ def scan_cells(source: Source, n_genes: int, bar: Any) -> tuple[np.ndarray, floa
         place = f"cells {start} to {min(start + CHUNK, source.n_cells) - 1}"
         try:
             chunk = reader.read(slice(start, start + CHUNK))
+        except NOT_DAMAGE:
+            raise
         except Exception as error:  # every codec and file system has its own
             raise ValueError(
                 f"{source.path}, {source.layer}, {place}, cannot be read: {error}"
@@ -183,10 +194,11 @@ def draw_validation(
     return masks
 
 
-def _repeated(path: str, repeated: Sequence[str]) -> ValueError:
-    return ValueError(
-        f"{path} has {len(repeated):,} duplicate gene identifiers, for instance "
-        f"{preview(repeated)}. Merge or rename these genes, or choose another `gene_id_key`."
+def _repeated(source: Source, alignment: GeneAlignment) -> ValueError:
+    return repeated_error(
+        alignment.repeated,
+        None if alignment.source == VAR_NAMES else alignment.source,
+        f"{source.path}: var",
     )
 
 
@@ -201,9 +213,3 @@ def _other_genes(
         '`gene_aliases="hgnc"` to translate identifiers, `gene_id_key=` to name their column, '
         'lower `min_gene_overlap`, or leave such files out with `on_bad_file="skip"`.'
     )
-
-
-def twice(ids: Sequence[str]) -> list[str]:
-    """Return the identifiers that are there more than once."""
-    index = pd.Index(ids)
-    return list(index[index.duplicated()].unique())

@@ -42,7 +42,6 @@ from .store_sources import (
     draw_validation,
     drop_silent,
     scan_cells,
-    twice,
 )
 from .vocabulary import (
     DEFAULT_MIN_GENE_OVERLAP,
@@ -218,7 +217,7 @@ def write_store(
         },
     }
     dtype = np.uint16 if largest < 2**16 else np.uint32
-    partial = out.with_name(out.name + ".partial")
+    partial = out.with_name(f"{out.name}.scxtrimo-partial")
     writer = _Writer(sources, genes, list(obs_columns), dtype, max(1, int(memory)), seed)
     try:
         with warnings.catch_warnings(), fast_codecs():
@@ -261,7 +260,7 @@ def _write(
 
 def _put_in_place(partial: Path, out: Path) -> None:
     """Rename a complete store; the one before goes only then."""
-    before = out.with_name(out.name + ".before")
+    before = out.with_name(f"{out.name}.scxtrimo-before")
     if out.exists():
         os.replace(out, before)
     os.replace(partial, out)
@@ -280,7 +279,8 @@ def _check(
     out = Path(given)
     if not paths:
         raise ValueError("files is empty: name at least one.")
-    if repeated := twice(paths):
+    resolved = [path if "://" in path else os.path.realpath(path) for path in paths]
+    if repeated := repeated_of(resolved):
         raise ValueError(f"files has {preview(repeated)} more than once.")
     if unknown := sorted(held_out - set(paths)):
         raise ValueError(f"validation_files has {preview(unknown)}, which are not among `files`.")
@@ -302,11 +302,17 @@ def _check(
         raise ValueError(f"on_bad_file={on_bad_file!r} must be 'raise' or 'skip'.")
 
 
+def repeated_of(names: Sequence[str]) -> list[str]:
+    """Return the names that are there more than once."""
+    index = pd.Index(names)
+    return list(index[index.duplicated()].unique())
+
+
 def _as_vocabulary(genes: GeneVocabulary | Sequence[str] | None) -> GeneVocabulary | None:
     if genes is None or isinstance(genes, GeneVocabulary):
         return genes
     ids = tuple(map(str, genes))
-    if repeated := twice(ids):
+    if repeated := repeated_of(ids):
         raise ValueError(f"vocabulary has genes twice: {preview(repeated)}.")
     return GeneVocabulary(ids, ids)
 

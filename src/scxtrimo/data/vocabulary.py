@@ -13,15 +13,13 @@ import numpy as np
 import pandas as pd
 
 from .._logging import logger
-from .columns import as_text, get_column
+from .columns import MISSING, as_text, get_column
 from .gene_table import GeneTable
 from .identifiers import fold, strip_version
 
 COVERAGE_KEY = "scxtrimo_gene_coverage"
 DEFAULT_MIN_GENE_OVERLAP = 0.25
 VAR_NAMES = "var_names"
-MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "None"})
-"""What a missing identifier becomes when a table is written to a file and read again."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class GeneVocabulary:
         """
         genes = [genes] if isinstance(genes, str) else list(genes)
         lookup = self.lookup()
-        unknown = [gene for gene in genes if gene not in lookup]
+        unknown = [gene for gene in genes if not isinstance(gene, str) or gene not in lookup]
         if unknown:
             raise ValueError(
                 f"{len(unknown)} of {len(genes)} genes are not in the model's vocabulary of "
@@ -86,7 +84,8 @@ class GeneVocabulary:
     def _suggestion(self, unknown: list[str]) -> str:
         """Name genes that differ in case only."""
         folded = fold_lookup(self.lookup())
-        similar = {gene: folded[fold(gene)] for gene in unknown if fold(gene) in folded}
+        texts = [gene for gene in unknown if isinstance(gene, str)]
+        similar = {gene: folded[fold(gene)] for gene in texts if fold(gene) in folded}
         if not similar:
             return ""
         return f" Did you mean {preview(self.gene_ids[i] for i in similar.values())}?"
@@ -160,6 +159,9 @@ class GeneAlignment:
         Genes of the vocabulary that several columns are named after.
     n_case
         How many genes were found only because upper and lower case were ignored.
+    shadowed
+        Identifiers of columns that are not read, as another column is the same gene under another
+        alias.
 
     Examples
     --------
@@ -181,6 +183,7 @@ class GeneAlignment:
     unused: tuple[str, ...] = field(repr=False)
     repeated: tuple[str, ...] = field(default=(), repr=False)
     n_case: int = 0
+    shadowed: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def overlap(self) -> float:
@@ -270,11 +273,12 @@ def align_genes(
 ) -> GeneAlignment:
     """Find the genes of a vocabulary among the columns of an AnnData, by identifier.
 
-    Identifiers are those in ``var[gene_id_key]`` if given, else those in the index of ``var``. Only
-    if not a single gene is found there, the other text columns of ``var`` are tried, and the one
-    that finds most genes is used; :attr:`GeneAlignment.source` says which. A gene is found under
-    its id or its name, after that under an alias, without Ensembl version suffix, or regardless
-    of upper and lower case where that is unambiguous. A missing identifier matches nothing.
+    Identifiers are those in ``var[gene_id_key]`` if given, else those in the index of ``var``.
+    Only if not a single gene is found there, the other text columns of ``var`` are tried, and the
+    one that finds most genes is used; :attr:`GeneAlignment.source` says which. A gene is found
+    under its id or its name, after that under an alias, without Ensembl version suffix, or
+    regardless of upper and lower case where that is unambiguous. A missing identifier matches
+    nothing.
 
     Parameters
     ----------
@@ -304,7 +308,7 @@ def align_genes(
     """
     aliases = gene_aliases or {}
     if gene_id_key is not None and not (gene_id_key == VAR_NAMES and VAR_NAMES not in var):
-        return _align(vocabulary, gene_id_key, get_column(var, "var", gene_id_key), aliases)
+        return _align(vocabulary, gene_id_key, get_column(var, "adata.var", gene_id_key), aliases)
     alignment = _align(vocabulary, VAR_NAMES, var.index.to_series(), aliases)
     if gene_id_key is not None or alignment.overlap > 0:
         return alignment
@@ -375,7 +379,7 @@ def _align(
             taken[gene], columns[column] = column, gene
     n_matched = len(taken)
     exactly = set(taken)
-    renamed = []
+    renamed, shadowed = [], []
     n_case = 0
     # After all exact matches, so that a column with the gene's own identifier always wins.
     for column in np.flatnonzero(columns < 0).tolist():
@@ -388,8 +392,11 @@ def _align(
             renamed.append((str(identifier), vocabulary.gene_ids[gene]))
             same_letters = fold(identifier) == fold(vocabulary.gene_ids[gene])
             n_case += same_letters and strip_version(identifier) not in exact
-        elif gene is not None and alias is None and gene not in exactly:
-            repeated.append(gene)  # such as two versions of one Ensembl id
+        elif gene is not None and gene not in exactly:
+            if alias is None:
+                repeated.append(gene)  # such as two versions of one Ensembl id
+            else:
+                shadowed.append(str(identifier))
     return GeneAlignment(
         column_to_gene=columns,
         source=source,
@@ -399,6 +406,7 @@ def _align(
         unused=tuple(str(identifier) for identifier in ids[columns < 0]),
         repeated=tuple(vocabulary.gene_ids[gene] for gene in dict.fromkeys(repeated)),
         n_case=n_case,
+        shadowed=tuple(shadowed),
     )
 
 
@@ -427,7 +435,7 @@ def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var")
     """
     is_index = key is None or (key == VAR_NAMES and VAR_NAMES not in var)
     field = f"{what}_names" if is_index else f"{what}[{key!r}]"
-    ids = identifiers(var.index if is_index else get_column(var, "var", str(key)))
+    ids = identifiers(var.index if is_index else get_column(var, what, str(key)))
     if n_missing := int((ids == "").sum()):
         rows = np.flatnonzero(ids == "")[:6]
         raise ValueError(
@@ -435,19 +443,29 @@ def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var")
             f"{preview(rows)}). Name these genes or leave them out, or choose another "
             "`gene_id_key`."
         )
+    warn_of_numbers(ids, field)
     index = pd.Index(ids)
     if not index.is_unique:
-        raise_repeated(index[index.duplicated()].unique(), None if is_index else key, what)
+        raise repeated_error(index[index.duplicated()].unique(), None if is_index else key, what)
     return ids
 
 
-def raise_repeated(
+def warn_of_numbers(ids: np.ndarray, field: str) -> None:
+    """Say so if genes are called by their places, as those of a table without names are."""
+    if ids.tolist() == [str(i) for i in range(len(ids))]:
+        logger.warning(
+            f"{field} are the numbers from 0 to {len(ids) - 1}, as of a table without names: "
+            "genes are then matched by their places. Give them their names."
+        )
+
+
+def repeated_error(
     repeated: Sequence[str] | pd.Index, key: str | None, what: str = "adata.var"
-) -> None:
-    """Raise the error of genes that several columns are named after."""
+) -> ValueError:
+    """Return the error of genes that several columns are named after."""
     field = f"{what}_names" if key is None else f"{what}[{key!r}]"
     way_out = "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
-    raise ValueError(
+    return ValueError(
         f"{field} has {len(repeated):,} duplicate gene identifiers, for instance "
         f"{preview(repeated)}. Merge or rename these genes first ({way_out})."
     )

@@ -13,7 +13,8 @@ from mudata import MuData
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
-from ..data import CategoryField
+from ..data import CategoryField, LabelsField
+from ..data.columns import canonical, from_text
 from ..module import LabelPanel, XTrimoGeneAnnotatorModule
 from ..tl import call_labels
 from ..tl._annotation import UNKNOWN, check_call
@@ -27,7 +28,7 @@ class AnnotationMixin(LatentMixin):
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels the model tells apart.
+        """The labels the model tells apart: text, numbers or booleans, as in the training data.
 
         Examples
         --------
@@ -36,7 +37,7 @@ class AnnotationMixin(LatentMixin):
         """
         registries = self.registry_["field_registries"]
         state = registries[REGISTRY_KEYS.LABELS_KEY]["state_registry"]
-        return np.asarray(state[CategoryField.MAPPING_KEY])
+        return from_text(state[CategoryField.MAPPING_KEY], state[LabelsField.KIND_KEY])
 
     @torch.inference_mode()
     def predict(
@@ -46,7 +47,7 @@ class AnnotationMixin(LatentMixin):
         soft: bool = False,
         batch_size: int | None = None,
         min_confidence: float = 0.0,
-        unknown: str = UNKNOWN,
+        unknown: str | None = UNKNOWN,
         hierarchy: Mapping[str, str] | None = None,
     ) -> np.ndarray | pd.DataFrame:
         """Return the labels of cells.
@@ -84,12 +85,12 @@ class AnnotationMixin(LatentMixin):
         (700, 10)
         """
         self._check_fitted()
-        check_call(self.labels, min_confidence, hierarchy)
+        check_call(self.labels, min_confidence, hierarchy, unknown)
         registered, rows = self._rows(adata, indices)
         panel = self._label_panel(registered)
         probabilities = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for place, batch in self._batches(registered, rows, batch_size, "Annotating"):
-            cells = self._encode(batch, self._default_precision())
+            cells = self._encode(batch)
             log_p_cl = self.module.label_log_probabilities(batch, cells, panel)
             probabilities[place] = log_p_cl.exp().cpu().numpy()
         frame = pd.DataFrame(
@@ -104,7 +105,7 @@ class AnnotationMixin(LatentMixin):
         adata: AnnData | None = None,
         key_added: str = "xtrimo_label",
         min_confidence: float = 0.0,
-        unknown: str = UNKNOWN,
+        unknown: str | None = UNKNOWN,
         hierarchy: Mapping[str, str] | None = None,
         batch_size: int | None = None,
     ) -> None:
@@ -126,14 +127,20 @@ class AnnotationMixin(LatentMixin):
         >>> adata.obs[["xtrimo_label", "xtrimo_label_confidence"]].shape
         (700, 2)
         """
-        check_call(self.labels, min_confidence, hierarchy)
+        check_call(self.labels, min_confidence, hierarchy, unknown)
+        learned_from = self.registry_["setup_args"]["labels_key"]
+        if key_added == learned_from:
+            raise ValueError(
+                f"key_added={key_added!r} is the column with the labels that were learned from. "
+                "Choose another name."
+            )
         data = self._validate_anndata(adata)
         probabilities = self.predict(data, soft=True, batch_size=batch_size)
         assert isinstance(probabilities, pd.DataFrame)
         called = call_labels(probabilities, min_confidence, unknown, hierarchy)
         labels = called["label"]
         if len(labels.map(type).unique()) > 1:  # numbers beside "unknown" cannot be written
-            labels = labels.astype(str)
+            labels = labels.map(canonical)
         data.obs[key_added] = pd.Categorical(labels.infer_objects())
         data.obs[f"{key_added}_confidence"] = called["confidence"].to_numpy()
 
@@ -154,7 +161,7 @@ class AnnotationMixin(LatentMixin):
         panel = self._label_panel(self.adata)
         parts: list[Tensor] = []
         for _, batch in self._batches(None, rows, None, "Reading features"):
-            cells = self._encode(batch, self._default_precision())
+            cells = self._encode(batch)
             parts.append(self.module.features(batch, cells, panel).cpu())
         return torch.cat(parts).numpy()
 

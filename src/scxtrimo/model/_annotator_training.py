@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from typing import Any, Literal
 
 import numpy as np
@@ -10,9 +13,13 @@ import pandas as pd
 import torch
 from scipy import sparse
 from scipy.special import softmax
+from scvi.data import AnnDataManager, _constants
 from tqdm.auto import tqdm
 
 from .._logging import logger
+from .._validation import check
+from ..data import CategoryField, LabelsField
+from ..data.vocabulary import preview
 from ..module import XTrimoGeneAnnotatorModule
 from ..train import (
     AnnotationConfig,
@@ -33,10 +40,14 @@ from ..train import (
     split_labelled,
 )
 from ..train.annotation import ClassWeight
+from ..train.datamodule import as_sets
 from ..train.linear import N_FOLDS
 from ._annotation import AnnotationMixin
 from ._base import XTrimoGeneBase
 from ._batches import PROGRESS_SECONDS
+from ._derive import register_field
+from ._saving import hash_texts
+from ._setup import UNLABELED
 from ._training import default_batch_size, default_lr
 
 Recipe = Literal["linear", "finetune", "published"]
@@ -75,8 +86,9 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
     ) -> None:
         """Train the network on all cells if it was not trained yet, then learn the labels.
 
-        A fine-tuning moves the cell vectors but not the latent space, which the classifier
-        relies on: for embeddings, prefer the model before it.
+        The labels are those that the data have now: corrected, renamed or new ones are learned by
+        training again. A fine-tuning moves the cell vectors but not the latent space, which the
+        classifier relies on: for embeddings, prefer the model before it.
 
         Parameters
         ----------
@@ -129,6 +141,12 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
         ...     max_epochs=1, freeze="encoder", class_weight="balanced", enable_progress_bar=False
         ... )
         """
+        check("early_stopping", early_stopping, bool)
+        if "validation_size" in kwargs:
+            raise TypeError(
+                "validation_size= is not an argument here: the cells that are not learned from "
+                "calibrate the probabilities. Lower `train_size` for more of them."
+            )
         if self.adata_manager is None:
             raise ValueError(
                 "The annotator has no data to train on; load it with `load(..., adata=...)`."
@@ -162,76 +180,121 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
             finetuning = FinetuningConfig(freeze="all_but_last_1")
             annotation = AnnotationConfig(class_weight="balanced", reconstruction_weight=0.0)
         finetuning.check(self.config_.n_layers)
-        codes = self._codes()
-        if len(np.unique(codes[codes >= 0])) < 2:
-            raise ValueError(
-                f"adata.obs[{self.registry_['setup_args']['labels_key']!r}] has less than two of "
-                f"the model's labels, {self.labels.tolist()}."
-            )
-        splitting = dict(datasplitter_kwargs or {})
-        given = splitting.pop("external_indexing", None)
-        cross_validated = recipe == "linear" and train_size is None and given is None
-        if given is None:
-            splits = split_labelled(codes, 0.9 if train_size is None else train_size, self.seed_)
-        else:
-            parts = [*given, None, None][:3]
-            splits = [np.asarray([] if part is None else part, dtype=int) for part in parts]
-        splitting["external_indexing"] = splits
-        train_rows, validation_rows, _ = splits
-        if early_stopping and not (codes[validation_rows] >= 0).any():
-            raise ValueError(
-                "early_stopping=True needs labelled validation cells, but every label has so few "
-                "cells that all are trained on. Lower `train_size`."
-            )
-        kwargs["datasplitter_kwargs"] = splitting
-        # From random weights as fast as ever; what is good already moves slowly.
-        lr = default_lr(self.config_.n_hidden) * (1.0 if recipe == "published" else 0.1)
-        if plan_kwargs:
-            plan_kwargs = {"lr": lr} | plan_kwargs
-        elif optimizer is None:
-            optimizer = OptimizerConfig(lr=lr)
-        if recipe != "linear":
-            self._make_plan(optimizer, kwargs.get("masking"), finetuning, plan_kwargs or {})
-        resumed = None if ckpt_path is None else objective_of(ckpt_path)
-        if resumed == AnnotatorPlan.__name__ and recipe == "linear":
-            raise ValueError(
-                f"ckpt_path={str(ckpt_path)!r} is of a fine-tuning: repeat its arguments, such as "
-                "`max_epochs`."
-            )
-        try:
-            if resumed == XTrimoGenePlan.__name__ or not (self.is_trained_ or resumed):
-                self._annotation = None
-                start = ckpt_path if resumed else None
-                super().train(max_epochs=pretrain_epochs, ckpt_path=start, **kwargs)
-                resumed = ckpt_path = None
-            if resumed is None:
-                rows = np.arange(len(codes)) if cross_validated else train_rows
-                self._fit_linear(rows, codes, annotation.class_weight, recipe, cross_validated)
-            if recipe != "linear":
-                self._annotation = annotation
-                if max_epochs is None:
-                    n_cells = kwargs.get("batch_size") or default_batch_size(self.adata.n_obs)
-                    n_steps = max(1, len(train_rows) // n_cells)
-                    max_epochs = int(np.clip(round(FINETUNING_STEPS / n_steps), 3, 100))
-                if early_stopping:
-                    kwargs["callbacks"] = [*kwargs.get("callbacks", []), KeepBest(MACRO_F1)]
-                    kwargs |= {
-                        "early_stopping_monitor": MACRO_F1,
-                        "early_stopping_mode": "max",
-                    }
-                super().train(
-                    max_epochs=max_epochs,
-                    early_stopping=early_stopping,
-                    ckpt_path=ckpt_path,
-                    optimizer=optimizer,
-                    plan_kwargs=plan_kwargs,
-                    finetuning=finetuning,
-                    **kwargs,
+        with ExitStack() as stack:
+            stack.enter_context(self._progress_as_asked(kwargs))
+            if self.is_trained_:
+                stack.enter_context(self._labels_kept_if_interrupted())
+            if ckpt_path is None:
+                self._learn_present_labels()
+            codes = self._codes()
+            splitting = dict(datasplitter_kwargs or {})
+            given = splitting.pop("external_indexing", None)
+            cross_validated = recipe == "linear" and train_size is None and given is None
+            if given is None:
+                splits = split_labelled(
+                    codes, 0.9 if train_size is None else train_size, self.seed_
                 )
-        finally:
-            self._annotation = None
-        if not cross_validated:
-            self._calibrate(validation_rows, codes)
+            else:
+                splits = as_sets(given, len(codes))
+            splitting["external_indexing"] = splits
+            train_rows, validation_rows, _ = splits
+            if early_stopping and not (codes[validation_rows] >= 0).any():
+                raise ValueError(
+                    "early_stopping=True needs labelled validation cells, but every label has so "
+                    "few cells that all are trained on. Lower `train_size`."
+                )
+            kwargs["datasplitter_kwargs"] = splitting
+            # From random weights as fast as ever; what is good already moves slowly.
+            lr = default_lr(self.config_.n_hidden) * (1.0 if recipe == "published" else 0.1)
+            if plan_kwargs:
+                plan_kwargs = {"lr": lr} | plan_kwargs
+            elif optimizer is None:
+                optimizer = OptimizerConfig(lr=lr)
+            if recipe != "linear":
+                self._make_plan(optimizer, kwargs.get("masking"), finetuning, plan_kwargs or {})
+            resumed = None if ckpt_path is None else objective_of(ckpt_path)
+            if resumed == AnnotatorPlan.__name__ and recipe == "linear":
+                raise ValueError(
+                    f"ckpt_path={str(ckpt_path)!r} is of a fine-tuning: repeat its arguments, "
+                    "such as `max_epochs`."
+                )
+            try:
+                if resumed == XTrimoGenePlan.__name__ or not (self.is_trained_ or resumed):
+                    self._annotation = None
+                    start = ckpt_path if resumed else None
+                    super().train(max_epochs=pretrain_epochs, ckpt_path=start, **kwargs)
+                    # That the network is trained stays, whatever happens now.
+                    stack.enter_context(self._labels_kept_if_interrupted())
+                    resumed = ckpt_path = None
+                if resumed is None:
+                    rows = np.arange(len(codes)) if cross_validated else train_rows
+                    self._fit_linear(rows, codes, annotation.class_weight, recipe, cross_validated)
+                if recipe != "linear":
+                    self._annotation = annotation
+                    if max_epochs is None:
+                        n_cells = kwargs.get("batch_size") or default_batch_size(self.adata.n_obs)
+                        n_steps = max(1, len(train_rows) // n_cells)
+                        max_epochs = int(np.clip(round(FINETUNING_STEPS / n_steps), 3, 100))
+                    if early_stopping:
+                        kwargs["callbacks"] = [*kwargs.get("callbacks", []), KeepBest(MACRO_F1)]
+                        kwargs |= {
+                            "early_stopping_monitor": MACRO_F1,
+                            "early_stopping_mode": "max",
+                        }
+                    super().train(
+                        max_epochs=max_epochs,
+                        early_stopping=early_stopping,
+                        ckpt_path=ckpt_path,
+                        optimizer=optimizer,
+                        plan_kwargs=plan_kwargs,
+                        finetuning=finetuning,
+                        **kwargs,
+                    )
+            finally:
+                self._annotation = None
+            if not cross_validated:
+                self._calibrate(validation_rows, codes)
+
+    def _learn_present_labels(self) -> None:
+        """Take over the labels that the data have now, if they are others than the model's."""
+        args = self.registry_[_constants._SETUP_ARGS_KEY]
+        field = LabelsField(args["labels_key"], args[UNLABELED])
+        state = field.register_field(self.adata)
+        present = state[CategoryField.MAPPING_KEY].tolist()
+        before = self.registry_[_constants._FIELD_REGISTRIES_KEY][field.registry_key]
+        known = before[_constants._STATE_REGISTRY_KEY]
+        if present == list(known[CategoryField.MAPPING_KEY]):
+            return
+        logger.info(
+            f"The labels are now {preview(present, 10)}; they were {self.labels.tolist()}."
+        )
+        self.registry_ = deepcopy(self.registry_)
+        register_field(self.registry_, field, state)
+        self.summary_stats = AnnDataManager._get_summary_stats_from_registry(self.registry_)
+        self._register_query(self.adata, self._setup_of(self.adata))
+        fresh = self._make_module().to(self.device)
+        self.module.classifier = fresh.classifier
+        self.module.gene_classifier = fresh.gene_classifier
+        self.module.temperature.fill_(1.0)
+        self._held_out = None
+
+    @contextmanager
+    def _labels_kept_if_interrupted(self) -> Iterator[None]:
+        """Give the annotator back as it was, if what is done to it does not come to an end."""
+        names = ("registry_", "summary_stats", "_adata_manager", "_held_out")
+        heads = self.module.classifier, self.module.gene_classifier
+        with self._unchanged_if_interrupted(*names):
+            try:
+                yield
+            except BaseException:  # weights are put back into these
+                self.module.classifier, self.module.gene_classifier = heads
+                raise
+
+    def _trained_on(self) -> dict[str, str]:
+        hashes = super()._trained_on()
+        if self._annotation is not None:
+            hashes["labels"] = hash_texts((*self.labels, *self._codes().tolist()))
+        return hashes
 
     def _plan_class(self) -> type[XTrimoGenePlan]:
         return XTrimoGenePlan if self._annotation is None else AnnotatorPlan
@@ -284,6 +347,7 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
             desc="Fitting linear models",
             unit="fit",
             delay=PROGRESS_SECONDS,
+            disable=not self._shows_progress,
         ) as bar:
             models.fit(data, self.module.feature_blocks, self.seed_)
             bar.update()
@@ -296,7 +360,7 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
         if not self.module.mean_expression.any() and data.logged is not None:  # as published
             mean = np.asarray(data.logged.mean(axis=0)).ravel().astype(np.float32)
             self.module.mean_expression.copy_(torch.from_numpy(mean))
-        # Only now that all is well.
+        # The fit did not fail: only now is anything replaced.
         self.module.classifier.load_state_dict(models.classifier.state_dict())
         self.module.gene_classifier.load_state_dict(models.gene_classifier.state_dict())
         self.module.gene_weight.fill_(gene_weight)

@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 
 from .._logging import logger
+from .._validation import Seed, check
 from ..data import CountsField, GeneVocabulary, covariate_keys
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..module import XTrimoGeneConfig, XTrimoGeneModule, choose_size
@@ -76,7 +77,7 @@ class XTrimoGeneBase(
             self.registry_ = self._adata_manager.registry
             self.summary_stats = self._adata_manager.summary_stats
         # A later set-up of the same data must not change what this model was made for.
-        self.registry_: dict[str, Any] = deepcopy(self.registry)
+        self.registry_ = deepcopy(self.registry)
         if config is not None and (hyperparameters or size != "auto"):
             raise TypeError(
                 "Give either `config` or `size` and single hyper-parameters, not both."
@@ -90,7 +91,7 @@ class XTrimoGeneBase(
         self.provenance_: dict[str, str] = {}
         self.gene_aliases_, self.min_gene_overlap_ = {}, DEFAULT_MIN_GENE_OVERLAP
         self.config_ = config or self._config_cls.from_size(size, **hyperparameters)
-        self.seed_ = int(seed if seed is not None else scvi.settings.seed or 0)
+        self.seed_ = check("seed", scvi.settings.seed or 0 if seed is None else seed, Seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed_)
             self.module = self._make_module()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
+from pydantic import PositiveInt
 from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .._validation import check
 from ..data import CategoryField, RaggedDataset, covariate_keys, prefetch
+from ..data.columns import codes_of
 from ..data.rows import as_rows
 from ..module import TargetDepth
 from ..nn import EncodedCells, normalize_counts
@@ -39,6 +45,18 @@ def default_inference_batch_size(n_hidden: int) -> int:
 
 class BatchesMixin(BaseModelClass):
     """Ragged batches of registered cells, and their encoding."""
+
+    _shows_progress = True
+
+    @contextmanager
+    def _progress_as_asked(self, trainer_kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Show no progress bars where the trainer is to show none."""
+        before = self._shows_progress
+        self._shows_progress = bool(trainer_kwargs.get("enable_progress_bar", True)) and before
+        try:
+            yield
+        finally:
+            self._shows_progress = before
 
     def _batches(
         self,
@@ -81,7 +99,13 @@ class BatchesMixin(BaseModelClass):
         start = 0
         on_gpu = self.device.type == "cuda"  # elsewhere memory is not pinned
         batches = prefetch(loader) if on_gpu else loader
-        with tqdm(total=n_rows, desc=description, unit="cell", delay=PROGRESS_SECONDS) as bar:
+        with tqdm(
+            total=n_rows,
+            desc=description,
+            unit="cell",
+            delay=PROGRESS_SECONDS,
+            disable=not self._shows_progress,
+        ) as bar:
             for batch in batches:
                 n_cells = len(batch["cell_ids"])
                 place = slice(start, start + n_cells)
@@ -124,9 +148,7 @@ class BatchesMixin(BaseModelClass):
     def _batch_size(self, batch_size: int | None) -> int:
         if batch_size is None:
             return default_inference_batch_size(self.config_.n_hidden)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be positive.")
-        return batch_size
+        return check("batch_size", batch_size, PositiveInt)
 
     def _default_precision(self) -> Precision:
         """Return bfloat16 where a model is trained in it; published weights are kept exact."""
@@ -135,7 +157,10 @@ class BatchesMixin(BaseModelClass):
         has_it = torch.cuda.get_device_capability(self.device) >= (8, 0)
         return "bf16-mixed" if has_it else "32-true"
 
-    def _encode(self, batch: dict[str, Tensor], precision: Precision = "32-true") -> EncodedCells:
+    def _encode(
+        self, batch: dict[str, Tensor], precision: Precision | None = None
+    ) -> EncodedCells:
+        precision = precision or self._default_precision()
         inputs = self.module._get_inference_input(batch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             return self.module.inference(**inputs)["cells"]
@@ -182,9 +207,20 @@ class BatchesMixin(BaseModelClass):
             )
         state = self.registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
         batches = list(state[CategoryField.MAPPING_KEY])
-        if batch not in batches:
+        if not isinstance(batch, str | Real):
+            raise ValueError(
+                f"transform_batch={batch!r} must name one batch; choose from {batches}."
+            )
+        code = int(codes_of(pd.Series([batch], dtype=object), batches)[0])
+        if code < 0:
             raise ValueError(f"transform_batch={batch!r} is not a batch; choose from {batches}.")
-        return batches.index(batch)
+        return code
+
+
+def check_precision(precision: str | None) -> None:
+    """Refuse a precision that there is not."""
+    if precision not in (None, "32-true", "bf16-mixed"):
+        raise ValueError(f"precision={precision!r} must be '32-true' or 'bf16-mixed'.")
 
 
 def bulk_depths(batch: dict[str, Tensor], scale: float) -> Tensor:

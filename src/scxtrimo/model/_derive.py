@@ -54,12 +54,7 @@ def derive_model(
         _constants._SETUP_ARGS_KEY: setup_args,
     }
     for field in own_fields:
-        state = field.register_field(selected)
-        registry[_constants._FIELD_REGISTRIES_KEY][field.registry_key] = {
-            _constants._DATA_REGISTRY_KEY: field.get_data_registry(),
-            _constants._STATE_REGISTRY_KEY: state,
-            _constants._SUMMARY_STATS_KEY: field.get_summary_stats(state),
-        }
+        register_field(registry, field, field.register_field(selected))
     derived = cls(registry=registry, config=config, seed=model.seed_ if seed is None else seed)
     _take_over(derived.module, model.module)
     derived.size_, derived.provenance_ = model.size_, dict(model.provenance_)
@@ -78,6 +73,15 @@ def derive_model(
     derived.to_device(model.device)
     derived.module.eval()
     return derived
+
+
+def register_field(registry: dict[str, Any], field: Any, state: dict[str, Any]) -> None:
+    """Put a field and what it learned from data into a registry."""
+    registry[_constants._FIELD_REGISTRIES_KEY][field.registry_key] = {
+        _constants._DATA_REGISTRY_KEY: field.get_data_registry(),
+        _constants._STATE_REGISTRY_KEY: state,
+        _constants._SUMMARY_STATS_KEY: field.get_summary_stats(state),
+    }
 
 
 def _take_over(module: XTrimoGeneModule, trained: XTrimoGeneModule) -> None:

@@ -13,6 +13,7 @@ from scvi.model._utils import parse_device_args
 
 from .._logging import logger
 from ..data.cell_lines import Expression, LinePanel, places_of, setup_lines, setup_of
+from ..data.columns import canonical
 from ..data.molecules import FINGERPRINT_BITS, WIDTHS, parent_smiles, read_molecules
 from ..data.screen import check_table, drugs_of, split_rows, target_of, task_of, warn_of_conflicts
 from ..module.drugs import DrugConfig, DrugModule
@@ -71,7 +72,7 @@ class DrugModelBase(DrugPredictionMixin):
         self.drug_keys, self.line_key, self.target_key = list(drug_keys), line_key, target_key
         self.drugs_by_name = None if drugs is None else by_name(drugs)
         if self.drugs_by_name is not None:  # a drug that is not used may have no structure
-            used = set(screen[list(drug_keys)].astype(str).to_numpy().ravel())
+            used = set(map(canonical, screen[list(drug_keys)].to_numpy(dtype=object).ravel()))
             self.drugs_by_name = {
                 name: smiles
                 for name, smiles in self.drugs_by_name.items()
@@ -85,7 +86,7 @@ class DrugModelBase(DrugPredictionMixin):
         self.task = task_of(target_n, task, target_key)
         logger.info(f"{type(self).__name__}: {target_key!r} is learned by {self.task}.")
         self.line_names = [str(name) for name in lines.obs_names]
-        lines_n = places_of(self.line_names, screen[line_key].astype(str).tolist())
+        lines_n = places_of(self.line_names, screen[line_key])
         smiles_nd = drugs_of(screen, drug_keys, self.drugs_by_name)
         # Sorted, so that the order of rows and columns does not matter.
         places, self.smiles = pd.factorize(smiles_nd.ravel(), sort=True)
@@ -193,7 +194,7 @@ class DrugModelBase(DrugPredictionMixin):
         ValueError
             If an argument is impossible, or there are too few rows.
         FloatingPointError
-            If the loss is no number any more.
+            If the loss is NaN or infinite.
 
         Examples
         --------

@@ -10,6 +10,7 @@ import torch
 from anndata import AnnData
 
 from ..data.cell_lines import LineSetup, places_of, setup_of
+from ..data.columns import canonical
 from ..data.molecules import Molecule, read_molecules
 from ..data.screen import check_table, drugs_of
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
@@ -129,7 +130,7 @@ class DrugPredictionMixin(DrugSavingMixin):
         lines = self._query_lines if lines is None else lines
         given = None if lines is None else self._read_lines(lines, min_gene_overlap)
         names = self.line_names if given is None else given[0]
-        lines_n = places_of(names, pairs[self.line_key].astype(str).tolist())
+        lines_n = places_of(names, pairs[self.line_key])
         rows = self._rows(
             molecules, known_d, places.astype(np.int64).reshape(smiles_nd.shape), lines_n, given
         )
@@ -238,7 +239,7 @@ def by_name(drugs: Mapping[str, str] | pd.Series) -> dict[str, str]:
         )
     result: dict[str, str] = {}
     for name, smiles in drugs.items():
-        result = joined_names(result, {str(name): smiles})
+        result = joined_names(result, {canonical(name): smiles})
     return result
 
 

@@ -12,12 +12,14 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
+from pydantic import PositiveFloat
 from scvi import REGISTRY_KEYS
 from torch import Tensor
 
+from .._validation import check
 from ..data import CountsField
 from ..nn import EncodedCells
-from ._batches import BatchesMixin, Depth
+from ._batches import BatchesMixin, Depth, Precision, check_precision
 from ._results import make_result
 
 DecoderName = Literal["bottleneck", "cross_attention", "performer"]
@@ -41,12 +43,13 @@ class ExpressionMixin(BatchesMixin):
         target_depth: str | float | None = None,
         depth: Depth = "cell",
         out: str | os.PathLike | None = None,
+        precision: Precision | None = None,
     ) -> pd.DataFrame | np.ndarray:
         """Return predicted (denoised) expression.
 
         Parameters
         ----------
-        adata, indices, batch_size, target_depth, depth
+        adata, indices, batch_size, target_depth, depth, precision
             See :meth:`get_latent_representation`.
         gene_list
             Genes of the vocabulary, also ones the data lack; by default all.
@@ -82,12 +85,15 @@ class ExpressionMixin(BatchesMixin):
         >>> model.get_normalized_expression(gene_list=["CD3D", "MS4A1"]).shape
         (700, 2)
         """
-        if library_size != "observed" and not (
-            isinstance(library_size, Real) and library_size > 0
-        ):
-            raise ValueError(f"library_size={library_size!r} must be positive or 'observed'.")
+        if not (isinstance(library_size, str) and library_size == "observed"):
+            if not isinstance(library_size, Real):
+                raise ValueError(
+                    f"library_size={library_size!r} must be one positive number or 'observed'."
+                )
+            library_size = check("library_size", library_size, PositiveFloat)
         if log1p and library_size != 1.0:
             raise ValueError("log1p=True is on a scale of its own: leave `library_size` out.")
+        check_precision(precision)
         decoder_name = self._decoder(decoder)
         genes = self._genes(gene_list)
         genes_t = torch.as_tensor(genes, device=self.device)
@@ -106,7 +112,7 @@ class ExpressionMixin(BatchesMixin):
         for place, batch in batches:
             if batch_code is not None:
                 batch["categories"][:, 0] = batch_code
-            predicted = self._predict(self._encode(batch), genes_t, decoder_name)
+            predicted = self._predict(self._encode(batch, precision), genes_t, decoder_name)
             if not log1p:
                 total = (
                     batch["library_size"][:, None] if library_size == "observed" else library_size
@@ -183,7 +189,7 @@ class ExpressionMixin(BatchesMixin):
         )
         known = np.flatnonzero(genes >= 0)
         if decoder is None and self.config_.read_depth_aware:
-            decoder = self.config_.imputation_decoder
+            decoder = list(self.module.decoders)[-1]  # the imputation decoder, if there is one
         layer = make_result(registered.shape, None, "X", registered.obs_names).finish()
         layer[:, genes < 0] = np.nan
         predicted = self.get_normalized_expression(

@@ -11,10 +11,10 @@ from typing import Any
 from anndata import AnnData
 from mudata import MuData
 
-from ..checkpoint import read_model
+from ..checkpoint import write_model
 from ..checkpoint.hub import download, require_hub, upload, write_card
 from ..data.gene_table import GeneAliases
-from ._saving import SavingMixin
+from ._saving import INDEX_SETS, SavingMixin
 
 DESCRIPTION = (
     "A transformer over the expressed genes of single cells, trained with "
@@ -86,15 +86,11 @@ class HubMixin(SavingMixin):
                 f"These weights come from {self.provenance_['source']}, and may not be uploaded: "
                 f"{self.provenance_['licence']}"
             )
-        indices = {name: getattr(self, name) for name in ("train_indices_", "validation_indices_")}
-        try:
-            for name in indices:
-                setattr(self, name, None)
-            self.save(directory)
-        finally:
-            for name, value in indices.items():
-                setattr(self, name, value)
-        metadata = read_model(directory)[1]
+        # Nothing that says which cells were trained on.
+        private: dict[str, Any] = {"has_adata": False, "obs_names_sha256": None}
+        private["indices"] = {f"{name}_": None for name in INDEX_SETS}
+        metadata = self._metadata() | private
+        write_model(directory, self.module.state_dict(), metadata)
         config = self.config_
         facts = {
             "class": type(self).__name__,

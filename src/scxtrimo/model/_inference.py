@@ -12,6 +12,7 @@ from mudata import MuData
 from torch import Tensor
 
 from .._logging import logger
+from .._validation import OpenInterval, check
 from ..module import target_values
 from ..nn.ragged import cells_of
 from ..train import MaskingConfig, mask_batch
@@ -140,6 +141,7 @@ class InferenceMixin(BatchesMixin):
         batch_size: int | None,
     ) -> Iterator[tuple[slice, dict[str, Tensor], dict[str, Tensor]]]:
         """Iterate over masked batches, their places, and predictions of what is masked."""
+        mask_rate = check("mask_rate", mask_rate, OpenInterval)
         masking = MaskingConfig(mask_rate, mask_rate, max_targets=None)
         target = "f1" if self.config_.read_depth_aware else None
         batches = self._batches(adata, indices, batch_size, "Predicting hidden genes", target)

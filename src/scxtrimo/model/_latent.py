@@ -22,7 +22,7 @@ from ..module import Panel
 from ..nn import pool_tokens
 from ..nn.pooling import POOLS
 from ..train import draw_rows, fit_latent_space, map_batches
-from ._batches import BatchesMixin, Depth, Precision
+from ._batches import BatchesMixin, Depth, Precision, check_precision
 from ._results import make_result
 from ._setup import select_modality
 
@@ -94,8 +94,7 @@ class LatentMixin(BatchesMixin):
         n_special = self.module.net.n_special
         if pool is not None and pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; choose one of {list(POOLS)}.")
-        if precision not in (None, "32-true", "bf16-mixed"):
-            raise ValueError(f"precision={precision!r} must be '32-true' or 'bf16-mixed'.")
+        check_precision(precision)
         if pool in ("all", "s", "t") and not self.config_.read_depth_aware:
             raise ValueError(
                 f"pool={pool!r} needs the depth tokens of a model that is aware of the read "
@@ -119,7 +118,7 @@ class LatentMixin(BatchesMixin):
             rows_per_chunk=self._batch_size(batch_size),
         )
         for place, batch in batches:
-            cells = self._encode(batch, precision or self._default_precision())
+            cells = self._encode(batch, precision)
             if space is not None:
                 pooled = space(
                     cells.latent_cz.float(),
@@ -182,7 +181,7 @@ class LatentMixin(BatchesMixin):
         registered, rows = self._rows(adata, None)
         codes = np.zeros(len(rows), dtype=np.int64)
         if batch_key is not None:
-            codes = pd.factorize(get_column(registered.obs, "obs", batch_key))[0]
+            codes = pd.factorize(get_column(registered.obs, "adata.obs", batch_key))[0]
             if n_missing := int((codes < 0).sum()):
                 raise ValueError(
                     f"adata.obs[{batch_key!r}] lacks the batch of {n_missing:,} cells. Name it, "
@@ -221,7 +220,7 @@ class LatentMixin(BatchesMixin):
         assert space is not None
         vectors, measured, codes = [], [], []
         for _, batch in self._batches(adata, rows, batch_size, description):
-            vectors.append(self._encode(batch, self._default_precision()).latent_cz.float().cpu())
+            vectors.append(self._encode(batch).latent_cz.float().cpu())
             measured.append(space.measure(batch).cpu())
             of_batch = self.module.batch_codes(batch)
             of_batch = torch.zeros_like(batch["cell_ids"]) if of_batch is None else of_batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal
 
 import numpy as np
@@ -209,7 +210,7 @@ class PerturbationPredictionMixin(PerturbationQueryMixin):
     ) -> list[tuple[str, ...]]:
         if perturbations is None:
             perturbations = self.perturbations
-        elif isinstance(perturbations, str | tuple):
+        elif isinstance(perturbations, str | tuple | Real):
             perturbations = [perturbations]
         targets = [self._names.targets(name) for name in perturbations]
         if not targets:

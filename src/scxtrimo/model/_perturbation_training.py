@@ -95,12 +95,18 @@ class PerturbationTrainingMixin(PerturbationQueryMixin):
         elif max_epochs is not None or kwargs:
             unused = sorted(kwargs) + ["max_epochs"] * (max_epochs is not None)
             logger.info(f"The network is trained already: {unused} are not used.")
-        learned, query, observed = self._measure_effects(adata, cells, targets, named)
+        with self._progress_as_asked(kwargs):
+            learned, query, observed = self._measure_effects(adata, cells, targets, named)
         model = learned.model
         n_rounds = n_stages(model, config)
-        with tqdm(total=n_rounds, desc="Learning effects", delay=PROGRESS_SECONDS) as bar:
+        with tqdm(
+            total=n_rounds,
+            desc="Learning effects",
+            delay=PROGRESS_SECONDS,
+            disable=kwargs.get("enable_progress_bar") is False,
+        ) as bar:
             held_out = fit_effects(model, query, config, self.seed_, bar.update)
-        # Only now that all is well.
+        # Nothing failed: only now is anything replaced.
         self._held_out = self._held_out_anndata(learned, held_out, cells, observed)
         self.module.effects, self._effect_names = model.to(self.device), learned.names
         self.module.eval()

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
+import pandas as pd
 import scvi
 from anndata import AnnData
 from mudata import MuData
+from scvi.data import AnnDataManager
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from .. import __version__
 from ..checkpoint import read_model, write_model
-from ..data import CategoryField, CountsField
+from ..checkpoint.native import check_destination, replacing
+from ..data import CategoryField, CountsField, LabelsField
+from ..data.columns import canonical, kind_of
 from ..data.gene_table import GeneAliases
 from ..module import XTrimoGeneConfig
 from ..train.plan import history_from_dict, history_to_dict
@@ -31,13 +36,79 @@ REQUIRED = {
     *("model_class", "registry", "config", "seed", "size", "is_trained", "history", "indices"),
     *("has_adata", "obs_names_sha256", "provenance", "gene_aliases", "min_gene_overlap"),
 }
-INDEX_SETS = ("train_indices_", "validation_indices_", "test_indices_")
+INDEX_SETS = ("train_indices", "validation_indices", "test_indices")
 
 
 class SavingMixin(BaseModelClass):
-    """``save`` and ``load`` as safetensors and JSON."""
+    """``save`` and ``load`` as safetensors and JSON, and which cells were trained on."""
 
     _config_cls: type[XTrimoGeneConfig]
+    # Names of the cells that the rows of the split are of; their hash, if the model was loaded.
+    _split_cells: pd.Index | str | None = None
+
+    @property
+    def train_indices(self) -> np.ndarray | None:
+        """Rows of the present data that were trained on, wherever these cells are now.
+
+        ``None`` if the data do not have them.
+
+        Examples
+        --------
+        >>> model.train_indices.shape
+        (630,)
+        """
+        return self._rows_now(self.train_indices_)
+
+    @train_indices.setter
+    def train_indices(self, rows: np.ndarray | None) -> None:
+        self.train_indices_ = rows
+
+    @property
+    def validation_indices(self) -> np.ndarray | None:
+        """Rows of the present data that were held out, see :attr:`train_indices`.
+
+        Examples
+        --------
+        >>> model.validation_indices.shape
+        (70,)
+        """
+        return self._rows_now(self.validation_indices_)
+
+    @validation_indices.setter
+    def validation_indices(self, rows: np.ndarray | None) -> None:
+        self.validation_indices_ = rows
+
+    @property
+    def test_indices(self) -> np.ndarray | None:
+        """Rows of the present data in neither set, see :attr:`train_indices`.
+
+        Examples
+        --------
+        >>> len(model.test_indices)
+        0
+        """
+        return self._rows_now(self.test_indices_)
+
+    @test_indices.setter
+    def test_indices(self, rows: np.ndarray | None) -> None:
+        self.test_indices_ = rows
+
+    def _rows_now(self, rows: np.ndarray | None) -> np.ndarray | None:
+        """Return where cells of the split are now; ``None`` if that cannot be said."""
+        if rows is None or self.adata is None or self._split_cells is None:
+            return rows
+        present, trained = self.adata.obs_names, self._split_cells
+        if isinstance(trained, str):
+            if hash_texts(present) != trained:
+                return None
+            self._split_cells = trained = present
+        if present is trained or present.equals(trained):
+            return rows
+        if not (present.is_unique and trained.is_unique):
+            return None
+        places = present.get_indexer(trained[rows])
+        found = np.sort(places[places >= 0])
+        return found if len(found) else None
 
     def save(
         self,
@@ -75,9 +146,33 @@ class SavingMixin(BaseModelClass):
         """
         if save_anndata and self.adata is None:
             raise ValueError("The model has no data to save; leave `save_anndata` out.")
-        metadata = {
-            "has_adata": save_anndata,
-            "obs_names_sha256": None if self.adata is None else _hash_names(self.adata),
+        data_path = Path(dir_path).expanduser() / f"{prefix or ''}adata.h5ad"
+        if save_anndata and data_path.exists() and not overwrite:
+            raise FileExistsError(f"{data_path} exists; pass `overwrite=True` to replace it.")
+        directory = check_destination(dir_path, prefix or "", overwrite)
+        metadata = self._metadata() | {"has_adata": save_anndata}
+        tensors = self.module.state_dict()
+        if not save_anndata:
+            write_model(directory, tensors, metadata, prefix or "", overwrite)
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(data_path) as partial:  # first: if the disk is full, the old model survives
+            try:
+                # The method of a backed AnnData would make it read from the new file from now on.
+                anndata.io.write_h5ad(partial, self.adata, **anndata_write_kwargs)
+            except OSError:
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"The data cannot be written as .h5ad: {error}. Mend them, or save the model "
+                    "without them (`save_anndata=False`). Nothing was saved."
+                ) from error
+            write_model(directory, tensors, metadata, prefix or "", overwrite)
+
+    def _metadata(self) -> dict[str, Any]:
+        """Return all of the model but its weights, as JSON holds it."""
+        return {
+            "obs_names_sha256": None if self.adata is None else hash_texts(self.adata.obs_names),
             "model_class": type(self).__name__,
             "scxtrimo_version": __version__,
             "scvi_version": scvi.__version__,
@@ -86,26 +181,13 @@ class SavingMixin(BaseModelClass):
             "config": asdict(self.config_),
             "is_trained": self.is_trained_,
             "registry": _to_json(self.registry_),
-            "indices": {name: _to_json(getattr(self, name)) for name in INDEX_SETS},
+            "indices": {f"{name}_": _to_json(getattr(self, name)) for name in INDEX_SETS},
             "provenance": self.provenance_,
             "gene_aliases": self.gene_aliases_,
             "min_gene_overlap": self.min_gene_overlap_,
             "history": history_to_dict(self.history_ or {}),
             "extra": self._extra_state(),
         }
-        data_path = Path(dir_path) / f"{prefix or ''}adata.h5ad"
-        if save_anndata and data_path.exists() and not overwrite:
-            raise FileExistsError(f"{data_path} exists; pass `overwrite=True` to replace it.")
-        partial = data_path.with_suffix(".h5ad.partial")
-        try:
-            if save_anndata:  # first: if the disk is full, the old model and data survive
-                Path(dir_path).mkdir(parents=True, exist_ok=True)
-                self.adata.write_h5ad(partial, **anndata_write_kwargs)
-            write_model(dir_path, self.module.state_dict(), metadata, prefix or "", overwrite)
-            if save_anndata:
-                os.replace(partial, data_path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(
@@ -164,8 +246,8 @@ class SavingMixin(BaseModelClass):
             accelerator, device, return_device="torch", validate_single_device=True
         )
         if adata is None and metadata["has_adata"]:
-            adata = anndata.read_h5ad(Path(dir_path) / f"{prefix or ''}adata.h5ad")
-        registry = metadata["registry"]
+            adata = anndata.read_h5ad(Path(dir_path).expanduser() / f"{prefix or ''}adata.h5ad")
+        registry = _with_canonical_categories(metadata["registry"])
         model = cls(
             registry=registry,
             config=_config(cls._config_cls, metadata["config"], dir_path),
@@ -181,12 +263,11 @@ class SavingMixin(BaseModelClass):
         model.is_trained_ = metadata["is_trained"]
         model.provenance_ = metadata["provenance"]
         model.history_ = history_from_dict(metadata["history"])
-        other_cells = (
-            model.adata is not None and _hash_names(model.adata) != metadata["obs_names_sha256"]
-        )
+        model._split_cells = metadata["obs_names_sha256"]
         for name in INDEX_SETS:
-            stored = None if other_cells else metadata["indices"][name]
-            setattr(model, name, None if stored is None else np.array(stored, dtype=np.int64))
+            stored = metadata["indices"][f"{name}_"]
+            rows = None if stored is None else np.array(stored, dtype=np.int64)
+            setattr(model, f"{name}_", rows)
         model.to_device(torch_device)
         model.module.eval()
         return model
@@ -197,6 +278,22 @@ class SavingMixin(BaseModelClass):
 
     def _restore_extra_state(self, state: dict[str, Any]) -> None:
         """Take this back, before the weights are loaded."""
+
+    @staticmethod
+    def view_setup_args(dir_path: str | os.PathLike, prefix: str | None = None) -> None:
+        """Print how a saved model was set up.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+
+        Examples
+        --------
+        >>> model.save("my_model")
+        >>> scxtrimo.model.XTrimoGene.view_setup_args("my_model")  # doctest: +SKIP
+        """
+        AnnDataManager.view_setup_method_args(SavingMixin.load_registry(dir_path, prefix))
 
     @staticmethod
     def load_registry(dir_path: str | os.PathLike, prefix: str | None = None) -> dict[str, Any]:
@@ -221,8 +318,20 @@ class SavingMixin(BaseModelClass):
         return read_model(dir_path, prefix or "")[1]["registry"]
 
 
-def _hash_names(adata: AnnData) -> str:
-    return hashlib.sha256("\n".join(adata.obs_names.astype(str)).encode()).hexdigest()
+def hash_texts(texts: Iterable[object]) -> str:
+    """Return a hash of texts in their order."""
+    return hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()
+
+
+def _with_canonical_categories(registry: dict[str, Any]) -> dict[str, Any]:
+    """Return a registry whose categories are text; earlier versions kept numbers."""
+    for field in registry["field_registries"].values():
+        state = field["state_registry"]
+        if CategoryField.MAPPING_KEY in state:
+            names = state[CategoryField.MAPPING_KEY]
+            state.setdefault(LabelsField.KIND_KEY, kind_of(names))
+            state[CategoryField.MAPPING_KEY] = [canonical(name) for name in names]
+    return registry
 
 
 def _config(
@@ -239,6 +348,9 @@ def _config(
 
 def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) -> None:
     """Load a state dict, naming every tensor that does not fit."""
+    if getattr(getattr(model.module, "net", None), "imputation", ...) is None:
+        # Earlier versions kept the weights of a decoder that was not trained.
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("net.imputation.")}
     wanted = {name: tuple(t.shape) for name, t in model.module.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != found:

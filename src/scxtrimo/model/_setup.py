@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
@@ -19,6 +18,7 @@ from scvi.data import _constants
 from scvi.model.base import BaseModelClass
 
 from .._logging import logger
+from .._validation import Probability, check
 from ..data import (
     CategoryField,
     CountsField,
@@ -28,14 +28,16 @@ from ..data import (
     PerturbationNames,
     RaggedDataManager,
 )
-from ..data.dataset import CATEGORICAL_PREFIX
 from ..data.columns import as_text, get_column
+from ..data.dataset import CATEGORICAL_PREFIX
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
 from ..data.perturbations import POPULATION
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES
+from ._saving import hash_texts
 
 MODALITY_KEY = "_scxtrimo_modality"
 COPIED_KEY = "_scxtrimo_copied"  # columns of mdata.obs that a modality has a copy of
+OBS_KEYS = ("batch_key", "labels_key", "perturbation_key", "population_key", "library_size_key")
 UNLABELED = "unlabeled_category"  # argument of the set-up of models of which labels are a part
 
 
@@ -62,12 +64,15 @@ class Query:
 
     Parameters
     ----------
+    data
+        The data.
     setup
         How they are registered.
     manager
         Their registration, without the data; ``None`` before the first use.
     """
 
+    data: weakref.ref[AnnData]
     setup: QuerySetup | None = None
     manager: RaggedDataManager | None = None
 
@@ -99,23 +104,22 @@ def select_modality(
     if modality not in data.mod:
         raise ValueError(
             f"modality={modality!r} is not in the MuData, which has {list(data.mod)}. Name one of "
-            'these: `setup_anndata(mdata, modality="...")`.'
+            'these: `setup_anndata(mdata, modality="...")` or, for other data than those of the '
+            'training, `model.prepare_query_anndata(mdata, modality="...")`.'
         )
     adata = data.mod[modality]
     copied = dict(adata.uns.get(COPIED_KEY, {}))
     for key in obs_keys:
-        is_copy = key in copied and key in adata.obs and copied[key] == _hash(adata.obs[key])
+        is_copy = (
+            key in copied
+            and key in adata.obs
+            and copied[key] == hash_texts(as_text(adata.obs[key]))
+        )
         if (key not in adata.obs or is_copy) and key in data.obs:
             adata.obs[key] = data.obs[key].reindex(adata.obs_names).to_numpy()
-            copied[key] = _hash(adata.obs[key])
+            copied[key] = hash_texts(as_text(adata.obs[key]))
             adata.uns[COPIED_KEY] = copied
     return adata
-
-
-def _hash(column: pd.Series) -> str:
-    """Return a hash of the values of a column, whatever its type."""
-    texts = as_text(column).fillna("")
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 def own_view(adata: AnnData) -> None:
@@ -206,6 +210,12 @@ class SetupMixin(BaseModelClass):
             raise TypeError(
                 f"categorical_covariate_keys={keys!r} must be a list of keys: [{keys!r}]."
             )
+        if keys is not None:
+            args["categorical_covariate_keys"] = [
+                check("categorical_covariate_keys", key, str) for key in keys
+            ]
+        for name in (*OBS_KEYS, "layer", "gene_id_key", "modality"):
+            args |= {name: check(name, args[name], str | None)} if name in args else {}
         adata = cls._select_modality(mdata, args)
         own_view(adata)
         # A copy carries the identifier of its original, whose set-up must not be replaced.
@@ -270,15 +280,22 @@ class SetupMixin(BaseModelClass):
         >>> round(query.uns["scxtrimo_gene_coverage"]["overlap"], 2)
         0.39
         """
+        if not isinstance(self, SetupMixin):  # as in scvi-tools, where it is of the class
+            raise TypeError(
+                "prepare_query_anndata is a method of a model here: "
+                "`model.prepare_query_anndata(adata)`."
+            )
         trained_args = self.registry[_constants._SETUP_ARGS_KEY]
         if unknown := sorted(set(setup_args) - set(trained_args)):
             raise TypeError(f"Unknown arguments {unknown}; choose from {sorted(trained_args)}.")
         args = trained_args | setup_args
+        if isinstance(adata, MuData):
+            adata.uns[MODALITY_KEY] = args["modality"]
         adata = self._select_modality(adata, args)
         own_view(adata)
         if gene_id_key is not None:
             if gene_id_key != VAR_NAMES:
-                get_column(adata.var, "var", gene_id_key)  # a wrong one raises here
+                get_column(adata.var, "adata.var", gene_id_key)  # a wrong one raises here
             args["gene_id_key"] = gene_id_key
         _check_roles(trained_args, args)
         query = self._query_setup(args, gene_aliases, min_gene_overlap)
@@ -296,12 +313,19 @@ class SetupMixin(BaseModelClass):
         again.register_fields(manager.adata, manager._source_registry)
         return again
 
+    def _setup_of(self, adata: AnnData) -> QuerySetup:
+        """Return how data are registered: as they were prepared, or as those of the training."""
+        known = self._queries.get(id(adata))
+        if known is not None and known.setup is not None:
+            return known.setup
+        return self._query_setup(self.registry[_constants._SETUP_ARGS_KEY])
+
     def _query_of(self, adata: AnnData) -> Query:
         """Return what is known of some data, to be filled in."""
         with self._registering:
             key = id(adata)
             if key not in self._queries:
-                self._queries[key] = Query()
+                self._queries[key] = Query(weakref.ref(adata))
                 weakref.finalize(adata, self._queries.pop, key, None)  # before it is used again
             return self._queries[key]
 
@@ -313,7 +337,8 @@ class SetupMixin(BaseModelClass):
     ) -> QuerySetup:
         """Return a set-up with the model's own names of genes where no others are given."""
         aliases = self.gene_aliases_ if gene_aliases is None else self._read_aliases(gene_aliases)
-        overlap = self.min_gene_overlap_ if min_gene_overlap is None else min_gene_overlap
+        overlap = check("min_gene_overlap", min_gene_overlap, Probability | None)
+        overlap = self.min_gene_overlap_ if overlap is None else overlap
         return QuerySetup(setup_args, aliases, overlap)
 
     def _read_aliases(self, gene_aliases: GeneAliases) -> dict[str, str]:
@@ -328,7 +353,7 @@ class SetupMixin(BaseModelClass):
         if gene_aliases is not None:
             self.gene_aliases_ = self._read_aliases(gene_aliases)
         if min_gene_overlap is not None:
-            self.min_gene_overlap_ = min_gene_overlap
+            self.min_gene_overlap_ = check("min_gene_overlap", min_gene_overlap, Probability)
 
     def _register_query(self, adata: AnnData, query: QuerySetup) -> None:
         """Align data to the model and make that the registration in use for them."""
@@ -402,15 +427,14 @@ class SetupMixin(BaseModelClass):
         with self._registering:  # two threads may ask for the same data
             manager = self.get_anndata_manager(selected)
             if manager is None or not manager.is_current():
-                known = self._queries.get(id(selected), Query())
-                self._register_query(selected, known.setup or self._query_setup(trained_args))
+                self._register_query(selected, self._setup_of(selected))
             else:
                 manager.write_coverage()
         return selected
 
     @property
-    def adata(self) -> AnnData | None:
-        """The model's own data; other data put in their place are aligned to the model.
+    def adata(self) -> Any:
+        """The model's own data, if it has any; others put in their place are aligned to it.
 
         Examples
         --------
@@ -440,15 +464,29 @@ class SetupMixin(BaseModelClass):
         del state["_registering"]
         return state
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Copy the model for this process: what is known of other data stays known."""
+        model = type(self).__new__(type(self))
+        memo[id(self)] = model
+        model.__setstate__(deepcopy(self.__getstate__(), memo))
+        for query in list(self._queries.values()):
+            if (data := query.data()) is not None and data is not self.adata:
+                known = model._query_of(data)
+                known.setup, known.manager = query.setup, query.manager
+        return model
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._registering = threading.RLock()
 
     @staticmethod
     def _select_modality(data: AnnData | MuData, args: dict[str, Any]) -> AnnData:
-        own = ("batch_key", "labels_key", "perturbation_key", "population_key", "library_size_key")
-        keys = [*(args.get(name) for name in own), *(args["categorical_covariate_keys"] or ())]
-        return select_modality(data, args["modality"], [key for key in keys if key])
+        named = [args.get(name) for name in OBS_KEYS]
+        keys = [key for key in (*named, *(args["categorical_covariate_keys"] or ())) if key]
+        modality = args["modality"]
+        if modality is None and isinstance(data, MuData):  # of data that were prepared
+            modality = data.uns.get(MODALITY_KEY)
+        return select_modality(data, modality, keys)
 
 
 def _check_roles(trained_args: Mapping[str, Any], args: Mapping[str, Any]) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import PositiveFloat, PositiveInt
+from scvi import REGISTRY_KEYS
 from scvi.model._utils import parse_device_args
-from scvi.model.base import BaseModelClass
 
 from .._logging import logger
+from .._validation import Fraction, PositiveProbability, check
+from ..data import CategoryField
 from ..train import (
     FinetuningConfig,
     MaskingConfig,
@@ -22,10 +26,14 @@ from ..train import (
     ResumeCheckpoint,
     XTrimoGenePlan,
     XTrimoGeneRunner,
+    check_resumed,
     finetuned,
     gene_statistics,
     quiet_lightning,
 )
+from ..train.trainer import as_list
+from ._batches import BatchesMixin
+from ._saving import INDEX_SETS, SavingMixin, hash_texts
 
 
 def default_batch_size(n_cells: int) -> int:
@@ -66,7 +74,20 @@ def default_lr(n_hidden: int) -> float:
     return 1e-3 * min(1.0, 64 / n_hidden)
 
 
-class TrainingMixin(BaseModelClass):
+def as_epochs(max_epochs: float | None) -> int | None:
+    """Return a number of epochs, which tutorials compute as a fraction.
+
+    Examples
+    --------
+    >>> as_epochs(400 * 20_000 / 700_000)
+    11
+    """
+    if max_epochs is None:
+        return None
+    return max(1, round(check("max_epochs", max_epochs, PositiveFloat)))
+
+
+class TrainingMixin(SavingMixin, BatchesMixin):
     """``train``."""
 
     def train(
@@ -99,7 +120,8 @@ class TrainingMixin(BaseModelClass):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells. By default chosen from the number of cells and printed.
+            Passes over the training cells; a fraction is rounded. By default chosen from the
+            number of cells and printed.
         accelerator, devices
             See :class:`scvi.train.Trainer`.
         train_size, validation_size, shuffle_set_split
@@ -129,14 +151,20 @@ class TrainingMixin(BaseModelClass):
             Single fields of ``optimizer`` and ``masking``, for instance ``{"lr": 3e-4}``.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer`. ``gradient_clip_val`` is 1 unless given, and
-            ``precision`` ``"bf16-mixed"`` on CUDA.
+            ``precision`` ``"bf16-mixed"`` on CUDA. ``logger`` adds loggers;
+            ``model.history`` is kept whatever they are.
 
         Raises
         ------
         ValueError
-            If the model has no data, or early stopping has no validation cells.
+            If the model has no data, an argument has an impossible value, early stopping has no
+            validation cells, or ``ckpt_path`` is of a training on other data.
         FileNotFoundError
             If ``ckpt_path`` does not exist.
+
+        Notes
+        -----
+        Where training is interrupted, the model is left as it was before.
 
         Examples
         --------
@@ -149,22 +177,27 @@ class TrainingMixin(BaseModelClass):
             raise ValueError(
                 "The model has no data to train on; load it with `load(..., adata=...)`."
             )
-        if ckpt_path is not None and not Path(ckpt_path).is_file():
-            raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} does not exist.")
         self._validate_anndata()
         n_cells = self.adata.n_obs
         if batch_size is not None and tokens_per_batch is not None:
             raise ValueError("Give either `batch_size` or `tokens_per_batch`, not both.")
-        batch_size = default_batch_size(n_cells) if batch_size is None else batch_size
-        numbers = {
-            "max_epochs": max_epochs,
-            "batch_size": batch_size,
-            "tokens_per_batch": tokens_per_batch,
-        }
-        if wrong := {name: n for name, n in numbers.items() if n is not None and n < 1}:
-            raise ValueError(
-                f"{', '.join(f'{k}={v}' for k, v in wrong.items())} must be positive."
-            )
+        if batch_size is None:
+            batch_size = default_batch_size(n_cells)
+        batch_size = check("batch_size", batch_size, PositiveInt)
+        tokens_per_batch = check("tokens_per_batch", tokens_per_batch, PositiveInt | None)
+        max_epochs = as_epochs(max_epochs)
+        check("early_stopping", early_stopping, bool)
+        for name, value, cls in (
+            ("optimizer", optimizer, OptimizerConfig),
+            ("masking", masking, MaskingConfig),
+            ("finetuning", finetuning, FinetuningConfig),
+        ):
+            if value is not None and not isinstance(value, cls):
+                raise TypeError(f"{name}={value!r} must be of type scxtrimo.train.{cls.__name__}.")
+        check("train_size", train_size, PositiveProbability | None)
+        check("validation_size", validation_size, Fraction | None)
+        if ckpt_path is not None:
+            check_resumed(ckpt_path, self._trained_on())
         device = parse_device_args(accelerator, devices, return_device="torch")[2]
         splitter = RaggedDataSplitter(
             self.adata_manager,
@@ -198,16 +231,12 @@ class TrainingMixin(BaseModelClass):
             finetuning.check(self.config_.n_layers)
             if not self.is_trained_ and ckpt_path is None:
                 raise ValueError("finetuning= is for a model that was trained before.")
-        if ckpt_path is None:
-            self._prepare_training(splitter.train_idx)
-        self.module.train()  # Lightning keeps the mode it finds, that of a trained model is eval
         plan = self._make_plan(optimizer, masking, finetuning, plan_kwargs or {})
+        plan.trained_on = self._trained_on()
+        callbacks = trainer_kwargs.pop("callbacks", None)
         if checkpoint_dir is not None:
-            trainer_kwargs["callbacks"] = [
-                *trainer_kwargs.get("callbacks", []),
-                ResumeCheckpoint(checkpoint_dir),
-            ]
-        defaults = {
+            callbacks = [*as_list(callbacks), ResumeCheckpoint(checkpoint_dir)]
+        defaults: dict[str, Any] = {
             "gradient_clip_val": 1.0,
             "check_val_every_n_epoch": 1,
             "early_stopping_monitor": "validation_loss",
@@ -222,9 +251,12 @@ class TrainingMixin(BaseModelClass):
             f"{max_epochs} epochs, batches of {size}, learning rate "
             f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
         )
-        adapted = finetuned(self.module.net, plan.finetuning, self.seed_)
-        with quiet_lightning(), adapted:
-            runner = XTrimoGeneRunner(
+        with (
+            quiet_lightning(),
+            self._progress_as_asked(trainer_kwargs),
+            self._unchanged_if_interrupted(),
+        ):
+            runner = XTrimoGeneRunner(  # before any work: it checks the arguments of the trainer
                 self,
                 training_plan=plan,
                 data_splitter=splitter,
@@ -233,10 +265,52 @@ class TrainingMixin(BaseModelClass):
                 devices=devices,
                 early_stopping=early_stopping,
                 ckpt_path=ckpt_path,
+                callbacks=callbacks,
                 **(defaults | trainer_kwargs),
             )
-            runner()
-        self._finish_training(splitter.train_idx)
+            if ckpt_path is None:
+                self._prepare_training(splitter.train_idx)
+            # Lightning keeps the mode it finds, and that of a trained model is eval.
+            self.module.train()
+            with finetuned(self.module.net, plan.finetuning, self.seed_):
+                runner()
+            self._split_cells = self.adata.obs_names
+            self._finish_training(splitter.train_idx)
+
+    def _trained_on(self) -> dict[str, str]:
+        """Return hashes of what a training that goes on must find as it was."""
+        assert self.adata_manager is not None
+        hashes = {
+            "hyper-parameters": hash_texts(sorted(asdict(self.config_).items())),
+            "genes": hash_texts(self.vocabulary.gene_ids),
+            "cells": hash_texts(self.adata.obs_names),
+        }
+        for key, field in self.adata_manager.registry["field_registries"].items():
+            state = field["state_registry"]
+            if CategoryField.CODES_KEY in state and key != REGISTRY_KEYS.LABELS_KEY:
+                parts = (
+                    *state[CategoryField.MAPPING_KEY],
+                    state[CategoryField.CODES_KEY].tolist(),
+                )
+                hashes[f"categories of {state[CategoryField.ORIGINAL_KEY]!r}"] = hash_texts(parts)
+        return hashes
+
+    @contextmanager
+    def _unchanged_if_interrupted(self, *attributes: str) -> Iterator[None]:
+        """Give the model back as it was, if what is done to it does not come to an end."""
+        names = ("is_trained_", "history_", "_split_cells", *(f"{n}_" for n in INDEX_SETS))
+        before = {name: getattr(self, name) for name in (*names, *attributes)}
+        weights = {k: v.detach().to("cpu", copy=True) for k, v in self.module.state_dict().items()}
+        was_trained = self.module.training
+        try:
+            yield
+        except BaseException:
+            self.module.load_state_dict(weights)
+            self.module.train(was_trained)
+            for name, value in before.items():
+                setattr(self, name, value)
+            logger.warning("Training was not completed: the model is as it was before.")
+            raise
 
     def _prepare_training(self, rows: np.ndarray) -> None:
         """Take from the training cells what the first training starts from."""

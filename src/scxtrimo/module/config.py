@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from .._validation import Fraction, Probability, Validated
 from ..nn.encoder import Activation
 from ..nn.xtrimogene import ImputationDecoder
 
@@ -12,7 +15,7 @@ LatentSpaceName = Literal["components", "bottleneck"]
 
 
 @dataclass(frozen=True)
-class XTrimoGeneConfig:
+class XTrimoGeneConfig(Validated):
     """Hyper-parameters of an :class:`~scxtrimo.model.XTrimoGene`.
 
     Parameters
@@ -56,7 +59,7 @@ class XTrimoGeneConfig:
         Weight of the count likelihood. 0 leaves out the bottleneck decoder and with it the
         learned pooling: the latent representation is then the published one.
     imputation_weight
-        Weight of the masked regression; 0 leaves it out.
+        Weight of the masked regression; 0 leaves out the imputation decoder.
     activation, norm_first, dropout
         Feed-forward activation, pre-norm or post-norm, and dropout of the encoder.
 
@@ -68,41 +71,33 @@ class XTrimoGeneConfig:
     (128, True, True)
     """
 
-    n_hidden: int = 64
-    n_layers: int = 2
-    n_heads: int = 4
-    n_bins: int = 100
-    bin_alpha: float = 1.0
-    n_pool: int = 128
-    n_latent: int = 32
+    n_hidden: PositiveInt = 64
+    n_layers: PositiveInt = 2
+    n_heads: PositiveInt = 4
+    n_bins: PositiveInt = 100
+    bin_alpha: PositiveFloat = 1.0
+    n_pool: PositiveInt = 128
+    n_latent: PositiveInt = 32
     imputation_decoder: ImputationDecoder = "cross_attention"
-    n_decoder_hidden: int = 64
-    n_decoder_layers: int = 1
-    n_decoder_heads: int = 4
-    decoder_head_width: int | None = None
-    redraw_features_every: int = 1000
+    n_decoder_hidden: PositiveInt = 64
+    n_decoder_layers: PositiveInt = 1
+    n_decoder_heads: PositiveInt = 4
+    decoder_head_width: PositiveInt | None = None
+    redraw_features_every: PositiveInt = 1000
     read_depth_aware: bool = False
-    n_covariate: int = 8
-    n_input_genes: int | None = 2000
+    n_covariate: PositiveInt = 8
+    n_input_genes: PositiveInt | None = 2000
     pca_initialization: bool = True
     latent_space: LatentSpaceName = "components"
-    measured_weight: float = 0.6
-    likelihood_weight: float = 1.0
-    imputation_weight: float = 1.0
+    measured_weight: Probability = 0.6
+    likelihood_weight: NonNegativeFloat = 1.0
+    imputation_weight: NonNegativeFloat = 1.0
     activation: Activation = "gelu"
     norm_first: bool = True
-    dropout: float = 0.0
-
-    _may_be_zero: ClassVar[frozenset[str]] = frozenset(
-        {"likelihood_weight", "imputation_weight", "dropout", "measured_weight"}
-    )
+    dropout: Fraction = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, bool | str) or value is None:
-                continue
-            if value < 0 or (value == 0 and name not in self._may_be_zero):
-                raise ValueError(f"{name}={value} must be positive.")
+        super().__post_init__()
         for width, heads in (("n_hidden", "n_heads"), ("n_decoder_hidden", "n_decoder_heads")):
             if heads == "n_decoder_heads" and self.decoder_head_width is not None:
                 continue
@@ -111,18 +106,6 @@ class XTrimoGeneConfig:
                     f"{width}={getattr(self, width)} must be a multiple of "
                     f"{heads}={getattr(self, heads)}."
                 )
-        if self.dropout >= 1:
-            raise ValueError(f"dropout={self.dropout} must be below 1.")
-        if self.measured_weight > 1:
-            raise ValueError(f"measured_weight={self.measured_weight} must be at most 1.")
-        choices = {
-            "activation": ("gelu", "relu"),
-            "imputation_decoder": ("cross_attention", "performer"),
-            "latent_space": ("components", "bottleneck"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {known}.")
         if self.decoder_head_width is not None and self.imputation_decoder != "performer":
             raise ValueError(
                 f"decoder_head_width={self.decoder_head_width} applies to "
@@ -216,21 +199,9 @@ class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
     64
     """
 
-    n_classifier_hidden: int = 128
-    classifier_dropout: float = 0.1
-    gene_weight: float = 0.5
-
-    _may_be_zero: ClassVar[frozenset[str]] = XTrimoGeneConfig._may_be_zero | {
-        "classifier_dropout",
-        "gene_weight",
-    }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.classifier_dropout >= 1:
-            raise ValueError(f"classifier_dropout={self.classifier_dropout} must be below 1.")
-        if self.gene_weight > 1:
-            raise ValueError(f"gene_weight={self.gene_weight} must be at most 1.")
+    n_classifier_hidden: PositiveInt = 128
+    classifier_dropout: Fraction = 0.1
+    gene_weight: Probability = 0.5
 
 
 def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -> XTrimoGeneConfig:

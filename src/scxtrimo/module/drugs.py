@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from .._validation import Fraction, Validated
 from ..nn.lines import LineTower
 from ..nn.molecules import DrugTower, MoleculeWidths
 from ..nn.response import ResponseHead
@@ -16,7 +18,7 @@ from .response_base import ResponseBase, ScreenScale
 
 
 @dataclass(frozen=True)
-class DrugConfig:
+class DrugConfig(Validated):
     """Hyper-parameters of a model of drugs and cell lines.
 
     Parameters
@@ -55,35 +57,23 @@ class DrugConfig:
     128
     """
 
-    n_genes: int = 256
-    n_linear_genes: int = 2048
-    n_hidden: int = 128
-    n_members: int = 4
+    n_genes: PositiveInt = 256
+    n_linear_genes: PositiveInt = 2048
+    n_hidden: PositiveInt = 128
+    n_members: PositiveInt = 4
     drug_input: Literal["graph", "fingerprint", "both"] = "both"
-    n_graph_hidden: int = 64
-    n_graph_layers: int = 3
-    n_line_hidden: int = 64
-    n_line_layers: int = 1
-    n_line_heads: int = 4
-    n_bins: int = 50
-    memory_dropout: float = 0.1
-    gene_dropout: float = 0.25
-    dropout: float = 0.25
+    n_graph_hidden: PositiveInt = 64
+    n_graph_layers: PositiveInt = 3
+    n_line_hidden: PositiveInt = 64
+    n_line_layers: PositiveInt = 1
+    n_line_heads: PositiveInt = 4
+    n_bins: PositiveInt = 50
+    memory_dropout: Fraction = 0.1
+    gene_dropout: Fraction = 0.25
+    dropout: Fraction = 0.25
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if name.endswith("_dropout") or name == "dropout":
-                if not isinstance(value, float | int | np.number) or not 0 <= value < 1:
-                    raise ValueError(f"{name}={value!r} must be at least 0 and below 1.")
-                object.__setattr__(self, name, float(value))  # as JSON holds it
-            elif name != "drug_input":
-                if not isinstance(value, int | np.integer) or value < 1:
-                    raise ValueError(f"{name}={value!r} must be a positive whole number.")
-                object.__setattr__(self, name, int(value))
-        if self.drug_input not in ("graph", "fingerprint", "both"):
-            raise ValueError(
-                f"drug_input={self.drug_input!r} must be 'graph', 'fingerprint' or 'both'."
-            )
+        super().__post_init__()
         if self.n_line_hidden % self.n_line_heads:
             raise ValueError(
                 f"n_line_hidden={self.n_line_hidden} must be a multiple of "

@@ -83,6 +83,8 @@ class XTrimoGeneModule(BaseModuleClass):
         self.has_batches = has_batches
         of_network = signature(XTrimoGeneNet).parameters
         network = {k: v for k, v in asdict(config).items() if k in of_network}
+        if not config.imputation_weight:  # what is not trained does not exist
+            network["imputation_decoder"] = None
         self.net = XTrimoGeneNet(
             n_genes,
             n_categories=n_categories,
@@ -165,7 +167,9 @@ class XTrimoGeneModule(BaseModuleClass):
         decoders: dict[str, Decoder] = {}
         if self.net.bottleneck is not None:
             decoders["bottleneck"] = self.net.bottleneck
-        return decoders | {self.config.imputation_decoder: self.net.imputation}
+        if self.net.imputation is not None:
+            decoders[self.config.imputation_decoder] = self.net.imputation
+        return decoders
 
     @property
     def positions(self) -> Tensor:
@@ -295,7 +299,7 @@ class XTrimoGeneModule(BaseModuleClass):
         outputs = {}
         if self.net.bottleneck is not None:
             outputs["log_rates"] = self.net.bottleneck.log_rates(cells, self.positions)
-        if self.config.imputation_weight:
+        if self.net.imputation is not None:
             outputs["imputed"] = self.net.imputation(
                 cells, self.positions, target_gene_ids, target_cu_seqlens
             )

@@ -131,10 +131,10 @@ class EncoderLayer(nn.Module):
         -------
         Tokens after the layer, of the same shape.
         """
-        before = self._compiled.get("before", EncoderLayer._before_attention)
-        after = self._compiled.get("after", EncoderLayer._after_attention)
-        q, k, v = before(self, x_td)
-        return after(self, x_td, ragged_attention(q, k, v, cells, cells))
+        before = self._compiled.get("before", self._before_attention)
+        after = self._compiled.get("after", self._after_attention)
+        q, k, v = before(x_td)
+        return after(x_td, ragged_attention(q, k, v, cells, cells))
 
     def compile(self, **kwargs: Any) -> None:
         """Compile what is done token by token, that is all but the attention, in place.
@@ -146,8 +146,8 @@ class EncoderLayer(nn.Module):
         """
         kwargs = {"dynamic": True} | kwargs
         self._compiled = {
-            "before": torch.compile(EncoderLayer._before_attention, **kwargs),
-            "after": torch.compile(EncoderLayer._after_attention, **kwargs),
+            "before": torch.compile(self._before_attention, **kwargs),
+            "after": torch.compile(self._after_attention, **kwargs),
         }
 
     def __getstate__(self) -> dict[str, Any]:

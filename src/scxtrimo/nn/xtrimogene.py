@@ -41,7 +41,7 @@ class XTrimoGeneNet(nn.Module):
         Whether there are a cell token, a learned pooling and a bottleneck decoder. Without them
         the latent representation is the published one, see :func:`~scxtrimo.nn.pool_tokens`.
     imputation_decoder
-        ``"cross_attention"`` or, as published, ``"performer"``.
+        ``"cross_attention"`` or, as published, ``"performer"``; ``None`` for no such decoder.
     n_decoder_hidden, n_decoder_layers, n_decoder_heads, decoder_head_width
         Width, depth, heads and width of a head (Performer only) of the imputation decoder.
     read_depth_aware
@@ -87,7 +87,7 @@ class XTrimoGeneNet(nn.Module):
         n_pool: int = 128,
         n_latent: int = 32,
         bottleneck: bool = True,
-        imputation_decoder: ImputationDecoder = "cross_attention",
+        imputation_decoder: ImputationDecoder | None = "cross_attention",
         n_decoder_hidden: int = 64,
         n_decoder_layers: int = 1,
         n_decoder_heads: int = 4,
@@ -115,13 +115,12 @@ class XTrimoGeneNet(nn.Module):
             self.covariates = nn.ModuleList(nn.Embedding(n, n_covariate) for n in n_categories)
             self.bottleneck = BottleneckDecoder(n_genes, n_hidden, n_latent, n_covariate)
         size = (n_decoder_hidden, n_hidden, n_decoder_layers, n_decoder_heads)
-        self.imputation = (
-            PerformerDecoder(
-                *size, decoder_head_width or n_decoder_hidden // n_decoder_heads, seed
-            )
-            if imputation_decoder == "performer"
-            else CrossAttentionDecoder(*size)
-        )
+        self.imputation: PerformerDecoder | CrossAttentionDecoder | None = None
+        if imputation_decoder == "performer":
+            head_width = decoder_head_width or n_decoder_hidden // n_decoder_heads
+            self.imputation = PerformerDecoder(*size, head_width, seed)
+        elif imputation_decoder is not None:
+            self.imputation = CrossAttentionDecoder(*size)
 
     @property
     def gene_embeddings(self) -> Tensor:

@@ -52,6 +52,7 @@ def annotation_confusion(
     'predicted'
     """
     frame = labelled_cells(labels, predicted)
+    frame["predicted"] = frame["predicted"].fillna(unknown)
     counts = pd.crosstab(frame["label"], frame["predicted"])
     rows = list(counts.index)
     others = [name for name in counts.columns if name not in rows and name != unknown]

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
+from .._validation import Validated
 from ..module import SIZES, XTrimoGeneConfig
 from ..train import MaskingConfig, OptimizerConfig
 from ..train.pretraining import OnNonFinite
@@ -23,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Validated):
     """Where the cells are, and how many make a step.
 
     Parameters
@@ -53,27 +55,16 @@ class DataConfig:
     """
 
     store: str
-    batch_size: int = 256
-    tokens_per_batch: int | None = None
-    batches_per_step: int | None = None
-    window_size: int = 4096
-    chunk_size: int = 256
+    batch_size: PositiveInt = 256
+    tokens_per_batch: PositiveInt | None = None
+    batches_per_step: PositiveInt | None = None
+    window_size: PositiveInt = 4096
+    chunk_size: PositiveInt = 256
     on_damage: OnDamage = "raise"
-
-    def __post_init__(self) -> None:
-        _check_positive(
-            self,
-            "batch_size",
-            "tokens_per_batch",
-            "batches_per_step",
-            "window_size",
-            "chunk_size",
-        )
-        _check_choices(self)
 
 
 @dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Validated):
     """What trains: devices and how they share the work.
 
     Parameters
@@ -105,21 +96,17 @@ class EngineConfig:
 
     accelerator: str = "auto"
     devices: int | str | list[int] = "auto"
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] | None = None
     recompute: bool = False
     compile: bool = False
-    gradient_clip_val: float = 1.0
+    gradient_clip_val: PositiveFloat = 1.0
     on_non_finite: OnNonFinite = "raise"
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "num_nodes", "gradient_clip_val")
-        _check_choices(self)
 
 
 @dataclass(frozen=True)
-class RecordConfig:
+class RecordConfig(Validated):
     """What is written down while training.
 
     Parameters
@@ -143,23 +130,21 @@ class RecordConfig:
     3
     """
 
-    log_every_n_steps: int = 50
-    validate_every_n_steps: int = 1000
-    checkpoint_every_n_steps: int = 500
+    log_every_n_steps: PositiveInt = 50
+    validate_every_n_steps: NonNegativeInt = 1000
+    checkpoint_every_n_steps: PositiveInt = 500
     keep: int = 3
     loggers: tuple[str, ...] = ("csv",)
     progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        _check_positive(self, "log_every_n_steps", "checkpoint_every_n_steps")
+        super().__post_init__()
         if self.checkpoint_every_n_steps % self.log_every_n_steps:
             raise ValueError(
                 f"checkpoint_every_n_steps={self.checkpoint_every_n_steps} must be a multiple of "
                 f"log_every_n_steps={self.log_every_n_steps}: a run that is resumed then has the "
                 "same history."
             )
-        if self.validate_every_n_steps < 0:
-            raise ValueError("validate_every_n_steps must not be negative.")
         if self.keep < -1 or self.keep == 0:
             raise ValueError(f"keep={self.keep} must be positive, or -1 for all.")
         if unknown := sorted(set(self.loggers) - {"csv", "tensorboard", "wandb"}):
@@ -167,7 +152,7 @@ class RecordConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(Validated):
     """A pretraining run.
 
     Parameters
@@ -205,19 +190,19 @@ class PretrainConfig:
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     masking: dict[str, Any] = field(default_factory=dict)
-    steps: int | None = None
-    epochs: float | None = None
-    tokens: float | None = None
+    steps: PositiveInt | None = None
+    epochs: PositiveFloat | None = None
+    tokens: PositiveFloat | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         lengths = {name: getattr(self, name) for name in ("steps", "epochs", "tokens")}
         given = {name: value for name, value in lengths.items() if value is not None}
         if len(given) != 1:
             raise ValueError(f"Give one of steps, epochs and tokens; got {given or 'none'}.")
-        _check_positive(self, *given)
         if self.size != "auto" and self.size not in SIZES:
             raise ValueError(
                 f"size={self.size!r} is unknown; choose 'auto' or one of {list(SIZES)}."
@@ -362,20 +347,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _check_choices(config: Any) -> None:
-    """Make sure that fields with a few possible values have one of them."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        options = [a for a in (hint, *typing.get_args(hint)) if typing.get_origin(a) is Literal]
-        value = getattr(config, name)
-        if options and value is not None and value not in typing.get_args(options[0]):
-            known = list(typing.get_args(options[0]))
-            raise ValueError(f"{name}={value!r} must be one of {known}.")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{name}={value} must be positive.")

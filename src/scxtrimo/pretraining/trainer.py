@@ -60,9 +60,7 @@ def make_trainer(config: PretrainConfig, checkpoints: Path, meter: StepMeter) ->
 def _strategy(config: PretrainConfig) -> str | Strategy:
     engine = config.engine
     if engine.strategy == "ddp":
-        # Without its term of the loss the imputation decoder has no gradients.
-        has_unused = config.model.get("imputation_weight") == 0
-        return DDPStrategy(find_unused_parameters=has_unused)
+        return DDPStrategy(find_unused_parameters=False)
     if engine.strategy != "fsdp2":
         return engine.strategy
     devices = engine.devices

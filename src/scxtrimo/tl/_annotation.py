@@ -9,6 +9,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_fscore_support
 
+from .._validation import Probability, check
+from ..data.columns import as_text, canonical
+
 RARE = 40
 UNKNOWN = "unknown"
 
@@ -16,7 +19,7 @@ UNKNOWN = "unknown"
 def call_labels(
     probabilities: pd.DataFrame,
     min_confidence: float = 0.0,
-    unknown: str = UNKNOWN,
+    unknown: str | None = UNKNOWN,
     hierarchy: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
     """Choose a label for every cell, or none where none is probable enough.
@@ -29,7 +32,8 @@ def call_labels(
     min_confidence
         Probability below which a label is not given; see :func:`coverage_accuracy`.
     unknown
-        What these cells are called.
+        What these cells are called, which must not be the name of a label; ``None`` for a missing
+        value.
     hierarchy
         From a label to a more general one, for instance ``{"CD4 T": "T", "CD8 T": "T"}``, in any
         number of steps. A cell whose label is not probable enough then gets the first more general
@@ -43,7 +47,8 @@ def call_labels(
     Raises
     ------
     ValueError
-        If ``min_confidence`` is no probability, or the hierarchy goes in a circle or needs one.
+        If ``min_confidence`` is not a probability, the hierarchy goes in a circle or needs one, or
+        a label is called ``unknown``.
 
     Examples
     --------
@@ -52,18 +57,19 @@ def call_labels(
     >>> call_labels(p, 0.7, hierarchy={"CD4 T": "T", "CD8 T": "T"})["label"].tolist()
     ['B', 'T']
     """
-    check_call(probabilities.columns, min_confidence, hierarchy)
+    check_call(probabilities.columns, min_confidence, hierarchy, unknown)
     values = probabilities.to_numpy()
     names = probabilities.columns.to_numpy()
+    texts, more_general = [canonical(name) for name in names], _as_text(hierarchy)
     best = values.argmax(axis=1)
     label = names[best].astype(object)
     confidence = values[np.arange(len(values)), best]
     is_open = confidence < min_confidence
-    paths = [_ancestors(name, hierarchy or {}) for name in names]
+    paths = [_ancestors(name, more_general) for name in texts]
     for parent in _in_order(paths):
         # A label may be more general than others itself.
         below = np.array(
-            [parent in [name, *path] for name, path in zip(names, paths, strict=True)]
+            [parent in [name, *path] for name, path in zip(texts, paths, strict=True)]
         )
         of_parent = values[:, below].sum(axis=1)
         taken = is_open & below[best] & (of_parent >= min_confidence)
@@ -74,15 +80,34 @@ def call_labels(
 
 
 def check_call(
-    names: Iterable[str], min_confidence: float, hierarchy: Mapping[str, str] | None
+    names: Iterable[object],
+    min_confidence: float,
+    hierarchy: Mapping[str, str] | None,
+    unknown: str | None = UNKNOWN,
 ) -> None:
     """Raise if labels cannot be called in this way; see :func:`call_labels`."""
-    if not 0 <= min_confidence <= 1:
-        raise ValueError(f"min_confidence={min_confidence} must be between 0 and 1.")
+    labels = [canonical(name) for name in names]
+    more_general = _as_text(hierarchy)
+    check("min_confidence", min_confidence, Probability)
     if hierarchy and not min_confidence:
         raise ValueError("A hierarchy needs a min_confidence above 0: give for instance 0.8.")
-    for name in names:
-        _ancestors(name, hierarchy or {})
+    if min_confidence > 0 and unknown in {*labels, *more_general.values()}:
+        raise ValueError(
+            f"unknown={unknown!r} is the name of a label: cells below min_confidence="
+            f"{min_confidence} could not be told from cells with this label. Choose another word, "
+            'for instance `unknown="unassigned"`.'
+        )
+    if more_general and not more_general.keys() & set(labels):
+        raise ValueError(
+            f"The hierarchy has none of the labels: it begins with {list(more_general)[:3]}, the "
+            f"labels are {labels[:3]}."
+        )
+    for name in labels:
+        _ancestors(name, more_general)
+
+
+def _as_text(hierarchy: Mapping[str, str] | None) -> dict[str, str]:
+    return {canonical(name): canonical(parent) for name, parent in (hierarchy or {}).items()}
 
 
 def _ancestors(name: str, hierarchy: Mapping[str, str]) -> list[str]:
@@ -118,20 +143,50 @@ def labelled_cells(
     Returns
     -------
     Data frame with the columns ``label``, ``predicted``, ``right`` and, if given, ``confidence``.
+
+    Raises
+    ------
+    ValueError
+        If names of cells or lengths do not go together, or no cell has a label.
     """
-    frame = pd.DataFrame({"label": np.asarray(labels), "predicted": np.asarray(predicted)})
-    is_labelled = frame["label"].notna()
-    if not is_labelled.any():
+    given = {"label": labels, "predicted": predicted}
+    if confidence is not None:
+        given["confidence"] = confidence
+    columns = _aligned(given)
+    texts = {name: as_text(columns[name]).to_numpy() for name in ("label", "predicted")}
+    frame = pd.DataFrame(texts)
+    if not frame["label"].notna().any():
         raise ValueError("None of the cells has a label to compare with.")
-    frame = frame.astype(str)
     frame["right"] = frame["label"] == frame["predicted"]
     if confidence is not None:
-        frame["confidence"] = np.asarray(confidence, dtype=float)
-    return frame[is_labelled]
+        frame["confidence"] = np.asarray(columns["confidence"], dtype=float)
+    return frame[frame["label"].notna()]
+
+
+def _aligned(given: Mapping[str, ArrayLike]) -> dict[str, pd.Series]:
+    """Return columns of the same cells: by name where there are names, else by position."""
+    columns = {name: pd.Series(values) for name, values in given.items()}
+    named = {n: c for n, c in columns.items() if not isinstance(c.index, pd.RangeIndex)}
+    first = next(iter(named.values()), columns["label"]).index
+    for name, column in named.items():
+        if column.index.equals(first):
+            continue
+        if not (first.is_unique and column.index.is_unique and set(first) == set(column.index)):
+            raise ValueError(
+                f"{name} has other names of cells than {next(iter(named))}: "
+                f"{len(column):,} and {len(first):,} cells, of which "
+                f"{len(first.intersection(column.index)):,} are the same. Take the same cells, "
+                "for instance `predicted.loc[labels.index]`."
+            )
+        columns[name] = column.loc[first]
+    if len({len(column) for column in columns.values()}) > 1:
+        sizes = ", ".join(f"{name} {len(column):,}" for name, column in columns.items())
+        raise ValueError(f"There must be as many of each, but there are: {sizes}.")
+    return columns
 
 
 def annotation_report(
-    labels: ArrayLike, predicted: ArrayLike, unknown: str = UNKNOWN, rare: int = RARE
+    labels: ArrayLike, predicted: ArrayLike, unknown: str | None = UNKNOWN, rare: int = RARE
 ) -> pd.DataFrame:
     """Return precision, recall and F1 of every label by its name.
 
@@ -140,9 +195,11 @@ def annotation_report(
     labels
         True labels, shape ``(n_cells,)``. Cells without one (NaN) are left out.
     predicted
-        Predicted labels, shape ``(n_cells,)``.
+        Predicted labels, shape ``(n_cells,)``. If both are Series, they are matched by the names
+        of the cells.
     unknown
-        What cells without a prediction are called. They count as missed, not as a label.
+        What cells without a prediction are called, beside missing values. They count as missed,
+        not as a label. ``None`` if no word stands for them.
     rare
         Labels of fewer cells are marked as rare.
 
@@ -163,15 +220,21 @@ def annotation_report(
     T         0.5          1                NaN
     """
     frame = labelled_cells(labels, predicted)
+    is_unknown = frame["predicted"].isna() | (frame["predicted"] == unknown)
+    if unknown in set(frame["label"]) and (frame["predicted"] == unknown).any():
+        raise ValueError(
+            f"unknown={unknown!r} is the name of a label, too. Say with `unknown=` what cells "
+            "without a prediction are called, or `unknown=None` if every cell has one."
+        )
+    frame.loc[is_unknown, "predicted"] = ""  # so no label is
     counts = frame["label"].value_counts()
-    only_predicted = sorted(set(frame["predicted"]) - set(counts.index) - {unknown})
+    only_predicted = sorted(set(frame["predicted"]) - set(counts.index) - {""})
     names = [*counts.index, *only_predicted]
     precision, recall, f1, n_cells = precision_recall_fscore_support(
         frame["label"], frame["predicted"], labels=names, average=None, zero_division=np.nan
     )
-    wrong = frame[~frame["right"] & (frame["predicted"] != unknown)]
+    wrong = frame[~frame["right"] & ~is_unknown]
     confused = wrong.groupby("label")["predicted"].agg(lambda p: p.value_counts().index[0])
-    is_unknown = frame["predicted"] == unknown
     report = pd.DataFrame(
         {
             "precision": precision,

@@ -37,6 +37,7 @@ from .trainer import (
     ResumeCheckpoint,
     SafeTrainer,
     XTrimoGeneRunner,
+    check_resumed,
     objective_of,
     quiet_lightning,
 )

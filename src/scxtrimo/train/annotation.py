@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat
 from scvi.module.base import LossOutput
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._validation import Fraction, Validated
 from ..module import LabelPanel, TargetDepth, XTrimoGeneAnnotatorModule
 from .plan import VALIDATION_EPOCH, XTrimoGenePlan
 
@@ -20,7 +22,7 @@ ClassWeight = Literal["balanced"] | None
 
 
 @dataclass(frozen=True)
-class AnnotationConfig:
+class AnnotationConfig(Validated):
     """The objective of an annotator.
 
     Parameters
@@ -40,18 +42,8 @@ class AnnotationConfig:
     """
 
     class_weight: ClassWeight = None
-    label_smoothing: float = 0.0
-    reconstruction_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.class_weight not in (None, "balanced"):
-            raise ValueError(f"class_weight={self.class_weight!r} must be 'balanced' or None.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must be in [0, 1).")
-        if self.reconstruction_weight < 0:
-            raise ValueError(
-                f"reconstruction_weight={self.reconstruction_weight} must not be negative."
-            )
+    label_smoothing: Fraction = 0.0
+    reconstruction_weight: NonNegativeFloat = 1.0
 
 
 class AnnotatorPlan(XTrimoGenePlan):

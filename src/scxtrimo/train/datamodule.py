@@ -12,6 +12,7 @@ from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader
 
 from ..data import PrefetchLoader, RaggedDataset
+from ..data.rows import as_rows
 from .sampler import EpochShuffler, TokenBudgetShuffler
 
 
@@ -46,14 +47,24 @@ class RaggedDataSplitter(DataSplitter):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("external_indexing") is not None:
+            kwargs["external_indexing"] = as_sets(
+                kwargs["external_indexing"], adata_manager.adata.n_obs
+            )
+        default = 0.9 if not validation_size else 1 - validation_size
         # A float train_size keeps scvi-tools from moving the cells of a small last batch to the
         # validation set with a warning; this model has no need of large last batches.
         super().__init__(
             adata_manager,
-            train_size=0.9 if train_size is None else train_size,
+            train_size=default if train_size is None else train_size,
             validation_size=validation_size,
             **kwargs,
         )
+        if self.n_train == 0:
+            raise ValueError(
+                f"None of the {adata_manager.adata.n_obs:,} cells is left to train on: raise "
+                "`train_size`, or name cells in `external_indexing`."
+            )
         self.batch_size = batch_size
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed
@@ -87,7 +98,8 @@ class RaggedDataSplitter(DataSplitter):
     def _sampler(self, rows: np.ndarray, shuffle: bool) -> EpochShuffler:
         rows = rows.astype(np.int64)
         if self.tokens_per_batch is None:
-            return EpochShuffler(rows, self.batch_size, self.seed, shuffle)
+            drop_last = self.drop_last and shuffle
+            return EpochShuffler(rows, self.batch_size, self.seed, shuffle, drop_last)
         return TokenBudgetShuffler(
             rows, self.n_tokens[rows], self.tokens_per_batch, self.seed, shuffle
         )
@@ -114,3 +126,19 @@ class RaggedDataSplitter(DataSplitter):
     def test_dataloader(self) -> DataLoader | list:
         """Return the batches of cells in neither set."""
         return self._loader(self.test_idx, shuffle=False) if len(self.test_idx) else []
+
+
+def as_sets(external_indexing: Any, n_cells: int) -> list[np.ndarray]:
+    """Return row numbers of training, validation and test cells, from rows or masks."""
+    sets = [*external_indexing, None, None][:3]
+    none = np.empty(0, dtype=np.int64)
+    rows = [none if part is None or len(part) == 0 else as_rows(part, n_cells) for part in sets]
+    times = np.bincount(np.concatenate(rows), minlength=n_cells)
+    if n_missing := int((times == 0).sum()):
+        raise ValueError(
+            f"external_indexing leaves out {n_missing:,} of {n_cells:,} cells. Put them into its "
+            "third set, which is neither trained on nor validated."
+        )
+    if n_twice := int((times > 1).sum()):
+        raise ValueError(f"external_indexing has {n_twice:,} cells more than once.")
+    return rows

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .._logging import logger
+from .._validation import Validated
 from ..module.drugs import DrugModule
 from ..module.response_base import ResponseBase
 from .drug_rows import DrugRows
@@ -26,7 +28,7 @@ MIN_CALIBRATED = 20
 
 
 @dataclass(frozen=True)
-class DrugTraining:
+class DrugTraining(Validated):
     """How a model of drugs and cell lines is trained.
 
     Parameters
@@ -56,25 +58,13 @@ class DrugTraining:
     20
     """
 
-    max_epochs: int = 20
-    lr: float = 2e-3
-    weight_decay: float = 0.03
-    batch_size: int | None = None
-    lines_per_step: int = 12
-    rows_per_epoch: int = 32_768
-    patience: int = 8
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            is_whole = name not in ("lr", "weight_decay")
-            if value is None and name == "batch_size":
-                continue
-            if is_whole and not (isinstance(value, int | np.integer) and value > 0):
-                raise ValueError(f"{name}={value!r} must be a positive whole number.")
-            if not is_whole and not (isinstance(value, float | int | np.number) and value >= 0):
-                raise ValueError(f"{name}={value!r} must not be negative.")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr} must be positive.")
+    max_epochs: PositiveInt = 20
+    lr: PositiveFloat = 2e-3
+    weight_decay: NonNegativeFloat = 0.03
+    batch_size: PositiveInt | None = None
+    lines_per_step: PositiveInt = 12
+    rows_per_epoch: PositiveInt = 32_768
+    patience: PositiveInt = 8
 
 
 def _batches(data: DrugRows, rows: Tensor, size: int, training: DrugTraining) -> Iterator[Tensor]:
@@ -132,7 +122,7 @@ def fit(
     Raises
     ------
     FloatingPointError
-        If the loss is no number any more.
+        If the loss is NaN or infinite.
     """
     assert data.target_n is not None
     rows = torch.from_numpy(np.flatnonzero(is_trained_n))
@@ -170,7 +160,7 @@ def fit(
             history["validation_loss"].append(loss)
             if not math.isfinite(loss + history["train_loss"][-1]):
                 raise FloatingPointError(
-                    f"The loss is no number any more in epoch {epoch}. Train with a lower "
+                    f"The loss is NaN or infinite in epoch {epoch}. Train with a lower "
                     f"learning rate than lr={training.lr:g}."
                 )
             bar.set_postfix(validation_loss=f"{loss:.3f}")

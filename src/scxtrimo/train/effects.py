@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._validation import Validated
 from ..module import EffectModel, NetInputs, Query
 from ..module.effect_data import ELSEWHERE, HERE, NEVER
 from ..nn import EffectNet
@@ -22,7 +24,7 @@ MIN_STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class EffectsConfig:
+class EffectsConfig(Validated):
     """How the effects of perturbations are learned.
 
     Parameters
@@ -48,22 +50,13 @@ class EffectsConfig:
     5
     """
 
-    n_folds: int = 5
+    n_folds: Annotated[int, Field(ge=2)] = 5
     correct: bool = True
-    n_steps: int = 600
-    lr: float = 3e-3
-    weight_decay: float = 0.1
-    groups_per_step: int = 16
-    genes_per_step: int = 256
-
-    def __post_init__(self) -> None:
-        if self.n_folds < 2:
-            raise ValueError(f"n_folds={self.n_folds} must be at least 2.")
-        for name in ("n_steps", "lr", "groups_per_step", "genes_per_step"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive.")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay={self.weight_decay} must not be negative.")
+    n_steps: PositiveInt = 600
+    lr: PositiveFloat = 3e-3
+    weight_decay: NonNegativeFloat = 0.1
+    groups_per_step: PositiveInt = 16
+    genes_per_step: PositiveInt = 256
 
 
 class HeldOut(NamedTuple):

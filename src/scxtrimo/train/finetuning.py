@@ -10,8 +10,10 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
+from .._validation import Fraction, PositiveProbability, Validated
 from ..nn import XTrimoGeneNet
 
 ADAPTED = ("qkv", "out", "inner", "outer")  # the linear maps of an encoder layer
@@ -19,7 +21,7 @@ ALL_BUT_LAST = re.compile(r"all_but_last_(\d+)")
 
 
 @dataclass(frozen=True)
-class FinetuningConfig:
+class FinetuningConfig(Validated):
     """How a network that was trained before is trained further.
 
     Parameters
@@ -50,21 +52,18 @@ class FinetuningConfig:
     """
 
     freeze: str | None = None
-    layer_decay: float = 1.0
-    lora_rank: int = 0
-    lora_alpha: int | None = None
-    lora_dropout: float = 0.0
+    layer_decay: PositiveProbability = 1.0
+    lora_rank: NonNegativeInt = 0
+    lora_alpha: PositiveInt | None = None
+    lora_dropout: Fraction = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.freeze not in (None, "encoder") and not ALL_BUT_LAST.fullmatch(str(self.freeze)):
             raise ValueError(
                 f"freeze={self.freeze!r} must be 'encoder', 'all_but_last_1' (or another number) "
                 "or None."
             )
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay={self.layer_decay} must be above 0 and at most 1.")
-        if self.lora_rank < 0:
-            raise ValueError(f"lora_rank={self.lora_rank} must not be negative.")
         if self.lora_rank and self.freeze is not None:
             raise ValueError(
                 f"lora_rank={self.lora_rank} freezes the encoder by itself: leave "

@@ -21,6 +21,7 @@ from ..module.latent_space import MAX_SCALED_VALUE
 MAX_CELLS = 20_000
 MIN_EXPRESSING = 3
 MIN_CELLS = 20
+MIN_SPREAD = 1e-3  # variance of a scaled gene, which is 1 unless nearly all values are cut off
 
 
 def gene_statistics(
@@ -143,13 +144,16 @@ def _components(
     The correlations have shape ``(n_genes, <= n_embedding)``, rows of about unit length.
     """
     n_cells, n_genes = logged.shape
-    n_components = min(n_components, n_cells - 1, int(is_read.sum()) - 1)
-    if n_components < 1:
-        return {}, torch.empty(n_genes, 0)
     second_moment = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
     inverse_std = 1 / np.sqrt(np.maximum(second_moment - mean**2, 1e-8))
     scaled = sparse.csr_matrix(logged @ sparse.diags_array(inverse_std.astype(logged.dtype)))
     scaled.data = np.minimum(scaled.data, MAX_SCALED_VALUE)
+    spread = np.asarray(scaled.multiply(scaled).mean(axis=0)).ravel()
+    spread -= np.square(np.asarray(scaled.mean(axis=0)).ravel())
+    is_read = is_read & (spread > MIN_SPREAD)
+    n_components = min(n_components, n_cells - 1, int(is_read.sum()) - 1)
+    if n_components < 1:
+        return {}, torch.empty(n_genes, 0)
     # "arpack" centres sparse data implicitly: nothing of size cells x genes is built.
     pca = PCA(n_components, svd_solver="arpack", random_state=seed)
     scores = pca.fit_transform(sparse.csr_matrix(scaled[:, is_read]))[:, :n_embedding]

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
+from .._validation import Fraction, Probability, Validated
 from ..nn import normalize_counts
 from ..nn.ragged import cells_of, lengths_of, select_tokens
 from .hashing import hashed_uniform
@@ -16,7 +18,7 @@ RATE, VISIBLE, TARGET, ZERO, FATE, DONOR = range(6)  # independent streams of ra
 
 
 @dataclass(frozen=True)
-class MaskingConfig:
+class MaskingConfig(Validated):
     """How genes are masked in training.
 
     Parameters
@@ -48,33 +50,20 @@ class MaskingConfig:
     True
     """
 
-    min_rate: float = 0.2
-    max_rate: float = 0.9
-    max_targets: int | None = 32
-    zero_rate: float | None = None
-    replace_rate: float = 1.0
-    random_rate: float = 0.0
-    thinning_probability: float = 0.5
+    min_rate: Fraction = 0.2
+    max_rate: Fraction = 0.9
+    max_targets: PositiveInt | None = 32
+    zero_rate: Fraction | None = None
+    replace_rate: Probability = 1.0
+    random_rate: Probability = 0.0
+    thinning_probability: Probability = 0.5
     natural_weights: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_rate <= self.max_rate < 1:
-            raise ValueError(
-                f"0 <= min_rate <= max_rate < 1 does not hold: min_rate={self.min_rate}, "
-                f"max_rate={self.max_rate}."
-            )
-        if self.max_targets is not None and self.max_targets < 1:
-            raise ValueError(f"max_targets={self.max_targets} must be positive.")
-        if self.zero_rate is not None and not 0 <= self.zero_rate < 1:
-            raise ValueError(f"zero_rate={self.zero_rate} must be at least 0 and below 1.")
-        if not 0 <= self.thinning_probability <= 1:
-            raise ValueError(
-                f"thinning_probability={self.thinning_probability} must lie between 0 and 1."
-            )
-        if (
-            min(self.replace_rate, self.random_rate) < 0
-            or self.replace_rate + self.random_rate > 1
-        ):
+        super().__post_init__()
+        if self.min_rate > self.max_rate:
+            raise ValueError(f"min_rate={self.min_rate} must be at most max_rate={self.max_rate}.")
+        if self.replace_rate + self.random_rate > 1:
             raise ValueError(
                 f"replace_rate={self.replace_rate} and random_rate={self.random_rate} must be "
                 "probabilities that add up to at most 1."

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from scvi.module.base import LossOutput
+from scvi.train._logger import SimpleLogger
 from torch import Tensor, nn
 
+from .._validation import Fraction, Probability, Validated
 from ..module import XTrimoGeneModule
 from .finetuning import FinetuningConfig, layer_of
 from .masking import MaskingConfig, mask_batch
@@ -22,7 +26,7 @@ VALIDATION_EPOCH = -1  # validation masks are the same in every epoch
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Validated):
     """AdamW with linear warm-up and cosine decay.
 
     Parameters
@@ -46,17 +50,11 @@ class OptimizerConfig:
     (1.0, 0.0)
     """
 
-    lr: float = 1e-3
-    weight_decay: float = 0.01
-    warmup_steps: int = 50
-    final_lr_fraction: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be positive.")
-        if self.weight_decay < 0 or self.warmup_steps < 0:
-            raise ValueError("weight_decay and warmup_steps must not be negative.")
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.01
+    warmup_steps: NonNegativeInt = 50
+    final_lr_fraction: Probability = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
 
     def lr_fraction(self, step: int, n_steps: int) -> float:
         """Return the learning rate of a step.
@@ -152,6 +150,7 @@ class XTrimoGenePlan(pl.LightningModule):
         self.seed = seed
         self.finetuning = finetuning or FinetuningConfig()
         self.earlier_history: dict[str, pd.DataFrame] = {}
+        self.trained_on: dict[str, str] = {}  # hashes of genes, cells, categories and labels
 
     def prepare(self, batch: dict[str, Tensor], epoch: int = 0) -> dict[str, Tensor]:
         """Return a batch as the network is trained on: thinned, if it knows depths, and masked.
@@ -186,7 +185,8 @@ class XTrimoGenePlan(pl.LightningModule):
         self.module.redraw_features(self.global_step)
         # Dropout draws from a generator of this step, so that a resumed training repeats it.
         with torch.random.fork_rng(devices=self._cuda_devices()):
-            lane = batch.get("lane", 0)  # one of several batches of a step, in a store
+            # Which of the batches of this step it is; those of a store say so themselves.
+            lane = batch.get("lane", batch_idx % self.trainer.accumulate_grad_batches)
             torch.manual_seed(self.seed + self.global_step + 1_000_003 * int(lane))
             losses = self._loss(batch, int(batch.get("epoch", self.current_epoch)))
         self._log_training(losses, batch)
@@ -215,7 +215,7 @@ class XTrimoGenePlan(pl.LightningModule):
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
         n_steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: config.lr_fraction(step, n_steps)
+            optimizer, partial(config.lr_fraction, n_steps=n_steps)
         )
         return {
             "optimizer": optimizer,
@@ -231,9 +231,10 @@ class XTrimoGenePlan(pl.LightningModule):
             for name, value in self.trainer.callback_metrics.items()
             if name != PROGRESS_METRIC
         }
-        logged = getattr(self.logger, "history", {})
+        logged = logged_history(self.trainer)
         history = join_histories(join_histories(self.earlier_history, logged), current)
         checkpoint["scxtrimo_plan"] = type(self).__name__
+        checkpoint["scxtrimo_data"] = self.trained_on
         checkpoint["scxtrimo_history"] = history_to_dict(history)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -251,6 +252,11 @@ def metrics_of(losses: LossOutput, mode: str) -> dict[str, Tensor]:
         f"reconstruction_loss_{mode}": losses.reconstruction_loss_sum / losses.n_obs_minibatch,
     } | {f"{name}_{mode}": value for name, value in losses.extra_metrics.items()}
     return {name: value.detach() for name, value in values.items()}
+
+
+def logged_history(trainer: pl.Trainer) -> dict[str, pd.DataFrame]:
+    """Return what the logger that keeps a history has, whatever other loggers there are."""
+    return next((x.history for x in trainer.loggers if isinstance(x, SimpleLogger)), {})
 
 
 def history_to_dict(history: dict[str, pd.DataFrame]) -> dict[str, dict[str, list]]:

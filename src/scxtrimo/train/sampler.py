@@ -21,6 +21,8 @@ class EpochShuffler(Sampler[list[int]]):
         Seed of the order.
     shuffle
         If false, rows keep their order.
+    drop_last
+        Leave out what would be a last batch of fewer cells, if there are other batches.
 
     Notes
     -----
@@ -39,11 +41,20 @@ class EpochShuffler(Sampler[list[int]]):
     [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, rows: np.ndarray, batch_size: int, seed: int, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
+    ) -> None:
         self.rows = np.asarray(rows)
         self.batch_size = batch_size
         self.seed = seed
         self.shuffle = shuffle
+        n_full = len(self.rows) // batch_size * batch_size
+        self.n_used = n_full if drop_last and n_full else len(self.rows)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -57,13 +68,13 @@ class EpochShuffler(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return -(-self.n_used // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.arange(len(self.rows))
         if self.shuffle:
             order = np.random.default_rng((self.seed, self.epoch)).permutation(order)
-        for part in self._divide(order):
+        for part in self._divide(order[: self.n_used]):
             yield self.rows[part].tolist()
 
     def _divide(self, order: np.ndarray) -> list[np.ndarray]:

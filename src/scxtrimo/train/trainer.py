@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.train import Trainer, TrainRunner
+from scvi.train._logger import SimpleLogger
 from torch import Tensor
 
-from .plan import XTrimoGenePlan, join_histories
+from .._logging import logger
+from .plan import XTrimoGenePlan, join_histories, logged_history
 
 
 class ResumeCheckpoint(Callback):
@@ -30,7 +32,10 @@ class ResumeCheckpoint(Callback):
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
-        self.path = Path(directory) / "last.ckpt"
+        self.path = Path(directory).expanduser() / "last.ckpt"
+        if self.path.parent.exists() and not self.path.parent.is_dir():
+            raise FileExistsError(f"checkpoint_dir={str(directory)!r} is a file, not a directory.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the checkpoint."""
@@ -40,18 +45,83 @@ class ResumeCheckpoint(Callback):
             os.replace(partial, self.path)
 
 
+def read_checkpoint(ckpt_path: str | os.PathLike) -> dict[str, Any]:
+    """Read a checkpoint without its tensors.
+
+    Parameters
+    ----------
+    ckpt_path
+        A ``last.ckpt``. Nothing in it is executed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, or no checkpoint.
+    """
+    path = Path(ckpt_path).expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"ckpt_path={str(ckpt_path)!r} is a directory. Name the file in it: "
+            f"{str(path / 'last.ckpt')!r}."
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} does not exist.")
+    try:
+        checkpoint = torch.load(path, weights_only=True, map_location="meta")
+    except Exception as error:  # of any kind, for a file of any kind
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"ckpt_path={str(ckpt_path)!r} cannot be read, it may be truncated or not a "
+            f"checkpoint: {first_line}"
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"ckpt_path={str(ckpt_path)!r} is not a checkpoint of a training.")
+    return checkpoint
+
+
 def objective_of(ckpt_path: str | os.PathLike) -> str:
     """Return the name of the training plan that wrote a checkpoint.
 
     Parameters
     ----------
     ckpt_path
-        A ``last.ckpt``. Nothing in it is executed.
+        A ``last.ckpt``.
     """
-    if not Path(ckpt_path).is_file():
-        raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} does not exist.")
-    checkpoint = torch.load(ckpt_path, weights_only=True, map_location="meta")
-    return checkpoint.get("scxtrimo_plan", XTrimoGenePlan.__name__)
+    return str(read_checkpoint(ckpt_path).get("scxtrimo_plan", XTrimoGenePlan.__name__))
+
+
+def check_resumed(ckpt_path: str | os.PathLike, trained_on: Mapping[str, str]) -> None:
+    """Make sure that a training goes on with the data that it began with.
+
+    Parameters
+    ----------
+    ckpt_path
+        A ``last.ckpt``.
+    trained_on
+        Hashes of the present data, see :attr:`XTrimoGenePlan.trained_on`.
+
+    Raises
+    ------
+    ValueError
+        If genes, cells, categories or labels are others, or in another order.
+    """
+    before = read_checkpoint(ckpt_path).get("scxtrimo_data")
+    if not before:
+        logger.warning(
+            f"ckpt_path={str(ckpt_path)!r} was written by an earlier version, which did not note "
+            "what it was trained on. Make sure that cells, genes and columns are the same, in the "
+            "same order."
+        )
+        return
+    other = [name for name, value in trained_on.items() if before.get(name, value) != value]
+    if other:
+        raise ValueError(
+            f"ckpt_path={str(ckpt_path)!r} is of another training: {', '.join(other)} differ, or "
+            "are in another order. Bring model and data into the form in which that training was "
+            "started, or start a new one."
+        )
 
 
 class KeepBest(Callback):
@@ -101,25 +171,56 @@ class SafeTrainer(Trainer):
 
 
 class XTrimoGeneRunner(TrainRunner):
-    """:class:`scvi.train.TrainRunner` with :class:`SafeTrainer` and one history per training."""
+    """:class:`scvi.train.TrainRunner` with :class:`SafeTrainer` and a history of all trainings.
+
+    Parameters
+    ----------
+    model
+        The model that is trained.
+    logger
+        Loggers beside the one that keeps the history; ``False`` and ``None`` for none.
+    callbacks
+        A callback or several.
+    log_save_dir
+        See :class:`scvi.train.Trainer`.
+    **kwargs
+        See :class:`scvi.train.TrainRunner`.
+    """
 
     _trainer_cls = SafeTrainer
     training_plan: XTrimoGenePlan
 
+    def __init__(
+        self,
+        model: Any,
+        logger: Any = None,
+        callbacks: Callback | Sequence[Callback] | None = None,
+        log_save_dir: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        others = [] if logger in (None, True, False) else as_list(logger)
+        loggers = [*others, SimpleLogger(save_dir=log_save_dir)]
+        super().__init__(model, logger=loggers, callbacks=as_list(callbacks), **kwargs)
+
     def _update_history(self) -> None:
-        # Weights that come from elsewhere have no history; scvi-tools would not start one.
-        was_trained = self.model.is_trained_
-        self.model.is_trained_ = was_trained and bool(self.model.history_)
-        n_before = max((len(f) for f in (self.model.history_ or {}).values()), default=0)
-        super()._update_history()
-        self.model.is_trained_ = was_trained  # also if this training fails
-        for name, frame in self.trainer.logger.history.items():
-            if name not in self.model.history_:  # scvi-tools drops what is new
-                self.model.history_[name] = frame.set_axis(frame.index + n_before)
-        history = {
-            name: frame.astype(float) for name, frame in (self.model.history_ or {}).items()
+        # A model with weights from elsewhere is trained and has no history.
+        earlier = (self.model.history_ or {}) if self.model.is_trained_ else {}
+        n_before = max((len(frame) for frame in earlier.values()), default=0)
+        later = {
+            name: frame.astype(float).set_axis(frame.index + n_before)
+            for name, frame in logged_history(self.trainer).items()
         }
+        for frame in later.values():
+            frame.index.name = "epoch"
+        history = join_histories(earlier, later)
         self.model.history_ = join_histories(self.training_plan.earlier_history, history)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list of its own of one thing, several or none."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, Iterable) else [value]
 
 
 @contextmanager

@@ -1,0 +1,108 @@
+"""Arguments and configurations are checked by type and range, with one kind of message."""
+
+from __future__ import annotations
+
+import typing
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+"""From 0 to below 1."""
+Probability = Annotated[float, Field(ge=0, le=1)]
+"""From 0 to 1."""
+OpenInterval = Annotated[float, Field(gt=0, lt=1)]
+"""Above 0 and below 1."""
+PositiveProbability = Annotated[float, Field(gt=0, le=1)]
+"""Above 0 and at most 1."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy, torch and scikit-learn all take."""
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+REASONS = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be True or False",
+    "string_type": "must be text",
+    "finite_number": "must be finite",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be one of {expected}",
+}
+
+
+def check(name: str, value: Any, hint: Any) -> Any:
+    """Return a value as a plain Python object, if it has the right type and lies in its range.
+
+    Parameters
+    ----------
+    name
+        Name of the argument, for the message.
+    value
+        The value; numbers of NumPy are taken for what they are.
+    hint
+        A type, with ranges as pydantic has them.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit; the message says what would.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from pydantic import PositiveInt
+    >>> check("batch_size", np.int64(8), PositiveInt)
+    8
+    """
+    if is_dataclass(hint):  # which checks itself
+        if isinstance(value, hint):  # type: ignore[arg-type]
+            return value
+        raise ValueError(f"{name}={value!r} must be of type {_type_name(hint)}.")
+    plain = value.item() if isinstance(value, np.generic) else value
+    try:
+        return _adapter(hint).validate_python(plain)
+    except ValidationError as error:
+        raise ValueError(f"{name}={value!r} {_reason(error, hint)}.") from None
+
+
+class Validated:
+    """A dataclass whose fields are checked against their annotations when it is made."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for field in fields(self):  # type: ignore[arg-type]
+            value = check(field.name, getattr(self, field.name), hints[field.name])
+            object.__setattr__(self, field.name, value)
+
+
+@lru_cache(maxsize=256)
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=STRICT)
+
+
+def _reason(error: ValidationError, hint: Any) -> str:
+    problems = error.errors()
+    first = problems[0]
+    context = first.get("ctx", {})
+    if len(problems) > 1 or first["type"] not in REASONS:
+        return f"must be of type {_type_name(hint)}"
+    if first["type"] == "greater_than" and context["gt"] == 0:
+        return "must be positive"
+    if first["type"] == "greater_than_equal" and context["ge"] == 0:
+        return "must not be negative"
+    if "gt" in context or "ge" in context or "lt" in context or "le" in context:
+        context = {key: f"{number:g}" for key, number in context.items()}
+    return REASONS[first["type"]].format(**context)
+
+
+def _type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)

@@ -1,0 +1,167 @@
+"""Cells from a file or folder, whatever of the usual formats it has."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import mudata
+import scanpy as sc
+import zarr
+from anndata import AnnData
+from mudata import MuData
+
+from .._logging import logger
+from .store import backed_anndata
+
+FORMATS = (
+    ".h5ad, .h5mu, .h5 as Cell Ranger writes it, .zarr, or a folder with matrix.mtx, barcodes.tsv "
+    "and features.tsv (or genes.tsv)"
+)
+
+
+def read_cells(
+    path: str | os.PathLike, modality: str | None = None, backed: bool = False
+) -> AnnData:
+    """Read cells from a file or folder.
+
+    Parameters
+    ----------
+    path
+        An ``.h5ad`` or ``.h5mu`` file, an ``.h5`` file of Cell Ranger, an AnnData or MuData as
+        ``.zarr`` (a path or URL), or a folder with ``matrix.mtx``, compressed or not. Symbols of
+        10x Genomics that stand for several genes get numbers.
+    modality
+        Which modality of a MuData; by default ``"rna"``, or the only one. Columns of the MuData's
+        ``obs`` that it lacks are added.
+    backed
+        Leave the counts of an ``.h5ad`` or ``.zarr`` in the file.
+
+    Returns
+    -------
+    The cells.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at ``path``.
+    ValueError
+        If it is damaged, of another format, or has no such modality; the message names it.
+
+    Examples
+    --------
+    >>> from scxtrimo.data import read_cells
+    >>> adata.write_h5ad("pbmc.h5ad")
+    >>> read_cells("pbmc.h5ad").shape
+    (700, 765)
+    """
+    name = os.fspath(path)
+    is_remote = "://" in name
+    if not is_remote:
+        name = os.path.expanduser(name)
+        if not Path(name).exists():
+            raise FileNotFoundError(f"{name} does not exist.")
+    try:
+        with warnings.catch_warnings():
+            # Repeated symbols are dealt with below.
+            warnings.filterwarnings("ignore", message=".*names are not unique.*")
+            data = _read(name, is_remote, backed)
+    except Exception as error:  # readers raise what they like, and the file is the reason
+        if isinstance(error, _NotReadableError | ImportError | MemoryError):
+            raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{name} cannot be read, it may be damaged or truncated: {reason}"
+        ) from error
+    if isinstance(data, MuData):
+        return _modality(data, modality, name)
+    if modality is not None:
+        raise ValueError(f"modality={modality!r}: {name} is not a MuData and has no modalities.")
+    return data
+
+
+class _NotReadableError(ValueError):
+    """What is there is none of the formats."""
+
+
+def _read(name: str, is_remote: bool, backed: bool) -> AnnData | MuData:
+    path = Path(name)
+    if (
+        name.rstrip("/").endswith(".zarr")
+        or (path / "zarr.json").exists()
+        or (path / ".zgroup").exists()
+    ):
+        return _read_zarr(name, backed)
+    if is_remote:
+        raise _NotReadableError(f"{name} must end in .zarr to be read from a URL.")
+    if path.is_dir():
+        return _read_folder(path)
+    if path.stat().st_size == 0:
+        raise _NotReadableError(f"{name} is an empty file (0 bytes).")
+    if not h5py.is_hdf5(path):
+        raise _NotReadableError(
+            f"{name} is in none of the formats that can be read, or was damaged: {FORMATS}."
+        )
+    with h5py.File(path, "r") as file:
+        kind, keys = str(file.attrs.get("encoding-type", "")), set(file)
+    if "mod" in keys or kind == "MuData":
+        return mudata.read_h5mu(path)
+    if {"obs", "var"} <= keys:
+        return anndata.read_h5ad(path, backed="r" if backed else None)
+    if path.suffix == ".h5":
+        return _unique_symbols(sc.read_10x_h5(path), path)
+    raise _NotReadableError(
+        f"{name} is HDF5, but holds neither an AnnData nor a MuData; it has {sorted(keys)[:5]}. "
+        f"What can be read: {FORMATS}."
+    )
+
+
+def _read_zarr(name: str, backed: bool) -> AnnData | MuData:
+    group: Any = zarr.open_group(name, mode="r")
+    if str(group.attrs.get("encoding-type", "")) == "MuData" or "mod" in group:
+        return mudata.read_zarr(name)
+    if not {"obs", "var"} <= set(group):
+        raise _NotReadableError(f"{name} holds no AnnData: it has {sorted(group)[:5]}.")
+    return backed_anndata(group) if backed else anndata.io.read_zarr(name)
+
+
+def _read_folder(path: Path) -> AnnData:
+    """Read a folder as Cell Ranger and the Gene Expression Omnibus have them."""
+    matrices = sorted({*path.glob("*matrix.mtx"), *path.glob("*matrix.mtx.gz")})
+    if len(matrices) != 1:
+        found = [file.name for file in matrices] or sorted(f.name for f in path.iterdir())[:5]
+        raise _NotReadableError(
+            f"{path} must hold one matrix.mtx or matrix.mtx.gz to be read; it has {found}. What "
+            f"can be read: {FORMATS}."
+        )
+    prefix = matrices[0].name.split("matrix.mtx")[0]
+    return _unique_symbols(sc.read_10x_mtx(path, prefix=prefix or None), path)
+
+
+def _unique_symbols(adata: AnnData, path: Path) -> AnnData:
+    if n_repeated := int(adata.var_names.duplicated().sum()):
+        logger.info(
+            f"{path}: {n_repeated:,} genes have a symbol that another gene has, too. They get "
+            "numbers, such as 'TBCE-1'; the identifiers in var['gene_ids'] are as they were."
+        )
+        adata.var_names_make_unique()
+    return adata
+
+
+def _modality(mdata: MuData, modality: str | None, name: str) -> AnnData:
+    known = list(mdata.mod)
+    if modality is None:
+        modality = "rna" if "rna" in known else known[0] if len(known) == 1 else None
+    if modality not in known:
+        raise ValueError(
+            f"modality={modality!r} is not in {name}, which has {known}. Name one of these."
+        )
+    adata = mdata.mod[modality]
+    for key in mdata.obs:
+        if key not in adata.obs and ":" not in key:
+            adata.obs[key] = mdata.obs[key].reindex(adata.obs_names).to_numpy()
+    return adata
