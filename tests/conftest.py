@@ -20,7 +20,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 
 @pytest.fixture
 def caplog(caplog):
-    """Catch our messages, too, which go the way of those of scvi-tools."""
+    """Catch our messages, too, which do not go on to other loggers."""
     scxtrimo._logging.logger.addHandler(caplog.handler)
     yield caplog
     scxtrimo._logging.logger.removeHandler(caplog.handler)

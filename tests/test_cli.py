@@ -1,14 +1,20 @@
 """The command line does what the Python interface does."""
 
+import gzip
+
 import anndata
+import h5py
 import numpy as np
 import pytest
 from helpers import make_cells, train_tiny
+from mudata import MuData
 from published import GENES, N_GENES, write_checkpoint
+from scipy import sparse
+from scipy.io import mmwrite
 
 from scxtrimo.cli import main
 from scxtrimo.data import write_store
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model import XTrimoGene, XTrimoGeneAnnotator
 
 
 @pytest.fixture
@@ -187,3 +193,158 @@ def test_configurations_that_do_not_exist_are_named(capsys):
     pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
     assert main(["pretrain", "nothing.yaml"]) == 2
     assert "nothing.yaml does not exist" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model and an annotator of the same cells."""
+    directory = tmp_path_factory.mktemp("models")
+    train_tiny(make_cells(60), 1).save(directory / "model")
+    cells = make_cells(60)
+    XTrimoGeneAnnotator.setup_anndata(cells, labels_key="cell_type")
+    annotator = XTrimoGeneAnnotator(cells, size="tiny")
+    annotator.train(pretrain_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    annotator.save(directory / "annotator")
+    return directory
+
+
+def write_10x_h5(cells, path):
+    counts = sparse.csc_matrix(cells.X.T)  # genes x cells
+    features = {
+        "id": [f"ENSG{i:011d}" for i in range(cells.n_vars)],
+        "name": list(cells.var_names),
+        "feature_type": ["Gene Expression"] * cells.n_vars,
+        "genome": ["GRCh38"] * cells.n_vars,
+    }
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        group["data"], group["indices"] = counts.data.astype(int), counts.indices
+        group["indptr"], group["shape"] = counts.indptr, np.array(counts.shape)
+        group["barcodes"] = np.array(cells.obs_names, dtype="S20")
+        for name, values in features.items():
+            group.create_group("features") if "features" not in group else None
+            group["features"][name] = np.array(values, dtype="S20")
+
+
+def write_mtx(cells, path, prefix="", compress=False):
+    path.mkdir()
+    opened = gzip.open if compress else open
+    end = ".gz" if compress else ""
+    with opened(path / f"{prefix}matrix.mtx{end}", "wb") as file:
+        mmwrite(file, sparse.coo_matrix(cells.X.T.astype(int)))
+    features = [f"ENSG{i:011d}\t{name}\tGene Expression" for i, name in enumerate(cells.var_names)]
+    tables = {"barcodes": list(cells.obs_names), "features" if compress else "genes": features}
+    for name, rows in tables.items():
+        with opened(path / f"{prefix}{name}.tsv{end}", "wt") as file:
+            file.write("\n".join(rows) + "\n")
+
+
+WRITERS = {
+    "cells.h5ad": lambda cells, path: cells.write_h5ad(path),
+    "cells.h5mu": lambda cells, path: MuData({"rna": cells}).write(path),
+    "cells.zarr": lambda cells, path: cells.write_zarr(path),
+    "filtered_feature_bc_matrix.h5": write_10x_h5,
+    "filtered_feature_bc_matrix": lambda cells, path: write_mtx(cells, path, compress=True),
+    "genes of old": write_mtx,
+    "GSM1": lambda cells, path: write_mtx(cells, path, "GSM1_", compress=True),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_cells_are_read_in_every_usual_format(models, tmp_path, name):
+    cells = make_cells(50)
+    WRITERS[name](cells.copy(), tmp_path / name)
+    source, out = str(tmp_path / name), str(tmp_path / "out.h5ad")
+    assert run("embed", source, "--model", str(models / "model"), "--out", out) == 0
+    expected = XTrimoGene.load(models / "model").get_latent_representation(cells)
+    found = anndata.read_h5ad(out)
+    assert found.obs_names.tolist() == cells.obs_names.tolist()
+    np.testing.assert_allclose(found.obsm["X_xtrimo"], expected, rtol=1e-5, atol=1e-5)
+    annotated = str(tmp_path / "annotated.h5ad")
+    assert run("annotate", source, "--model", str(models / "annotator"), "--out", annotated) == 0
+    labels = XTrimoGeneAnnotator.load(models / "annotator").predict(cells)
+    assert anndata.read_h5ad(annotated).obs["xtrimo_label"].tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nowhere.h5ad", None, "nowhere.h5ad does not exist"),
+        ("text.h5ad", b"hello", "text.h5ad is in none of the formats"),
+        ("empty.h5ad", b"", "empty.h5ad is an empty file"),
+        ("table.csv", b"a,b\n1,2\n", "table.csv is in none of the formats"),
+        ("truncated.h5ad", "truncated", "truncated.h5ad"),
+        ("other.h5", "other", "other.h5"),
+        ("folder", "folder", "folder must hold one matrix.mtx"),
+    ],
+)
+def test_what_cannot_be_read_is_named_in_one_line(
+    models, tmp_path, capsys, name, content, message
+):
+    path = tmp_path / name
+    if content == "truncated":
+        make_cells(50).write_h5ad(path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif content == "other":
+        with h5py.File(path, "w") as file:
+            file["x"] = [1]
+    elif content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    for command, model in (("embed", "model"), ("annotate", "annotator")):
+        out = str(tmp_path / "out.h5ad")
+        assert run(command, str(path), "--model", str(models / model), "--out", out) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.count("\n") == 0
+        assert message in error
+
+
+def test_results_are_not_put_over_others_unasked(models, tmp_path, capsys):
+    cells = make_cells(50)
+    cells.obsm["X_xtrimo"] = np.ones((50, 2))
+    cells.obs["xtrimo_label"] = "mine"
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    source = str(tmp_path / "cells.h5ad")
+    for command, model in (("embed", "model"), ("annotate", "annotator")):
+        out = str(tmp_path / f"{command} out.h5ad")
+        arguments = [command, source, "--model", str(models / model), "--out", out]
+        assert run(*arguments) == 2
+        assert "already. Pass --overwrite" in capsys.readouterr().err
+        assert run(*arguments, "--overwrite") == 0
+        assert run(*arguments) == 2
+        assert "out.h5ad exists" in capsys.readouterr().err
+    assert (anndata.read_h5ad(source).obs["xtrimo_label"] == "mine").all()
+
+
+@pytest.mark.parametrize("out", ["nofolder/out.h5ad", "out.csv"])
+def test_where_results_go_is_checked_first(models, tmp_path, capsys, out):
+    missing = str(tmp_path / "not read.h5ad")
+    out = str(tmp_path / out)
+    assert run("embed", missing, "--model", str(models / "model"), "--out", out) == 2
+    assert f"--out {out}" in capsys.readouterr().err
+
+
+def test_bugs_keep_their_traceback_and_mistakes_get_a_line(files, monkeypatch, capsys):
+    arguments = ["convert", "--checkpoint", "no.ckpt", "--gene-index", "genes.txt", "--out", "m"]
+    assert run(*arguments) == 2
+    assert capsys.readouterr().err.startswith("scxtrimo: error: ")
+    with pytest.raises(FileNotFoundError):
+        run(*arguments, "--debug")
+
+    def broken(*args, **kwargs):
+        return np.ones(2) @ np.ones(3)  # NumPy raises a ValueError
+
+    monkeypatch.setattr(XTrimoGene, "from_scfoundation", broken)
+    with pytest.raises(ValueError, match="mismatch"):
+        run(*arguments)
+
+
+def test_a_label_called_unknown_is_kept_apart_before_any_work(models, tmp_path, capsys):
+    reference = make_cells(60)
+    reference.obs["cell_type"] = reference.obs["cell_type"].replace("type0", "unknown")
+    reference.write_h5ad(tmp_path / "reference.h5ad")
+    arguments = ["annotate", str(tmp_path / "reference.h5ad"), "--labels-key", "cell_type"]
+    arguments += ["--reference", str(tmp_path / "reference.h5ad"), "--min-confidence", "0.9"]
+    assert run(*arguments, "--out", str(tmp_path / "out.h5ad")) == 2
+    assert "unknown='unknown' is the name of a label" in capsys.readouterr().err

@@ -224,7 +224,9 @@ def test_genes_that_a_later_file_has_twice_are_refused(files, tmp_path):
     names = [f"GENE{i}" for i in range(40)] + [f"NEW{i // 2}" for i in range(20)]
     cells.var_names = names
     cells.write_h5ad(tmp_path / "bad.h5ad")
-    with pytest.raises(ValueError, match="bad.h5ad has 10 duplicate gene identifiers"):
+    with pytest.raises(
+        ValueError, match=r"bad\.h5ad: var_names has 10 duplicate gene identifiers"
+    ):
         write_store([files[0], tmp_path / "bad.h5ad"], tmp_path / "store.zarr", **FEW)
 
 
@@ -414,3 +416,46 @@ def test_without_annbatch_it_is_said_what_to_do(python, message, monkeypatch):
     monkeypatch.setattr(sys, "version_info", info)
     with pytest.raises(ImportError, match=message):
         annbatch_access.require_annbatch()
+
+
+def test_a_bug_is_not_taken_for_damage(files, tmp_path, monkeypatch):
+    """A new annbatch may call things otherwise: skipping damage must not skip all cells."""
+    from annbatch import Loader
+
+    made = write_store(files, tmp_path / "store.zarr", **FEW)
+
+    def of_another_version(self, *args, **kwargs):
+        raise TypeError("__iter__() takes another argument")
+
+    monkeypatch.setattr(Loader, "__iter__", of_another_version)
+    with pytest.raises(TypeError, match="takes another argument"):
+        made.readable([slice(0, 8)])
+    with pytest.raises(TypeError, match="takes another argument"):
+        made.sample(8, seed=0, skip_damaged=True)
+
+
+def test_a_part_that_is_missing_is_not_read_as_zeros(files, tmp_path):
+    made = write_store(files, tmp_path / "store.zarr", **FEW)
+    shutil.rmtree(tmp_path / "store.zarr" / "train" / made.names[0])
+    broken = CellStore(tmp_path / "store.zarr")
+    with pytest.raises(DamagedStoreError):
+        broken.read([slice(0, 8)])
+    with pytest.raises(DamagedStoreError, match=f"{made.names[0]} is incomplete"):
+        broken.n_tokens  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [np.nan, "", "nan"])
+def test_genes_with_missing_names_are_left_out_with_a_warning(files, tmp_path, name, caplog):
+    cells = anndata.read_h5ad(files[0])
+    cells.var["symbol"] = [name, *cells.var_names[1:]]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    made = write_store([tmp_path / "cells.h5ad"], tmp_path / "s.zarr", gene_id_key="symbol", **FEW)
+    assert len(made.vocabulary) == cells.n_vars - 1
+    assert "cells.h5ad: var['symbol'] lacks the identifier of 1 of" in caplog.text
+
+
+def test_one_file_under_two_spellings_is_one_file(files, tmp_path):
+    (tmp_path / "folder").mkdir()
+    other = tmp_path / "folder" / ".." / files[0].name
+    with pytest.raises(ValueError, match="more than once"):
+        write_store([files[0], other], tmp_path / "s.zarr", **FEW)

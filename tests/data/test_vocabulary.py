@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scxtrimo.data import GeneVocabulary, align_genes
+from scxtrimo.data.vocabulary import own_identifiers
 
 VOCABULARY = GeneVocabulary(
     ("ENSG00000000001", "ENSG00000000002", "ENSG00000000003"), ("CD3D", "MS4A1", "Lyz")
@@ -100,3 +103,60 @@ def test_genes_found_by_case_alone_are_counted():
     names = ("CD3D", "MS4A1", "LYZ")
     vocabulary = GeneVocabulary(names, names)
     assert align_genes(vocabulary, var("Cd3d", "Ms4a1", "LYZ")).n_case == 2
+
+
+FEW = GeneVocabulary(("ENSG1", "ENSG2", "ENSG3"), ("A", "B", "C"))
+
+
+def test_another_column_is_taken_only_if_no_name_matches():
+    var = pd.DataFrame({"neighbour": ["B", "C", "A"]}, index=["A", "B", "other"])
+    assert align_genes(FEW, var).source == "var_names"
+    assert align_genes(FEW, var).column_to_gene.tolist() == [0, 1, -1]
+    nothing = var.set_axis(["x", "y", "z"])
+    assert align_genes(FEW, nothing).source == "neighbour"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["A", "A", "B"], ["ENSG1", "A", "B"], ["ENSG1.1", "ENSG1.2", "B"], ["a", "ensg1", "B"]],
+    ids=str,
+)
+def test_several_columns_of_one_gene_are_named(names):
+    assert align_genes(FEW, pd.DataFrame(index=names)).repeated == ("ENSG1",)
+
+
+@pytest.mark.parametrize("missing", [np.nan, None, pd.NA, "", "nan", "None"])
+def test_a_missing_name_matches_nothing_and_defines_nothing(missing, caplog):
+    var = pd.DataFrame(index=pd.Index([missing, "B"], dtype=object))
+    odd = GeneVocabulary(("nan", "None", "B"), ("nan", "None", "B"))
+    assert align_genes(odd, var).column_to_gene.tolist() == [-1, 2]
+    assert own_identifiers(var, None).tolist() == ["", "B"]
+    assert "adata.var_names lacks the identifier of 1 of 2 genes" in caplog.text
+    with pytest.raises(ValueError, match=r"adata\.var_names holds no identifiers"):
+        own_identifiers(var[:1], None)
+
+
+def test_aliases_of_one_gene_are_named():
+    var = pd.DataFrame(index=["OLD1", "OLD2", "B"])
+    alignment = align_genes(FEW, var, gene_aliases={"OLD1": "A", "OLD2": "A"})
+    assert alignment.shadowed == ("OLD2",)
+    assert alignment.column_to_gene.tolist() == [0, -1, 1]
+
+
+def test_identifiers_that_became_numbers_are_taken_for_what_they_are():
+    entrez = GeneVocabulary(("5", "10"), ("5", "10"))
+    var = pd.DataFrame({"entrez": [10.0, np.nan, 5.0]}, index=["x", "y", "z"])
+    assert align_genes(entrez, var, "entrez").column_to_gene.tolist() == [1, -1, 0]
+
+
+def test_lookups_are_made_once_and_cannot_be_changed():
+    assert FEW.lookup() is FEW.lookup()
+    with pytest.raises(TypeError):
+        FEW.lookup()["D"] = 1
+    assert pickle.loads(pickle.dumps(FEW)).lookup() == FEW.lookup()
+
+
+@pytest.mark.parametrize("genes", [[None], [np.nan, "A"], [3], [True, False, True]])
+def test_what_is_no_name_of_a_gene_is_said(genes):
+    with pytest.raises(ValueError, match="are not in the model's vocabulary"):
+        FEW.index_of(genes)

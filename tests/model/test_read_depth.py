@@ -151,3 +151,16 @@ def test_denoising_needs_no_depths(model):
     model.prepare_query_anndata(cells, layer="counts")
     with pytest.raises(ValueError, match="holds the counts"):
         model.denoise(cells, layer_added="counts")
+
+
+def test_a_decoder_that_is_not_trained_does_not_exist():
+    cells = make_cells(80)
+    model = train_tiny(cells, 2, read_depth_aware=True, imputation_weight=0.0)
+    assert list(model.module.decoders) == ["bottleneck"]
+    with pytest.raises(ValueError, match="decoder='cross_attention' is unknown"):
+        model.get_normalized_expression(decoder="cross_attention")
+    model.denoise(target_depth="f1")
+    truth = np.log1p(1e4 * cells.X.toarray() / cells.X.sum(1))
+    error = np.square(cells.layers["denoised"] - truth).mean()
+    assert error < np.square(truth).mean()  # that of predicting zero
+    assert list(model.get_reconstruction_error().index) == ["bottleneck", "gene mean", "zero"]

@@ -1,8 +1,10 @@
 """Data that change, and several models on the same data: never a silent shift."""
 
+import copy
 import gc
 import warnings
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import anndata
 import mudata
@@ -129,7 +131,7 @@ def test_modality_and_covariates_of_a_mudata_come_from_the_model():
     pd.testing.assert_frame_equal(model.get_normalized_expression(make()), expected)
 
 
-def test_missing_identifiers_match_nothing(model):
+def test_missing_identifiers_match_nothing(model, caplog):
     cells = make_cells()
     expected = model.get_latent_representation(make_cells())
     cells.var["note"] = ["a"] * 59 + [None]
@@ -137,8 +139,9 @@ def test_missing_identifiers_match_nothing(model):
     cells.var["ids"] = [*cells.var_names[:58], None, np.nan]
     model.prepare_query_anndata(cells, gene_id_key="ids")
     assert cells.uns[COVERAGE_KEY]["n_matched"] == 58
-    with pytest.raises(ValueError, match=r"adata\.var\['ids'\] lacks the identifier of 2 genes"):
-        XTrimoGene.setup_anndata(cells, gene_id_key="ids")
+    XTrimoGene.setup_anndata(cells, gene_id_key="ids")
+    assert len(XTrimoGene(cells, size="tiny").vocabulary) == 58
+    assert "adata.var['ids'] lacks the identifier of 2 of 60 genes" in caplog.text
 
 
 def test_symbols_of_two_genes_are_not_guessed():
@@ -184,3 +187,202 @@ def test_set_up_data_can_be_written_and_read(tmp_path, model):
     again = anndata.read_h5ad(tmp_path / "cells.h5ad")
     assert list(again.obs) == ["cell_type", "batch"]
     assert again.uns[COVERAGE_KEY]["n_matched"] == 60
+
+
+def batches_of(model) -> list[str]:
+    state = model.registry_["field_registries"]["batch"]["state_registry"]
+    return list(state["categorical_mapping"])
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked"),
+    [
+        ([0, 1], ["0", "1"]),
+        ([0, 1], [0.0, 1.0]),
+        (["0", "1"], [0, 1]),
+        ([True, False], ["True", "False"]),
+        ([1, "b0"], ["1", "b0"]),
+        (["a", "b"], pd.Categorical(["a", "b"], ["b", "z", "a"])),
+    ],
+    ids=str,
+)
+def test_batches_are_the_same_in_every_form(tmp_path, trained, asked):
+    cells = make_cells(60)
+    is_first = (cells.obs["batch"] == "a").to_numpy()
+    trained = pd.Series(trained, dtype=object)
+    cells.obs["batch"] = trained.iloc[np.where(is_first, 0, 1)].to_numpy()
+    model = train_tiny(cells, 1, {"batch_key": "batch"})
+    expected = model.get_latent_representation()
+    model.save(tmp_path / "model")
+    query = cells.copy()
+    query.obs["batch"] = pd.Series(asked).iloc[np.where(is_first, 0, 1)].to_numpy()
+    close(model.get_latent_representation(query), expected)
+    loaded = XTrimoGene.load(tmp_path / "model", adata=query)
+    close(loaded.get_latent_representation(), expected)
+    assert batches_of(loaded) == batches_of(model) == sorted({str(b) for b in trained})
+    one = trained.iloc[1]
+    close(
+        model.get_normalized_expression(transform_batch=one, return_numpy=True),
+        model.get_normalized_expression(transform_batch=str(one), return_numpy=True),
+    )
+
+
+def test_a_query_of_unknown_batches_warns_and_one_without_batches_is_possible(model, caplog):
+    query = make_cells()
+    query.obs["batch"] = "elsewhere"
+    unknown = model.get_latent_representation(query)
+    assert "All categories of adata.obs['batch'] are unknown to the model" in caplog.text
+    without = make_cells()
+    model.prepare_query_anndata(without, batch_key=None)
+    close(model.get_latent_representation(without), unknown)
+
+
+def test_a_column_for_which_the_model_has_no_role_is_refused():
+    plain = train_tiny(make_cells(60), 1)
+    with pytest.raises(ValueError, match="batch_key='batch': the model was set up without one"):
+        plain.prepare_query_anndata(make_cells(60), batch_key="batch")
+
+
+@pytest.mark.parametrize("key", [["batch"], 3])
+def test_keys_are_text(key):
+    with pytest.raises(ValueError, match="batch_key=.* must be text"):
+        XTrimoGene.setup_anndata(make_cells(60), batch_key=key)
+
+
+def test_covariates_may_come_as_an_index(tmp_path):
+    cells = make_cells(60)
+    keys = cells.obs.columns[cells.obs.columns == "batch"]
+    model = train_tiny(cells, 1, {"categorical_covariate_keys": keys})
+    model.save(tmp_path / "model")
+    assert model.registry["setup_args"]["categorical_covariate_keys"] == ["batch"]
+
+
+def test_data_that_changed_between_set_up_and_model_are_set_up_again():
+    cells = make_cells(60)
+    XTrimoGene.setup_anndata(cells, batch_key="batch")
+    cells.obs["batch"] = cells.obs["batch"].replace({"a": "x", "b": "y"})
+    cells._inplace_subset_obs(np.arange(10, 60))
+    model = XTrimoGene(cells, size="tiny")
+    assert batches_of(model) == ["x", "y"]
+    assert model.summary_stats.n_cells == 50
+
+
+def test_rows_of_the_split_follow_their_cells(tmp_path):
+    cells = make_cells(60)
+    model = train_tiny(cells, 1)
+    held_out = set(cells.obs_names[model.validation_indices])
+    cells._inplace_subset_obs(np.random.default_rng(0).permutation(60)[:40])
+    now = cells.obs_names[model.validation_indices]
+    assert set(now) == held_out & set(cells.obs_names)
+    assert set(model.get_masked_predictions()["cell"]) == set(now)
+    model.save(tmp_path / "model", save_anndata=True)
+    assert set(XTrimoGene.load(tmp_path / "model").validation_indices) == set(
+        model.validation_indices
+    )
+    cells.obs_names = [f"other{i}" for i in range(40)]
+    assert model.validation_indices is None
+
+
+def test_other_data_put_in_place_have_no_rows_of_the_split():
+    model = train_tiny(make_cells(60), 1)
+    model.adata = make_cells(60, seed=3)[:, ::-1].copy()
+    assert len(model.validation_indices) == 6  # the same names of cells
+    other = make_cells(60)
+    other.obs_names = [f"other{i}" for i in range(60)]
+    model.adata = other
+    assert model.validation_indices is None
+    close(model.get_latent_representation(), model.get_latent_representation(other.copy()))
+
+
+def test_a_corrected_batch_column_counts_at_once(model):
+    query = make_cells()
+    query.obs["batch"] = "a"
+    model.get_latent_representation(query)
+    query.obs["batch"] = make_cells().obs["batch"]
+    close(model.get_latent_representation(query), model.get_latent_representation(make_cells()))
+    query.obs.iloc[:9, query.obs.columns.get_loc("batch")] = "b"
+    close(model.get_latent_representation(query), model.get_latent_representation(query.copy()))
+
+
+def test_every_query_has_its_own_coverage_report(model):
+    few, many = make_cells()[:, :30].copy(), make_cells()
+    for query in (few, many, few):
+        model.get_latent_representation(query)
+        assert query.uns[COVERAGE_KEY]["n_missing"] == 60 - query.n_vars
+    other = train_tiny(make_cells(60, 40), 1)
+    other.get_latent_representation(few)
+    model.get_latent_representation(few)
+    assert few.uns[COVERAGE_KEY]["n_missing"] == 30
+
+
+def test_columns_of_a_mudata_are_followed_until_the_modality_changes_them():
+    cells = make_cells(60)
+    batch = cells.obs.pop("batch")
+    data = mudata.MuData({"rna": cells})
+    data.obs["batch"] = ["x"] * 30 + ["y"] * 30
+    XTrimoGene.setup_anndata(data, batch_key="batch", modality="rna")
+    data.obs["batch"] = batch.to_numpy()
+    model = XTrimoGene(data, size="tiny")
+    assert batches_of(model) == ["a", "b"]
+    model.train(1, accelerator="cpu", enable_progress_bar=False)
+    data.obs["batch"] = "a"
+    expected = model.get_latent_representation(data["rna"].copy())
+    data["rna"].obs["batch"] = "a"
+    close(model.get_latent_representation(), model.get_latent_representation(data["rna"].copy()))
+    data["rna"].obs["batch"] = "b"  # from now on its own
+    changed = model.get_latent_representation()
+    close(changed, model.get_latent_representation(data["rna"].copy()))
+    assert np.abs(changed - expected).max() > 1e-3
+
+
+def test_a_query_in_a_mudata_of_a_model_of_cells(model):
+    data = mudata.MuData({"rna": make_cells()})
+    with pytest.raises(ValueError, match="prepare_query_anndata"):
+        model.get_latent_representation(data)
+    model.prepare_query_anndata(data, modality="rna")
+    close(model.get_latent_representation(data), model.get_latent_representation(make_cells()))
+
+
+def test_a_column_that_is_there_twice_matters_only_where_it_is_asked_for(model):
+    query = make_cells()
+    query.var["symbol"] = query.var_names
+    query.var = pd.concat([query.var, query.var[["symbol"]]], axis=1)
+    close(model.get_latent_representation(query), model.get_latent_representation(make_cells()))
+    with pytest.raises(ValueError, match="2 columns called 'symbol'"):
+        model.prepare_query_anndata(query, gene_id_key="symbol")
+
+
+def test_two_threads_with_two_queries_get_what_each_would_get_alone(model):
+    rng = np.random.default_rng(0)
+    queries = [make_cells(60, seed=i)[:, rng.permutation(60)].copy() for i in range(4)]
+    alone = [model.get_latent_representation(query.copy()) for query in queries]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            together = pool.map(model.get_latent_representation, queries)
+            for found, expected in zip(together, alone, strict=True):
+                close(found, expected)
+
+
+def test_rows_of_a_torch_data_set_may_be_a_mask(model):
+    mask = np.arange(150) % 50 == 7
+    dataset = model.adata_manager.create_torch_dataset(indices=mask)
+    assert [int(dataset[i]["cell_ids"][0]) for i in range(len(dataset))] == [7, 57, 107]
+
+
+def test_counts_that_became_empty_in_place_are_refused(model):
+    query = make_cells()
+    model.get_latent_representation(query)
+    query.X.data[query.X.indptr[3] : query.X.indptr[4]] = 0
+    with pytest.raises(ValueError, match="1 cells have none left"):
+        model.get_latent_representation(query)
+
+
+def test_a_copy_of_a_model_knows_what_was_prepared(model):
+    query = make_cells()
+    query.layers["counts"] = query.X.copy()
+    query.X = query.X * 3
+    model.prepare_query_anndata(query, layer="counts")
+    close(
+        copy.deepcopy(model).get_latent_representation(query),
+        model.get_latent_representation(make_cells()),
+    )

@@ -1,14 +1,25 @@
+import copy
 import json
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import make_cells, train_tiny
+from helpers import make_cells, make_perturbed_cells, train_tiny
 from numpy.testing import assert_array_equal
 
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model import (
+    XTrimoGene,
+    XTrimoGeneAnnotator,
+    XTrimoGenePerturbation,
+    XTrimoGeneSynergy,
+)
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "models"
 
 
 @pytest.fixture
@@ -170,3 +181,119 @@ def test_headers_that_lack_something_or_know_more(saved):
 def test_prefixes_that_are_no_file_names_are_refused(model, tmp_path):
     with pytest.raises(ValueError, match="prefix='run 1/' may hold letters"):
         model.save(tmp_path, prefix="run 1/")
+
+
+def test_saving_again_leaves_models_of_other_prefixes_alone(model, tmp_path):
+    for prefix in (None, "model-", "model-v2-", "v2."):
+        model.save(tmp_path, prefix=prefix)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    model.save(tmp_path, overwrite=True)
+    changed = {p for p in before if not p.exists() or p.stat().st_mtime_ns != before[p]}
+    assert len(changed) == 2  # the header and the weights it named
+    assert len(list(tmp_path.iterdir())) == len(before)
+    for prefix in (None, "model-", "model-v2-", "v2."):
+        XTrimoGene.load(tmp_path, prefix=prefix)
+
+
+def test_several_saves_at_a_time_leave_the_last_one(tmp_path):
+    models = [train_tiny(make_cells(40), 1, seed=seed) for seed in (0, 1)]
+    results = [m.get_latent_representation(make_cells(40)) for m in models]
+    models[0].save(tmp_path)
+
+    def save(i):
+        models[i % 2].save(tmp_path, overwrite=True)
+        return XTrimoGene.load(tmp_path).seed_
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(save, range(24))) <= {0, 1}
+    loaded = XTrimoGene.load(tmp_path)
+    found = loaded.get_latent_representation(make_cells(40))
+    np.testing.assert_allclose(found, results[loaded.seed_], rtol=1e-5, atol=1e-5)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("place", ["model", "model/below"])
+def test_a_file_where_the_model_should_go_is_named(model, tmp_path, place):
+    (tmp_path / "model").write_text("")
+    with pytest.raises(FileExistsError, match="model is a file, not a directory"):
+        model.save(tmp_path / place, save_anndata=True)
+    with pytest.raises((FileNotFoundError, NotADirectoryError)):
+        XTrimoGene.load(tmp_path / place)
+
+
+def test_backed_data_are_saved_and_stay_where_they_are(tmp_path):
+    make_cells(60).write_h5ad(tmp_path / "cells.h5ad")
+    cells = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    model = train_tiny(cells, 1)
+    model.save(tmp_path / "model", save_anndata=True)
+    assert cells.filename == tmp_path / "cells.h5ad"
+    loaded = XTrimoGene.load(tmp_path / "model")
+    np.testing.assert_allclose(
+        loaded.get_latent_representation(), model.get_latent_representation(), atol=1e-5
+    )
+
+
+def test_data_that_no_file_can_hold_are_named(model, tmp_path):
+    model = copy.deepcopy(model)
+    model.adata.uns["what"] = object()
+    with pytest.raises(ValueError, match=r"cannot be written as \.h5ad.*save_anndata=False"):
+        model.save(tmp_path / "model", save_anndata=True)
+    model.save(tmp_path / "model")
+
+
+@pytest.mark.parametrize("make_copy", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy])
+def test_a_model_goes_to_other_processes(model, make_copy):
+    other = make_copy(model)
+    assert other.adata is not model.adata
+    assert other.adata_manager.adata is other.adata
+    for adata in (None, make_cells(50, seed=4)):
+        assert_array_equal(
+            other.get_latent_representation(adata), model.get_latent_representation(adata)
+        )
+    assert_array_equal(other.validation_indices, model.validation_indices)
+    other.train(1, accelerator="cpu", enable_progress_bar=False)
+
+
+def test_models_of_the_version_before_load_and_give_equal_results():
+    """Saved before categories were text and before a decoder without a loss was left out."""
+    expected = np.load(FIXTURES / "expected.npz")
+    cells = make_cells(80, 30)
+    cells.obs["batch"] = (cells.obs["batch"] == "b").astype(int)
+    model = XTrimoGene.load(FIXTURES / "cells", adata=cells)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(
+        model.get_latent_representation(), expected["cells_latent"], **close
+    )
+    np.testing.assert_allclose(
+        model.get_normalized_expression(return_numpy=True), expected["cells_expression"], **close
+    )
+    counts_only = XTrimoGene.load(FIXTURES / "counts_only", adata=make_cells(80, 30))
+    assert list(counts_only.module.decoders) == ["bottleneck"]
+    np.testing.assert_allclose(
+        counts_only.get_latent_representation(), expected["counts_only_latent"], **close
+    )
+    numbers = make_cells(80, 30)
+    numbers.obs["cell_type"] = numbers.obs["cell_type"].str[-1].astype(int)
+    annotator = XTrimoGeneAnnotator.load(FIXTURES / "annotator", adata=numbers)
+    assert annotator.labels.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(annotator.predict(soft=True), expected["annotator_soft"], **close)
+    perturbation = XTrimoGenePerturbation.load(
+        FIXTURES / "perturbation", adata=make_perturbed_cells(15, 20)
+    )
+    effects = perturbation.predict(["GENE1", "GENE2+GENE3"]).layers["effect"]
+    np.testing.assert_allclose(effects, expected["perturbation_effect"], rtol=1e-3, atol=1e-4)
+
+
+def test_a_synergy_model_of_the_version_before_loads_and_gives_equal_results():
+    pytest.importorskip("rdkit")
+    pytest.importorskip("torch_geometric")
+    from drug_screens import make_lines, make_screen
+
+    screen = make_screen(make_lines(), n_drugs=4).head(10)
+    synergy = XTrimoGeneSynergy.load(FIXTURES / "synergy")
+    np.testing.assert_allclose(
+        synergy.predict(screen)["probability"],
+        np.load(FIXTURES / "expected.npz")["synergy"],
+        rtol=1e-4,
+        atol=1e-5,
+    )

@@ -103,7 +103,10 @@ def test_external_indexing_as_rows_or_masks():
         ({"learning_rate": 1}, "learning_rate"),
         ({"datasplitter_kwargs": {"external_indexing": [[], np.arange(60)]}}, "left to train on"),
         ({"datasplitter_kwargs": {"external_indexing": [[0], [1]]}}, "leaves out 58 of 60"),
-        ({"datasplitter_kwargs": {"external_indexing": [[0], np.arange(60)]}}, "1 cells more than"),
+        (
+            {"datasplitter_kwargs": {"external_indexing": [[0], np.arange(60)]}},
+            "1 cells more than",
+        ),
         ({"early_stopping": "yes"}, "early_stopping='yes' must be True or False"),
         ({"optimizer": {"lr": 1}}, "optimizer=.* must be of type scxtrimo.train.OptimizerConfig"),
         ({"ckpt_path": "nowhere.ckpt"}, "nowhere.ckpt"),

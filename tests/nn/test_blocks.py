@@ -8,9 +8,11 @@ from torch.testing import assert_close
 from scxtrimo.nn import (
     AutoDiscretization,
     BottleneckDecoder,
+    CellBoundaries,
     CrossAttentionDecoder,
     EncodedCells,
     Encoder,
+    EncoderLayer,
     normalize_counts,
 )
 
@@ -109,3 +111,15 @@ def test_cross_attention_asked_for_all_genes_of_all_cells_answers_as_for_one_gen
     for gene in range(9):
         alone = decoder(cells, genes, torch.tensor([gene] * 3), torch.tensor([0, 1, 2, 3]))
         assert_close(everything.view(3, 9)[:, gene], alone)
+
+
+def test_a_layer_uses_its_own_hooks():
+    class Doubled(EncoderLayer):
+        def _after_attention(self, x_td, attended_the):
+            return 2 * super()._after_attention(x_td, attended_the)
+
+    torch.manual_seed(0)
+    layer, doubled = EncoderLayer(8, 2), Doubled(8, 2)
+    doubled.load_state_dict(layer.state_dict())
+    x, cells = torch.randn(5, 8), CellBoundaries.of(torch.tensor([0, 2, 5], dtype=torch.int32))
+    torch.testing.assert_close(doubled(x, cells), 2 * layer(x, cells))

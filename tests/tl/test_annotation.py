@@ -110,3 +110,54 @@ def test_the_confusion_matrix_shows_parts_of_each_label():
     ax = pl.coverage_accuracy(labels, predicted, np.linspace(0.5, 1, 6), show=False)
     assert len(ax.lines) == 2
     plt.close("all")
+
+
+def test_reports_compare_the_same_cells_whatever_their_order():
+    names = [f"cell{i}" for i in range(4)]
+    labels = pd.Series(["B", "T", "T", None], index=names)
+    predicted = pd.Series(["B", "T", "B", "T"], index=names)
+    confidence = pd.Series([0.9, 0.8, 0.4, 0.7], index=names)
+    expected = tl.annotation_report(labels, predicted)
+    assert tl.annotation_report(labels, predicted[::-1]).equals(expected)
+    assert tl.annotation_report(labels, predicted.to_numpy()).equals(expected)
+    by_threshold = tl.coverage_accuracy(labels, predicted[::-1], confidence.iloc[[2, 0, 3, 1]])
+    assert by_threshold.equals(tl.coverage_accuracy(labels, predicted, confidence))
+
+
+def test_reports_of_other_cells_are_refused():
+    labels = pd.Series(["B", "T"], index=["cell0", "cell1"])
+    with pytest.raises(ValueError, match="predicted has other names of cells than label"):
+        tl.annotation_report(labels, pd.Series(["B", "T"], index=["cell1", "cell2"]))
+    with pytest.raises(ValueError, match="confidence 3"):
+        tl.coverage_accuracy(labels.to_numpy(), labels.to_numpy(), [0.1, 0.2, 0.3])
+
+
+def test_labels_are_compared_by_what_they_mean():
+    report = tl.annotation_report(pd.Series([0, 1, np.nan]), np.array([0, 1, 1]))
+    assert report.index.tolist() == ["0", "1"]
+    assert (report["recall"] == 1).all()
+
+
+def test_a_label_called_unknown_is_told_from_cells_without_one():
+    with pytest.raises(ValueError, match="unknown='unknown' is the name of a label"):
+        tl.annotation_report(["unknown", "B"], ["unknown", "B"])
+    report = tl.annotation_report(["unknown", "B", "B"], ["unknown", "B", None], unknown=None)
+    assert report["recall"].to_dict() == {"B": 0.5, "unknown": 1.0}
+    assert report["n_unknown"].to_dict() == {"B": 1, "unknown": 0}
+    probabilities = pd.DataFrame({"unknown": [0.9, 0.4], "B": [0.1, 0.6]})
+    assert tl.call_labels(probabilities)["label"].tolist() == ["unknown", "B"]
+    with pytest.raises(ValueError, match="is the name of a label"):
+        tl.call_labels(probabilities, min_confidence=0.7)
+    called = tl.call_labels(probabilities, min_confidence=0.7, unknown="unassigned")
+    assert called["label"].tolist() == ["unknown", "unassigned"]
+
+
+@pytest.mark.parametrize("min_confidence", [-0.1, 1.1, "0.8", None, float("nan")])
+def test_impossible_confidences_are_refused(min_confidence):
+    with pytest.raises(ValueError, match="min_confidence="):
+        tl.call_labels(pd.DataFrame({"B": [1.0]}), min_confidence)
+
+
+def test_a_hierarchy_of_other_labels_is_refused():
+    with pytest.raises(ValueError, match="has none of the labels"):
+        tl.call_labels(pd.DataFrame({"B": [0.6], "T": [0.4]}), 0.8, hierarchy={"CD4": "T cells"})

@@ -48,16 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         _parser().print_help()
         return 2
-    from .._logging import plain_messages
-
-    with plain_messages():
-        try:
-            return args.run(args)
-        except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-            if args.debug or not _is_the_users(error):
-                raise
-            print(f"scxtrimo: error: {error}", file=sys.stderr)
-            return 2
+    try:
+        return args.run(args)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        if args.debug or not _is_the_users(error):
+            raise
+        print(f"scxtrimo: error: {error}", file=sys.stderr)
+        return 2
 
 
 def _is_the_users(error: Exception) -> bool:

@@ -193,8 +193,10 @@ class LinePanel(NamedTuple):
         """
         values_lg = read_lines(lines, setup)[is_used_l]
         std_g = values_lg.std(0)
-        genes = np.sort(np.argsort(-std_g, kind="stable")[:n_genes])
         names = own_identifiers(lines.var, setup.gene_id_key, "lines.var")
+        is_named_g = names != ""
+        genes = np.argsort(np.where(is_named_g, -std_g, np.inf), kind="stable")
+        genes = np.sort(genes[: min(n_genes, int(is_named_g.sum()))])
         std_g = std_g[genes]
         # A part of the usual scale keeps genes that hardly vary from becoming noise.
         scale_g = std_g + 0.3 * std_g.mean() if std_g.mean() > 0 else np.ones(len(genes))

@@ -67,10 +67,6 @@ def as_text(values: Any) -> pd.Series:
     values
         A column, an index or a list.
     """
-    if isinstance(values, pd.MultiIndex):
-        raise ValueError(
-            f"Names of several levels {values.names} are not supported: make one of them."
-        )
     series = values if isinstance(values, pd.Series) else pd.Series(values)
     codes, distinct = pd.factorize(series)
     texts = np.array([*map(canonical, distinct), None], dtype=object)  # the last is for -1

@@ -97,8 +97,9 @@ class CountsField(BaseAnnDataField):
         self.validate_field(adata)
         ids = own_identifiers(adata.var, self.gene_id_key)
         names = identifiers(adata.var_names)
-        expressed = np.flatnonzero(check_counts(adata, self.attr_key) > 0)
-        if n_silent := adata.n_vars - len(expressed):
+        totals = check_counts(adata, self.attr_key)
+        expressed = np.flatnonzero((totals > 0) & (ids != ""))
+        if n_silent := int((totals == 0).sum()):
             logger.info(
                 f"{n_silent:,} of {adata.n_vars:,} genes have no counts and are left out of the "
                 "vocabulary."

@@ -82,7 +82,8 @@ def align_sources(
         if given is None or alignment is None:  # its genes become part of the vocabulary
             column = key if alignment is None else alignment.source
             try:
-                ids = tuple(own_identifiers(source.var, column, f"{source.path}: var"))
+                found = own_identifiers(source.var, column, f"{source.path}: var")
+                ids = tuple(found[found != ""])
             except ValueError as error:
                 refuse(source.path, error)
                 continue
@@ -92,10 +93,10 @@ def align_sources(
         if genes is None or alignment is None:
             genes = GeneVocabulary(ids, ids)
             alignment = align_genes(genes, source.var, key, aliases)
-        found = int((alignment.column_to_gene >= 0).sum())
-        overlap = found / max(1, min(len(genes), len(source.var)))
-        if found == 0 or overlap < min_overlap:
-            refuse(source.path, _other_genes(source, genes, found, min_overlap, given is None))
+        n_found = int((alignment.column_to_gene >= 0).sum())
+        overlap = n_found / max(1, min(len(genes), len(source.var)))
+        if n_found == 0 or overlap < min_overlap:
+            refuse(source.path, _other_genes(source, genes, n_found, min_overlap, given is None))
             continue
         if given is None:
             new = tuple(gene for gene in alignment.unused if gene)

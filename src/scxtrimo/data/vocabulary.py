@@ -412,12 +412,19 @@ def _align(
 
 def identifiers(column: pd.Series | pd.Index) -> np.ndarray:
     """Return identifiers as text; a missing one is empty and matches nothing."""
+    if isinstance(column, pd.MultiIndex):
+        raise ValueError(
+            f"adata.var_names has several levels, {list(column.names)}. Make one name of them: "
+            '`adata.var_names = adata.var_names.map("_".join)`.'
+        )
     texts = as_text(column)
     return texts.where(texts.notna() & ~texts.isin(MISSING), "").to_numpy(dtype=object)
 
 
 def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var") -> np.ndarray:
-    """Return the identifiers that genes are known by from now on: none missing, none twice.
+    """Return the identifiers that genes are known by from now on.
+
+    A missing one is empty, which is warned of: the gene is left out.
 
     Parameters
     ----------
@@ -431,20 +438,21 @@ def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var")
     Raises
     ------
     ValueError
-        If there is no such column, or an identifier is missing or there twice.
+        If there is no such column, an identifier is there twice, or all are missing.
     """
     is_index = key is None or (key == VAR_NAMES and VAR_NAMES not in var)
     field = f"{what}_names" if is_index else f"{what}[{key!r}]"
     ids = identifiers(var.index if is_index else get_column(var, what, str(key)))
     if n_missing := int((ids == "").sum()):
-        rows = np.flatnonzero(ids == "")[:6]
-        raise ValueError(
-            f"{field} lacks the identifier of {n_missing:,} genes (columns "
-            f"{preview(rows)}). Name these genes or leave them out, or choose another "
-            "`gene_id_key`."
+        columns = np.flatnonzero(ids == "")
+        if n_missing == len(ids):
+            raise ValueError(f"{field} holds no identifiers. Choose another `gene_id_key`.")
+        logger.warning(
+            f"{field} lacks the identifier of {n_missing:,} of {len(ids):,} genes (columns "
+            f"{preview(columns)}): they are left out."
         )
     warn_of_numbers(ids, field)
-    index = pd.Index(ids)
+    index = pd.Index(ids[ids != ""])
     if not index.is_unique:
         raise repeated_error(index[index.duplicated()].unique(), None if is_index else key, what)
     return ids

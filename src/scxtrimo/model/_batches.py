@@ -207,7 +207,7 @@ class BatchesMixin(BaseModelClass):
             )
         state = self.registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
         batches = list(state[CategoryField.MAPPING_KEY])
-        if not isinstance(batch, str | Real):
+        if not isinstance(batch, str | Real | np.bool_):
             raise ValueError(
                 f"transform_batch={batch!r} must name one batch; choose from {batches}."
             )

@@ -20,6 +20,7 @@ from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from .. import __version__
+from .._logging import logger
 from ..checkpoint import read_model, write_model
 from ..checkpoint.native import check_destination, replacing
 from ..data import CategoryField, CountsField, LabelsField
@@ -245,8 +246,14 @@ class SavingMixin(BaseModelClass):
         _, _, torch_device = parse_device_args(
             accelerator, device, return_device="torch", validate_single_device=True
         )
+        data_path = Path(dir_path).expanduser() / f"{prefix or ''}adata.h5ad"
         if adata is None and metadata["has_adata"]:
-            adata = anndata.read_h5ad(Path(dir_path).expanduser() / f"{prefix or ''}adata.h5ad")
+            adata = anndata.read_h5ad(data_path)
+        elif adata is None and data_path.exists():
+            logger.warning(
+                f"{data_path} is not attached, as the model was saved again without data. Attach "
+                "it with `adata=`, or remove the file."
+            )
         registry = _with_canonical_categories(metadata["registry"])
         model = cls(
             registry=registry,
@@ -293,6 +300,8 @@ class SavingMixin(BaseModelClass):
         >>> model.save("my_model")
         >>> scxtrimo.model.XTrimoGene.view_setup_args("my_model")  # doctest: +SKIP
         """
+        import rich.pretty  # noqa: F401  (scvi-tools takes it for loaded)
+
         AnnDataManager.view_setup_method_args(SavingMixin.load_registry(dir_path, prefix))
 
     @staticmethod
