@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
@@ -66,6 +67,10 @@ def check(name: str, value: Any, hint: Any) -> Any:
             return value
         raise ValueError(f"{name}={value!r} must be of type {_type_name(hint)}.")
     plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, os.PathLike) and hint is str:
+        plain = os.fspath(plain)
+    if isinstance(plain, list) and typing.get_origin(hint) is tuple:
+        plain = tuple(plain)
     try:
         return _adapter(hint).validate_python(plain)
     except ValidationError as error:
@@ -104,5 +109,8 @@ def _reason(error: ValidationError, hint: Any) -> str:
 
 def _type_name(hint: Any) -> str:
     if typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
-    return getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+        return _type_name(typing.get_args(hint)[0])
+    if arguments := typing.get_args(hint):
+        parts = ", ".join(_type_name(argument) for argument in arguments)
+        return f"{getattr(typing.get_origin(hint), '__name__', 'any')} of {parts}"
+    return getattr(hint, "__name__", str(hint))

@@ -14,6 +14,7 @@ import scanpy as sc
 from anndata import AnnData
 
 from ._logging import logger
+from .checkpoint.native import replacing
 from .data.columns import get_column
 from .data.reading import read_cells
 from .datasets import pbmc68k
@@ -48,9 +49,8 @@ def run_demo(
     out
         Directory for the results, by default ``scxtrimo-demo`` or, of ``cells.h5ad``,
         ``cells-scxtrimo``: ``cells.h5ad`` (embedding in ``obsm["X_xtrimo"]``, neighbours,
-        UMAP, clusters in ``obs["leiden_xtrimo"]``), ``umap.png`` and the trained ``model/``. Of
-        results that the cells have by these names already, ours get names that end in
-        ``"_xtrimo"``.
+        UMAP, clusters in ``obs["leiden_xtrimo"]``), ``umap.png`` and the trained ``model/``. Where
+        the data already have results under these names, ours get the suffix ``_xtrimo``.
     layer, labels_key, batch_key
         Where counts, labels and batches are in the file.
     max_epochs
@@ -141,7 +141,8 @@ def run_demo(
     _draw(cells, [key for key in (labels_key, batch_key, CLUSTERS) if key], out / "umap.png")
     _add_results(adata, cells)
     model.save(out / "model", overwrite=True)
-    adata.write_h5ad(out / "cells.h5ad")
+    with replacing(out / "cells.h5ad") as partial:
+        adata.write_h5ad(partial)
     return table
 
 

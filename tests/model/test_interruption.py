@@ -31,7 +31,7 @@ def test_a_second_training_that_is_interrupted_changes_nothing(error, caplog):
     model = train_tiny(make_cells(60), 1)
     before, latent = state_of(model), model.get_latent_representation()
     history = model.history["train_loss"].copy()
-    with pytest.raises(BaseException, match=r"stop|^1$"):  # Lightning makes it an exit
+    with pytest.raises(BaseException, match=r"stop|^1"):  # Lightning makes it an exit
         model.train(9, callbacks=[Stop(3, error)], plan_kwargs={"lr": 0.1}, **QUIET)
     assert all(tensor.equal(before[name]) for name, tensor in model.module.state_dict().items())
     assert np.array_equal(model.get_latent_representation(), latent)
@@ -44,7 +44,7 @@ def test_a_first_training_that_is_interrupted_starts_again_like_a_new_one():
     expected = train_tiny(make_cells(60), 2)
     XTrimoGene.setup_anndata(cells)
     model = XTrimoGene(cells, size="tiny")
-    with pytest.raises(BaseException, match=r"stop|^1$"):
+    with pytest.raises(BaseException, match=r"stop|^1"):
         model.train(9, callbacks=[Stop(1)], **QUIET)
     assert not model.is_trained
     with pytest.warns(UserWarning, match="not trained"):
@@ -64,7 +64,7 @@ def test_a_fine_tuning_that_is_interrupted_changes_nothing():
     model = annotator_of(make_cells(90))
     before, held_out = model.predict(soft=True), model.held_out
     model.adata.obs["cell_type"] = model.adata.obs["cell_type"].replace("type0", "renamed")
-    with pytest.raises(BaseException, match=r"stop|^1$"):
+    with pytest.raises(BaseException, match=r"stop|^1"):
         model.train(9, callbacks=[Stop(1)], **QUIET)
     after = model.predict(soft=True)
     assert after.equals(before)
@@ -119,7 +119,7 @@ def change_batches(cells):
 def test_a_training_goes_on_with_the_data_that_it_began_with(tmp_path, change, named):
     setup = {"batch_key": "batch"}
     train_tiny(make_cells(60), 1, setup, checkpoint_dir=tmp_path)
-    with pytest.raises(ValueError, match=f"of another training: .*{named}.*differ"):
+    with pytest.raises(ValueError, match=f"belongs to another training: .*{named}.*differ"):
         train_tiny(change(make_cells(60)), 2, setup, ckpt_path=tmp_path / "last.ckpt")
     train_tiny(make_cells(60), 2, setup, ckpt_path=tmp_path / "last.ckpt")
 

@@ -373,7 +373,7 @@ def test_counts_that_became_empty_in_place_are_refused(model):
     query = make_cells()
     model.get_latent_representation(query)
     query.X.data[query.X.indptr[3] : query.X.indptr[4]] = 0
-    with pytest.raises(ValueError, match="1 cells have none left"):
+    with pytest.raises(ValueError, match="1 cells no longer have counts"):
         model.get_latent_representation(query)
 
 

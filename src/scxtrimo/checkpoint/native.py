@@ -89,6 +89,7 @@ def write_model(
         with replacing(header) as partial:
             partial.write_bytes(text.encode())
     except OSError as error:
+        (directory / weights).unlink(missing_ok=True)
         raise OSError(
             error.errno,
             f"The model could not be saved to {directory}: {error.strerror or error}. "

@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._shared import add_overwrite, add_query, check_keys, check_out, is_x, prepare_query
+from ._shared import (
+    add_overwrite,
+    add_query,
+    check_keys,
+    check_out,
+    is_x,
+    prepare_query,
+    write_cells,
+)
 
 BATCH = "scxtrimo_batch"  # of cells that are trained on together
 
@@ -29,6 +37,7 @@ def add(commands: Any) -> None:
     annotate.add_argument("--labels-key", help="column of obs of the reference with the labels")
     annotate.add_argument("--unlabeled", metavar="NAME", help="what this column calls no label")
     annotate.add_argument("--batch-key", help="column of obs of the reference with the batch")
+    annotate.add_argument("--reference-modality", help="modality of a reference that is a MuData")
     annotate.add_argument("--reference-layer", help="layer of the reference with the raw counts")
     annotate.add_argument(
         "--together",
@@ -88,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
     for key in keys:
         adata.obs[key] = annotated.obs[key].iloc[-adata.n_obs :].to_numpy()
     adata.obs[args.key_added] = adata.obs[args.key_added].astype("category")
-    adata.write_h5ad(out)
+    write_cells(adata, out)
     label, confidence = (adata.obs[args.key_added + suffix] for suffix in ("", "_confidence"))
     mean = confidence.groupby(label, observed=True).mean().round(3)
     table = label.value_counts().to_frame("cells").assign(confidence=mean)
@@ -109,7 +118,7 @@ def _annotator(args: argparse.Namespace, adata: Any) -> Any:
         check_call(annotator.labels, args.min_confidence, None, args.unknown)
         prepare_query(annotator, adata, args)
         return annotator
-    reference = read_cells(args.reference)
+    reference = read_cells(args.reference, args.reference_modality)
     setup = {"layer": args.reference_layer, "batch_key": args.batch_key}
     if args.together:
         reference = _together(reference, adata, args)
@@ -129,7 +138,7 @@ def _annotator(args: argparse.Namespace, adata: Any) -> Any:
     except ValueError:
         print("\nThe reference has too few labelled cells for a cross-validation.")
         return annotator
-    report = annotation_report(annotator.held_out_labels, predicted)
+    report = annotation_report(annotator.held_out_labels, predicted, unknown=None)
     print("\nCross-validated on the reference:")
     print(report[["precision", "recall", "f1", "n_cells"]].round(3).to_string())
     return annotator
@@ -140,6 +149,7 @@ def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
     import anndata
 
     from ..data.columns import get_column
+    from ..data.vocabulary import own_identifiers
 
     if args.gene_aliases or args.min_gene_overlap:
         raise ValueError(
@@ -152,10 +162,8 @@ def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
         part = anndata.AnnData(data.X if use_x else data.layers[layer])
         key = args.gene_id_key if args.gene_id_key in data.var else None
         part.obs_names = data.obs_names
-        part.var_names = data.var_names if key is None else data.var[key].astype(str)
-        if len(set(part.var_names)) < part.n_vars:
-            raise ValueError("Gene names are not unique. Name a --gene-id-key.")
-        parts.append(part)
+        part.var_names = own_identifiers(data.var, key)
+        parts.append(part[:, part.var_names != ""])
     both = anndata.concat(
         {"reference": parts[0], "query": parts[1]}, label=BATCH, index_unique="-", join="inner"
     )

@@ -14,6 +14,7 @@ from ._shared import (
     check_out,
     make_model,
     prepare_query,
+    write_cells,
 )
 
 
@@ -57,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.model is None) == (args.checkpoint is None):
         raise ValueError("Give either --model or --checkpoint with --gene-index.")
+    streamed = args.out.endswith(".zarr")
+    if streamed and Path(args.out).exists():
+        raise FileExistsError(f"{args.out} exists. Choose another path, or remove it first.")
     out = check_out(args.out, (".h5ad", ".zarr"), args.overwrite)
-    streamed = out.suffix == ".zarr"
     _check_map_query(args, streamed)
-    if streamed and out.exists():
-        raise FileExistsError(f"{out} exists; a .zarr is not replaced. Remove it first.")
     if is_store(args.data):
         return _embed_store(args, out, streamed)
     adata = read_cells(args.data, args.modality, backed=streamed)
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if not streamed:
         adata.obsm["X_xtrimo"] = embedding
-        adata.write_h5ad(out)
+        write_cells(adata, out)
     n_cells, n_latent = embedding.shape
     print(f"{n_cells:,} cells x {n_latent} dimensions in obsm['X_xtrimo'] of {out}")
     return 0

@@ -38,6 +38,14 @@ def check_out(path: str, suffixes: Sequence[str], overwrite: bool) -> Path:
     return out
 
 
+def write_cells(adata: Any, out: Path) -> None:
+    """Write cells; a file that is replaced is whole until the new one is."""
+    from ..checkpoint.native import replacing
+
+    with replacing(out) as partial:
+        adata.write_h5ad(partial)
+
+
 def check_keys(adata: Any, attribute: str, keys: Iterable[str], overwrite: bool) -> None:
     """Refuse to replace what the data have already."""
     taken = [key for key in keys if key in getattr(adata, attribute)]

@@ -11,7 +11,12 @@ def add(commands: Any) -> None:
     store = commands.add_parser(
         "store", help="shuffle the cells of many files into a store to pretrain from"
     )
-    store.add_argument("data", nargs="+", metavar="FILE", help=".h5ad files and .zarr stores")
+    store.add_argument(
+        "data",
+        nargs="+",
+        metavar="FILE",
+        help=".h5ad, .zarr, .h5mu, .h5 of Cell Ranger, or folders with matrix.mtx",
+    )
     store.add_argument("--out", required=True, metavar="STORE.zarr", help="where to write")
     store.add_argument(
         "--vocabulary",

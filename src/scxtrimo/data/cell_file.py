@@ -12,6 +12,7 @@ import pandas as pd
 import zarr
 
 from .counts import RowReader, looks_raw
+from .reading import read_cells
 
 AUTO, RAW = "auto", "raw"
 ROWS_LOOKED_AT = 256
@@ -20,6 +21,8 @@ MAX_CSC_ENTRIES = 50_000_000
 
 class CellFile:
     """An ``.h5ad`` file or an AnnData zarr store, local or remote, of which only rows are read.
+
+    Other formats that :func:`read_cells` knows are read into memory.
 
     Parameters
     ----------
@@ -125,6 +128,13 @@ class CellFile:
         )
 
 
+def _in_memory(adata: anndata.AnnData) -> Any:
+    """Return cells of a format that cannot be read by rows in the form of those that can."""
+    store = zarr.storage.MemoryStore()
+    adata.write_zarr(store)
+    return zarr.open_group(store, mode="r")
+
+
 def _open(path: str) -> Any:
     """Open a file for reading; what goes wrong is said with its name."""
     is_local = "://" not in path
@@ -135,6 +145,8 @@ def _open(path: str) -> Any:
     try:
         if path.rstrip("/").endswith(".zarr"):
             return zarr.open_group(path, mode="r")
+        if is_local and (Path(path).is_dir() or path.endswith((".h5mu", ".h5", ".mtx"))):
+            return _in_memory(read_cells(path))
         if is_local:
             return h5py.File(path, "r")
         import fsspec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 
 from .._logging import logger
 
+NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")  # not 2E1, which may be a well of a plate
 MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "None"})
 """What a missing value becomes when a table is written to a text file and read again."""
 
@@ -187,8 +189,4 @@ def _meaning(text: str) -> str | float:
     text = text.strip()
     if text.lower() in ("true", "false"):
         return float(text.lower() == "true")
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return text if "_" in text or not np.isfinite(number) else number
+    return float(text) if NUMBER.fullmatch(text) else text

@@ -34,7 +34,9 @@ class RowReader:
         if isinstance(matrix, CSCDataset):
             matrix = matrix.to_memory()
         if sparse.issparse(matrix) and matrix.format != "csr":
-            matrix = _summable(matrix).tocsr()  # of COO it adds up entries
+            if matrix.format == "coo":
+                matrix = _summable(matrix)  # as it becomes CSR, entries are added up
+            matrix = matrix.tocsr()
         is_known = sparse.issparse(matrix) or isinstance(
             matrix, np.ndarray | h5py.Dataset | zarr.Array | CSRDataset
         )
@@ -85,7 +87,7 @@ class RowReader:
 
 def _as_csr(rows: Any) -> sparse.csr_matrix:
     if rows.dtype.kind not in "buif":
-        raise TypeError(
+        raise ValueError(
             f"Counts are of dtype {rows.dtype}, which does not hold numbers that can be counted. "
             "Convert them: `adata.X = adata.X.astype(np.float32)`."
         )
@@ -220,7 +222,7 @@ def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
     for name, matrix in others.items():
         try:
             head = RowReader(matrix).read(slice(0, 256)).data
-        except TypeError:  # of a kind that could not be used either
+        except (TypeError, ValueError):  # of a kind that could not be used either
             continue
         if len(head) and looks_raw(head):
             return f" {name} looks raw."

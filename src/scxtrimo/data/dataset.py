@@ -109,7 +109,7 @@ class RaggedDataset(Dataset):
 
     def _ragged(self, counts: sparse.csr_matrix) -> dict[str, np.ndarray]:
         batch = to_ragged(counts, self.column_to_gene)
-        if not looks_raw(batch["counts"]):
+        if not looks_raw(counts.data):
             raise ValueError(
                 "The counts changed after `setup_anndata` and are no longer raw counts, for "
                 "instance by `sc.pp.log1p(adata)`. Keep them in a layer: "
@@ -118,8 +118,8 @@ class RaggedDataset(Dataset):
         if not (batch["library_size"] > 0).all():
             raise ValueError(
                 "The counts changed after `setup_anndata`: "
-                f"{int((batch['library_size'] <= 0).sum()):,} cells have none left of genes that "
-                "the model knows. Remove these cells."
+                f"{int((batch['library_size'] <= 0).sum()):,} cells no longer have counts in any "
+                "gene of the model. Remove these cells."
             )
         return batch
 
@@ -295,7 +295,9 @@ class RaggedDataManager(AnnDataManager):
         >>> model.adata_manager.without_data().adata is None
         True
         """
-        return self.with_data(None)
+        manager = self.with_data(None)
+        manager._source_registry = None  # a copy of that of the model, codes of its cells included
+        return manager
 
     def with_data(self, adata: AnnData | None) -> Self:
         """Return a copy for the data that it was made with.

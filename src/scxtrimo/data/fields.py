@@ -54,7 +54,6 @@ class CountsField(BaseAnnDataField):
     """
 
     VOCABULARY_KEY = "vocabulary"
-    COLUMNS_KEY = "columns"
     COLUMN_TO_GENE_KEY = "column_to_gene"
     N_OBS_KEY = "n_obs"
     COVERAGE_KEY = "coverage"
@@ -97,6 +96,7 @@ class CountsField(BaseAnnDataField):
         self.validate_field(adata)
         ids = own_identifiers(adata.var, self.gene_id_key)
         names = identifiers(adata.var_names)
+        names = np.where(names == "", ids, names)
         totals = check_counts(adata, self.attr_key)
         expressed = np.flatnonzero((totals > 0) & (ids != ""))
         if n_silent := int((totals == 0).sum()):
@@ -177,7 +177,6 @@ class CountsField(BaseAnnDataField):
     ) -> dict[str, Any]:
         return {
             self.N_OBS_KEY: adata.n_obs,
-            self.COLUMNS_KEY: adata.var_names.copy(),
             self.VOCABULARY_KEY: vocabulary.to_dict(),
             self.COLUMN_TO_GENE_KEY: column_to_gene,
         }
@@ -261,12 +260,10 @@ class CategoryField(BaseAnnDataField):
         if self.registry_key == REGISTRY_KEYS.LABELS_KEY:
             if is_there:
                 assert self.obs_key is not None
-                get_column(
-                    adata_target.obs, "adata.obs", self.obs_key
-                )  # one that is there twice raises
+                get_column(adata_target.obs, "adata.obs", self.obs_key)  # one, not two
             return self._encode(adata_target, mapping)
         if self.obs_key is not None and not is_there:
-            logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {self._unknown_get()}")
+            logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {self._consequence()}")
         if is_there:
             self.validate_field(adata_target)
         state = self._encode(adata_target, mapping)
@@ -277,10 +274,10 @@ class CategoryField(BaseAnnDataField):
             all_are = unseen.all()
             logger.log(
                 logging.WARNING if all_are else logging.INFO,
-                f"{'All' if all_are else f'{len(names):,}'} categories of "
+                f"{'All' if all_are else f'{len(names):,} of the'} categories of "
                 f"adata.obs[{self.obs_key!r}] are unknown to the model: it has "
                 f"{preview(mapping, 3)}, the data {preview(sorted(names), 3)}; "
-                f"{self._unknown_get()}",
+                f"{self._consequence()}",
             )
         return state
 
@@ -294,7 +291,7 @@ class CategoryField(BaseAnnDataField):
             self.CODES_KEY: codes.astype(np.int64),
         }
 
-    def _unknown_get(self) -> str:
+    def _consequence(self) -> str:
         is_batch = self.registry_key == REGISTRY_KEYS.BATCH_KEY
         integrated = "; only `map_query` integrates them" if is_batch else ""
         return f"expression is predicted for the average category{integrated}."
@@ -359,7 +356,8 @@ class LabelsField(CategoryField):
             if n_other := int(is_other.sum()):
                 logger.info(
                     f"{n_other:,} cells have labels in adata.obs[{self.obs_key!r}] that the model "
-                    f"does not know, such as {labels[is_other].iloc[0]!r}: to it they have none."
+                    f"does not know, such as {labels[is_other].iloc[0]!r}: they are treated as "
+                    "unlabelled."
                 )
         return state
 

@@ -136,7 +136,7 @@ class PerturbationField(CategoryField):
                 "and name combinations with it."
             )
 
-    def _unknown_get(self) -> str:
+    def _consequence(self) -> str:
         return "their effects are neither learned from nor needed."
 
 

@@ -10,13 +10,16 @@ from typing import Any
 import anndata
 import h5py
 import mudata
+import pandas as pd
 import scanpy as sc
 import zarr
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
+from scipy.io import mmread
 
 from .._logging import logger
-from .store import backed_anndata
+from .store import NOT_DAMAGE, backed_anndata
 
 FORMATS = (
     ".h5ad, .h5mu, .h5 as Cell Ranger writes it, .zarr, or a folder with matrix.mtx, barcodes.tsv "
@@ -70,9 +73,9 @@ def read_cells(
             # Repeated symbols are dealt with below.
             warnings.filterwarnings("ignore", message=".*names are not unique.*")
             data = _read(name, is_remote, backed)
-    except Exception as error:  # readers raise what they like, and the file is the reason
-        if isinstance(error, _NotReadableError | ImportError | MemoryError):
-            raise
+    except (*NOT_DAMAGE, _NotReadableError, PermissionError):
+        raise
+    except Exception as error:  # every reader has its own
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
             f"{name} cannot be read, it may be damaged or truncated: {reason}"
@@ -108,11 +111,13 @@ def _read(name: str, is_remote: bool, backed: bool) -> AnnData | MuData:
         )
     with h5py.File(path, "r") as file:
         kind, keys = str(file.attrs.get("encoding-type", "")), set(file)
+        groups = [file[key] for key in keys if isinstance(file[key], h5py.Group)]
+        is_10x = any("barcodes" in group for group in groups)
     if "mod" in keys or kind == "MuData":
         return mudata.read_h5mu(path)
     if {"obs", "var"} <= keys:
         return anndata.read_h5ad(path, backed="r" if backed else None)
-    if path.suffix == ".h5":
+    if is_10x:
         return _unique_symbols(sc.read_10x_h5(path), path)
     raise _NotReadableError(
         f"{name} is HDF5, but holds neither an AnnData nor a MuData; it has {sorted(keys)[:5]}. "
@@ -139,7 +144,29 @@ def _read_folder(path: Path) -> AnnData:
             f"can be read: {FORMATS}."
         )
     prefix = matrices[0].name.split("matrix.mtx")[0]
-    return _unique_symbols(sc.read_10x_mtx(path, prefix=prefix or None), path)
+    barcodes = _table(path, prefix, "barcodes")
+    features = _table(path, prefix, "features", "genes")
+    adata = AnnData(sparse.csr_matrix(mmread(matrices[0]).T))
+    if adata.shape != (len(barcodes), len(features)):
+        raise _NotReadableError(
+            f"{path} has a matrix of {adata.n_obs} cells x {adata.n_vars} genes, but "
+            f"{len(barcodes)} barcodes and {len(features)} genes."
+        )
+    adata.obs_names = barcodes[0].to_numpy()
+    adata.var_names = features[min(1, features.shape[1] - 1)].to_numpy()
+    adata.var["gene_ids"] = features[0].to_numpy()
+    if features.shape[1] > 2:
+        adata = adata[:, (features[2] == "Gene Expression").to_numpy()].copy()
+    return _unique_symbols(adata, path)
+
+
+def _table(path: Path, prefix: str, *names: str) -> pd.DataFrame:
+    """Read one of the tables beside a matrix, all of it as text."""
+    for name in names:
+        for end in (".tsv", ".tsv.gz"):
+            if (file := path / f"{prefix}{name}{end}").exists():
+                return pd.read_csv(file, sep="\t", header=None, dtype=str, keep_default_na=False)
+    raise _NotReadableError(f"{path} lacks {prefix}{names[0]}.tsv or {prefix}{names[0]}.tsv.gz.")
 
 
 def _unique_symbols(adata: AnnData, path: Path) -> AnnData:
@@ -158,7 +185,8 @@ def _modality(mdata: MuData, modality: str | None, name: str) -> AnnData:
         modality = "rna" if "rna" in known else known[0] if len(known) == 1 else None
     if modality not in known:
         raise ValueError(
-            f"modality={modality!r} is not in {name}, which has {known}. Name one of these."
+            f"{name} is a MuData with the modalities {known}. Name one of them, "
+            f"modality={modality!r} is none."
         )
     adata = mdata.mod[modality]
     for key in mdata.obs:

@@ -77,7 +77,7 @@ def align_sources(
     """Align all files to one vocabulary, by default the union of their genes."""
     accepted, genes = [], given
     for source in sources:
-        key = gene_id_key if gene_id_key in source.var else None
+        key = gene_id_key if gene_id_key in source.var or gene_id_key == VAR_NAMES else None
         alignment = None if genes is None else align_genes(genes, source.var, key, aliases)
         if given is None or alignment is None:  # its genes become part of the vocabulary
             column = key if alignment is None else alignment.source
@@ -105,7 +105,7 @@ def align_sources(
     if genes is None or not accepted:
         raise ValueError("No file is left: see the messages above.")
     for source in accepted:
-        key = gene_id_key if gene_id_key in source.var else None
+        key = gene_id_key if gene_id_key in source.var or gene_id_key == VAR_NAMES else None
         source.alignment = align_genes(genes, source.var, key, aliases)
         warn_of_source(source.alignment, key, f"{source.path}: var")
         if source.alignment.repeated:  # under names that later files brought

@@ -348,7 +348,8 @@ def warn_of_source(
     if gene_id_key is None and alignment.source != VAR_NAMES:
         found = alignment.matched + len(alignment.renamed)
         logger.warning(
-            f"None of {what}_names is a gene of the model. Identifiers are taken from "
+            f"No identifier in {what}_names matches a gene of the model. Identifiers are taken "
+            "from "
             f"{what}[{alignment.source!r}], which has {found:,} of its "
             f"{found + len(alignment.missing):,} genes. Name the column to be sure: "
             f"`gene_id_key={alignment.source!r}`."
@@ -369,34 +370,35 @@ def _align(
     columns = np.full(len(ids), -1, dtype=np.int64)
     taken: dict[int, int] = {}
     repeated = []
-    for column, identifier in enumerate(ids):
-        gene = exact.get(identifier)
+    for place, identifier in enumerate(ids):
+        gene = exact.get(identifier) if identifier else None
         if gene is None:
             continue
         if gene in taken:  # under the same identifier, or under its id and its name
             repeated.append(gene)
         else:
-            taken[gene], columns[column] = column, gene
+            taken[gene], columns[place] = place, gene
     n_matched = len(taken)
     exactly = set(taken)
     renamed, shadowed = [], []
     n_case = 0
     # After all exact matches, so that a column with the gene's own identifier always wins.
-    for column in np.flatnonzero(columns < 0).tolist():
-        identifier = ids[column]
+    for place in np.flatnonzero((columns < 0) & (ids != "")).tolist():
+        identifier = ids[place]
         spellings = (identifier, strip_version(identifier), fold(identifier))
         alias = next((aliases[s] for s in spellings if s in aliases), None)
         gene = folded.get(fold(identifier)) if alias is None else exact.get(alias)
         if gene is not None and gene not in taken:
-            taken[gene], columns[column] = column, gene
+            taken[gene], columns[place] = place, gene
             renamed.append((str(identifier), vocabulary.gene_ids[gene]))
             same_letters = fold(identifier) == fold(vocabulary.gene_ids[gene])
             n_case += same_letters and strip_version(identifier) not in exact
+        elif gene is not None and alias is None:
+            is_version = strip_version(identifier) != identifier
+            if gene not in exactly or is_version:  # such as two versions of one Ensembl id
+                repeated.append(gene)
         elif gene is not None and gene not in exactly:
-            if alias is None:
-                repeated.append(gene)  # such as two versions of one Ensembl id
-            else:
-                shadowed.append(str(identifier))
+            shadowed.append(str(identifier))
     return GeneAlignment(
         column_to_gene=columns,
         source=source,
@@ -438,7 +440,7 @@ def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var")
     Raises
     ------
     ValueError
-        If there is no such column, an identifier is there twice, or all are missing.
+        If there is no such column, an identifier occurs twice, or all are missing.
     """
     is_index = key is None or (key == VAR_NAMES and VAR_NAMES not in var)
     field = f"{what}_names" if is_index else f"{what}[{key!r}]"
@@ -462,8 +464,8 @@ def warn_of_numbers(ids: np.ndarray, field: str) -> None:
     """Say so if genes are called by their places, as those of a table without names are."""
     if ids.tolist() == [str(i) for i in range(len(ids))]:
         logger.warning(
-            f"{field} are the numbers from 0 to {len(ids) - 1}, as of a table without names: "
-            "genes are then matched by their places. Give them their names."
+            f"{field} look like default row numbers, from 0 to {len(ids) - 1}, so that genes "
+            "would be matched by position. Set the names of the genes."
         )
 
 

@@ -139,8 +139,8 @@ class AnnotationMixin(LatentMixin):
         assert isinstance(probabilities, pd.DataFrame)
         called = call_labels(probabilities, min_confidence, unknown, hierarchy)
         labels = called["label"]
-        if len(labels.map(type).unique()) > 1:  # numbers beside "unknown" cannot be written
-            labels = labels.map(canonical)
+        if len(labels.dropna().map(type).unique()) > 1:  # no file can hold numbers beside text
+            labels = labels.map(canonical, na_action="ignore")
         data.obs[key_added] = pd.Categorical(labels.infer_objects())
         data.obs[f"{key_added}_confidence"] = called["confidence"].to_numpy()
 

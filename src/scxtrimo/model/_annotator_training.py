@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import PositiveInt
 from scipy import sparse
 from scipy.special import softmax
 from scvi.data import AnnDataManager, _constants
@@ -42,13 +43,14 @@ from ..train import (
 from ..train.annotation import ClassWeight
 from ..train.datamodule import as_sets
 from ..train.linear import N_FOLDS
+from ..train.trainer import as_list
 from ._annotation import AnnotationMixin
 from ._base import XTrimoGeneBase
 from ._batches import PROGRESS_SECONDS
 from ._derive import register_field
 from ._saving import hash_texts
 from ._setup import UNLABELED
-from ._training import default_batch_size, default_lr
+from ._training import as_epochs, default_batch_size, default_lr
 
 Recipe = Literal["linear", "finetune", "published"]
 FINETUNING_STEPS = 200
@@ -117,7 +119,7 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
             chosen from the number of cells.
         train_size
             Which part of the cells to learn from, of every label alike. The others calibrate the
-            probabilities; a label of less than five cells is only learned from. By default nine
+            probabilities; a label of fewer than five cells is only learned from. By default nine
             tenths in a fine-tuning. Linear models learn from all labelled cells by default, and
             are calibrated on five-fold cross-validated probabilities. Either way
             :attr:`held_out` has the probabilities of cells that were not learned from.
@@ -142,6 +144,11 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
         ... )
         """
         check("early_stopping", early_stopping, bool)
+        max_epochs, pretrain_epochs = (
+            as_epochs(max_epochs),
+            as_epochs(pretrain_epochs, "pretrain_epochs"),
+        )
+        check("batch_size", kwargs.get("batch_size"), PositiveInt | None)
         if "validation_size" in kwargs:
             raise TypeError(
                 "validation_size= is not an argument here: the cells that are not learned from "
@@ -236,7 +243,10 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
                         n_steps = max(1, len(train_rows) // n_cells)
                         max_epochs = int(np.clip(round(FINETUNING_STEPS / n_steps), 3, 100))
                     if early_stopping:
-                        kwargs["callbacks"] = [*kwargs.get("callbacks", []), KeepBest(MACRO_F1)]
+                        kwargs["callbacks"] = [
+                            *as_list(kwargs.get("callbacks")),
+                            KeepBest(MACRO_F1),
+                        ]
                         kwargs |= {
                             "early_stopping_monitor": MACRO_F1,
                             "early_stopping_mode": "max",
@@ -257,13 +267,13 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
 
     def _learn_present_labels(self) -> None:
         """Take over the labels that the data have now, if they are others than the model's."""
-        args = self.registry_[_constants._SETUP_ARGS_KEY]
+        args = self._setup_of(self.adata).setup_args
         field = LabelsField(args["labels_key"], args[UNLABELED])
         state = field.register_field(self.adata)
         present = state[CategoryField.MAPPING_KEY].tolist()
         before = self.registry_[_constants._FIELD_REGISTRIES_KEY][field.registry_key]
         known = before[_constants._STATE_REGISTRY_KEY]
-        if present == list(known[CategoryField.MAPPING_KEY]):
+        if set(present) == set(known[CategoryField.MAPPING_KEY]):
             return
         logger.info(
             f"The labels are now {preview(present, 10)}; they were {self.labels.tolist()}."
@@ -328,10 +338,10 @@ class AnnotatorTrainingMixin(AnnotationMixin, XTrimoGeneBase):
         rows = draw_labelled(rows[codes[rows] >= 0], codes, self.seed_)
         counts = np.bincount(codes[rows], minlength=len(self.labels))
         if few := [f"{self.labels[i]!r} ({counts[i]})" for i in np.flatnonzero(counts < 10)]:
-            logger.info(f"Labels with less than 10 cells to learn from: {', '.join(few)}.")
+            logger.info(f"Labels with fewer than 10 cells to learn from: {', '.join(few)}.")
         if (counts > 0).sum() < 2:
             raise ValueError(
-                "The cells to learn from have less than two labels. Raise `train_size`."
+                "The cells to learn from have fewer than two labels. Raise `train_size`."
             )
         models = LinearModels.copy_of(self.module.classifier, self.module.gene_classifier)
         models.classifier.reset()

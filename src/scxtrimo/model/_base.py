@@ -92,9 +92,7 @@ class XTrimoGeneBase(
         self.gene_aliases_, self.min_gene_overlap_ = {}, DEFAULT_MIN_GENE_OVERLAP
         self.config_ = config or self._config_cls.from_size(size, **hyperparameters)
         self.seed_ = check("seed", scvi.settings.seed or 0 if seed is None else seed, Seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed_)
-            self.module = self._make_module()
+        self.module = self._make_module()
         self.init_params_ = self._get_init_params(locals())
 
     def _make_module(self) -> XTrimoGeneModule:
@@ -102,14 +100,16 @@ class XTrimoGeneBase(
         keys = covariate_keys(self.registry_)
         if keys and not self.config_.has_bottleneck:
             logger.info("Without a bottleneck decoder, batch and covariates are not used.")
-        return self._module_cls(
-            len(self.vocabulary),
-            tuple(self.summary_stats[f"n_{key}"] for key in keys),
-            self.config_,
-            self.seed_,
-            has_batches=REGISTRY_KEYS.BATCH_KEY in keys,
-            **self._module_arguments(),
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed_)
+            return self._module_cls(
+                len(self.vocabulary),
+                tuple(self.summary_stats[f"n_{key}"] for key in keys),
+                self.config_,
+                self.seed_,
+                has_batches=REGISTRY_KEYS.BATCH_KEY in keys,
+                **self._module_arguments(),
+            )
 
     def _module_arguments(self) -> dict[str, Any]:
         """Return what the module of this class takes beyond that of :class:`XTrimoGene`."""

@@ -14,7 +14,6 @@ from scvi.model._utils import parse_device_args
 
 from .. import __version__
 from ..checkpoint import read_model, write_model
-from ..checkpoint.native import check_destination
 from ..data.cell_lines import LinePanel, LineSetup
 from ..data.molecules import canonical_smiles, read_molecules
 from ..module.drugs import DrugConfig, DrugModule
@@ -73,7 +72,6 @@ class DrugSavingMixin:
         --------
         >>> synergy.save("my_synergy")
         """
-        check_destination(dir_path, prefix or "", overwrite)
         metadata = {
             "model_class": type(self).__name__,
             "scxtrimo_version": __version__,

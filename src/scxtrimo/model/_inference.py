@@ -127,10 +127,16 @@ class InferenceMixin(BatchesMixin):
             return indices
         if self.validation_indices is not None and len(self.validation_indices):
             return self.validation_indices
-        logger.info(
-            "There are no validation cells: all cells are taken, including those the model was "
-            "trained on."
-        )
+        if self.validation_indices_ is not None and len(self.validation_indices_):
+            logger.warning(
+                "The present data have none of the cells that were held out from training: all "
+                "cells are taken, including those the model was trained on."
+            )
+        else:
+            logger.info(
+                "There are no validation cells: all cells are taken, including those the model "
+                "was trained on."
+            )
         return None
 
     def _mask_and_predict(

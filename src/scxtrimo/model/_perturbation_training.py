@@ -73,6 +73,8 @@ class PerturbationTrainingMixin(PerturbationQueryMixin):
         --------
         >>> perturbation_model.train(effects=scxtrimo.train.EffectsConfig(n_steps=20))
         """
+        if effects is not None and not isinstance(effects, EffectsConfig):
+            raise TypeError(f"effects={effects!r} must be of type scxtrimo.train.EffectsConfig.")
         config = effects or EffectsConfig()
         if self.adata_manager is None:
             raise ValueError(

@@ -30,8 +30,7 @@ from ..module import XTrimoGeneConfig
 from ..train.plan import history_from_dict, history_to_dict
 
 OF_THE_DATA = {
-    *(CountsField.COLUMNS_KEY, CountsField.COLUMN_TO_GENE_KEY, CountsField.COVERAGE_KEY),
-    CategoryField.CODES_KEY,
+    *(CountsField.COLUMN_TO_GENE_KEY, CountsField.COVERAGE_KEY, CategoryField.CODES_KEY),
 }
 REQUIRED = {
     *("model_class", "registry", "config", "seed", "size", "is_trained", "history", "indices"),
@@ -96,13 +95,15 @@ class SavingMixin(BaseModelClass):
 
     def _rows_now(self, rows: np.ndarray | None) -> np.ndarray | None:
         """Return where cells of the split are now; ``None`` if that cannot be said."""
-        if rows is None or self.adata is None or self._split_cells is None:
+        if rows is None or self.adata is None:
             return rows
         present, trained = self.adata.obs_names, self._split_cells
         if isinstance(trained, str):
             if hash_texts(present) != trained:
                 return None
             self._split_cells = trained = present
+        if trained is None:
+            return None
         if present is trained or present.equals(trained):
             return rows
         if not (present.is_unique and trained.is_unique):
@@ -165,15 +166,17 @@ class SavingMixin(BaseModelClass):
                 raise
             except Exception as error:
                 raise ValueError(
-                    f"The data cannot be written as .h5ad: {error}. Mend them, or save the model "
+                    f"The data cannot be written as .h5ad: {error}. Fix them, or save the model "
                     "without them (`save_anndata=False`). Nothing was saved."
                 ) from error
             write_model(directory, tensors, metadata, prefix or "", overwrite)
 
     def _metadata(self) -> dict[str, Any]:
         """Return all of the model but its weights, as JSON holds it."""
+        cells = self._split_cells if self.adata is None else self.adata.obs_names
+        known = cells if cells is None or isinstance(cells, str) else hash_texts(cells)
         return {
-            "obs_names_sha256": None if self.adata is None else hash_texts(self.adata.obs_names),
+            "obs_names_sha256": known,
             "model_class": type(self).__name__,
             "scxtrimo_version": __version__,
             "scvi_version": scvi.__version__,
@@ -275,6 +278,9 @@ class SavingMixin(BaseModelClass):
             stored = metadata["indices"][f"{name}_"]
             rows = None if stored is None else np.array(stored, dtype=np.int64)
             setattr(model, f"{name}_", rows)
+        if model.adata is not None and model.train_indices is None:  # they are of other cells
+            for name in INDEX_SETS:
+                setattr(model, f"{name}_", None)
         model.to_device(torch_device)
         model.module.eval()
         return model

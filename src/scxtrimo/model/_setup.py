@@ -72,7 +72,7 @@ class Query:
         Their registration, without the data; ``None`` before the first use.
     """
 
-    data: weakref.ref[AnnData]
+    data: weakref.ref[AnnData | MuData]
     setup: QuerySetup | None = None
     manager: RaggedDataManager | None = None
 
@@ -110,15 +110,16 @@ def select_modality(
     adata = data.mod[modality]
     copied = dict(adata.uns.get(COPIED_KEY, {}))
     for key in obs_keys:
-        is_copy = (
-            key in copied
-            and key in adata.obs
-            and copied[key] == hash_texts(as_text(adata.obs[key]))
-        )
-        if (key not in adata.obs or is_copy) and key in data.obs:
-            adata.obs[key] = data.obs[key].reindex(adata.obs_names).to_numpy()
-            copied[key] = hash_texts(as_text(adata.obs[key]))
-            adata.uns[COPIED_KEY] = copied
+        if key not in data.obs:
+            continue
+        column = data.obs[key].reindex(adata.obs_names)
+        is_copy = key in copied or key not in adata.obs
+        if not is_copy or (key in adata.obs and adata.obs[key].equals(column)):
+            continue
+        if key in adata.obs and copied[key] != hash_texts(as_text(adata.obs[key])):
+            continue  # it was changed, and is the modality's own from now on
+        adata.obs[key] = column
+        adata.uns[COPIED_KEY] = copied | {key: hash_texts(as_text(column))}
     return adata
 
 
@@ -215,7 +216,8 @@ class SetupMixin(BaseModelClass):
                 check("categorical_covariate_keys", key, str) for key in keys
             ]
         for name in (*OBS_KEYS, "layer", "gene_id_key", "modality"):
-            args |= {name: check(name, args[name], str | None)} if name in args else {}
+            if name in args:
+                args[name] = check(name, args[name], str | None)
         adata = cls._select_modality(mdata, args)
         own_view(adata)
         # A copy carries the identifier of its original, whose set-up must not be replaced.
@@ -289,8 +291,7 @@ class SetupMixin(BaseModelClass):
         if unknown := sorted(set(setup_args) - set(trained_args)):
             raise TypeError(f"Unknown arguments {unknown}; choose from {sorted(trained_args)}.")
         args = trained_args | setup_args
-        if isinstance(adata, MuData):
-            adata.uns[MODALITY_KEY] = args["modality"]
+        given = adata
         adata = self._select_modality(adata, args)
         own_view(adata)
         if gene_id_key is not None:
@@ -300,7 +301,7 @@ class SetupMixin(BaseModelClass):
         _check_roles(trained_args, args)
         query = self._query_setup(args, gene_aliases, min_gene_overlap)
         self._register_query(adata, query)
-        self._query_of(adata).setup = query
+        self._query_of(adata).setup = self._query_of(given).setup = query
 
     def _set_up_again(self, manager: RaggedDataManager) -> RaggedDataManager:
         """Return the registration of data that changed after their set-up."""
@@ -313,20 +314,21 @@ class SetupMixin(BaseModelClass):
         again.register_fields(manager.adata, manager._source_registry)
         return again
 
-    def _setup_of(self, adata: AnnData) -> QuerySetup:
+    def _setup_of(self, adata: AnnData | MuData) -> QuerySetup:
         """Return how data are registered: as they were prepared, or as those of the training."""
         known = self._queries.get(id(adata))
         if known is not None and known.setup is not None:
             return known.setup
         return self._query_setup(self.registry[_constants._SETUP_ARGS_KEY])
 
-    def _query_of(self, adata: AnnData) -> Query:
+    def _query_of(self, adata: AnnData | MuData) -> Query:
         """Return what is known of some data, to be filled in."""
         with self._registering:
             key = id(adata)
             if key not in self._queries:
                 self._queries[key] = Query(weakref.ref(adata))
-                weakref.finalize(adata, self._queries.pop, key, None)  # before it is used again
+                # Before the identity is used again; neither keeps the other alive.
+                weakref.finalize(adata, _forget, weakref.ref(self), key).atexit = False
             return self._queries[key]
 
     def _query_setup(
@@ -421,10 +423,9 @@ class SetupMixin(BaseModelClass):
         mdata = self._mdata() if self._mdata is not None else None
         if data is self.adata and mdata is not None:
             data = mdata  # whose columns the model's own data have copies of
-        trained_args = self.registry[_constants._SETUP_ARGS_KEY]
-        selected = self._select_modality(data, trained_args)
-        own_view(selected)
         with self._registering:  # two threads may ask for the same data
+            selected = self._select_modality(data, self._setup_of(data).setup_args)
+            own_view(selected)
             manager = self.get_anndata_manager(selected)
             if manager is None or not manager.is_current():
                 self._register_query(selected, self._setup_of(selected))
@@ -483,10 +484,13 @@ class SetupMixin(BaseModelClass):
     def _select_modality(data: AnnData | MuData, args: dict[str, Any]) -> AnnData:
         named = [args.get(name) for name in OBS_KEYS]
         keys = [key for key in (*named, *(args["categorical_covariate_keys"] or ())) if key]
-        modality = args["modality"]
-        if modality is None and isinstance(data, MuData):  # of data that were prepared
-            modality = data.uns.get(MODALITY_KEY)
-        return select_modality(data, modality, keys)
+        return select_modality(data, args["modality"], keys)
+
+
+def _forget(model: weakref.ref[SetupMixin], key: int) -> None:
+    """Drop what a model knows of data that are gone."""
+    if (alive := model()) is not None:
+        alive._queries.pop(key, None)
 
 
 def _check_roles(trained_args: Mapping[str, Any], args: Mapping[str, Any]) -> None:

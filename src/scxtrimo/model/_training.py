@@ -74,7 +74,10 @@ def default_lr(n_hidden: int) -> float:
     return 1e-3 * min(1.0, 64 / n_hidden)
 
 
-def as_epochs(max_epochs: float | None) -> int | None:
+NOT_COMPLETED = "Training was not completed: the model is as it was before."
+
+
+def as_epochs(max_epochs: float | None, name: str = "max_epochs") -> int | None:
     """Return a number of epochs, which tutorials compute as a fraction.
 
     Examples
@@ -84,7 +87,7 @@ def as_epochs(max_epochs: float | None) -> int | None:
     """
     if max_epochs is None:
         return None
-    return max(1, round(check("max_epochs", max_epochs, PositiveFloat)))
+    return max(1, round(check(name, max_epochs, PositiveFloat)))
 
 
 class TrainingMixin(SavingMixin, BatchesMixin):
@@ -251,11 +254,7 @@ class TrainingMixin(SavingMixin, BatchesMixin):
             f"{max_epochs} epochs, batches of {size}, learning rate "
             f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
         )
-        with (
-            quiet_lightning(),
-            self._progress_as_asked(trainer_kwargs),
-            self._unchanged_if_interrupted(),
-        ):
+        with quiet_lightning():
             runner = XTrimoGeneRunner(  # before any work: it checks the arguments of the trainer
                 self,
                 training_plan=plan,
@@ -268,13 +267,18 @@ class TrainingMixin(SavingMixin, BatchesMixin):
                 callbacks=callbacks,
                 **(defaults | trainer_kwargs),
             )
+        with (
+            quiet_lightning(),
+            self._progress_as_asked(trainer_kwargs),
+            self._unchanged_if_interrupted(),
+        ):
+            self._split_cells = self.adata.obs_names
             if ckpt_path is None:
                 self._prepare_training(splitter.train_idx)
             # Lightning keeps the mode it finds, and that of a trained model is eval.
             self.module.train()
             with finetuned(self.module.net, plan.finetuning, self.seed_):
                 runner()
-            self._split_cells = self.adata.obs_names
             self._finish_training(splitter.train_idx)
 
     def _trained_on(self) -> dict[str, str]:
@@ -292,7 +296,7 @@ class TrainingMixin(SavingMixin, BatchesMixin):
                     *state[CategoryField.MAPPING_KEY],
                     state[CategoryField.CODES_KEY].tolist(),
                 )
-                hashes[f"categories of {state[CategoryField.ORIGINAL_KEY]!r}"] = hash_texts(parts)
+                hashes[f"categories of {key!r}"] = hash_texts(parts)
         return hashes
 
     @contextmanager
@@ -301,15 +305,18 @@ class TrainingMixin(SavingMixin, BatchesMixin):
         names = ("is_trained_", "history_", "_split_cells", *(f"{n}_" for n in INDEX_SETS))
         before = {name: getattr(self, name) for name in (*names, *attributes)}
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.module.state_dict().items()}
-        was_trained = self.module.training
+        was_trained, device = self.module.training, self.device
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            self.to_device(device)  # Lightning moves what it trained
             self.module.load_state_dict(weights)
             self.module.train(was_trained)
             for name, value in before.items():
                 setattr(self, name, value)
-            logger.warning("Training was not completed: the model is as it was before.")
+            if NOT_COMPLETED not in getattr(error, "__notes__", ()):  # said once
+                logger.warning(NOT_COMPLETED)
+                error.add_note(NOT_COMPLETED)
             raise
 
     def _prepare_training(self, rows: np.ndarray) -> None:

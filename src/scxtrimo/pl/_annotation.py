@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import tl
-from ..tl._annotation import UNKNOWN, labelled_cells
+from ..tl._annotation import UNCALLED, UNKNOWN, called_cells, labelled_cells
 from ._axes import finish, new_axes
 from ._reliability import draw_reliability
 
@@ -23,7 +23,7 @@ DARK = 0.55
 def annotation_confusion(
     labels: ArrayLike,
     predicted: ArrayLike,
-    unknown: str = UNKNOWN,
+    unknown: str | None = UNKNOWN,
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
@@ -51,13 +51,13 @@ def annotation_confusion(
     >>> ax.get_xlabel()
     'predicted'
     """
-    frame = labelled_cells(labels, predicted)
-    frame["predicted"] = frame["predicted"].fillna(unknown)
+    frame = called_cells(labels, predicted, unknown)
     counts = pd.crosstab(frame["label"], frame["predicted"])
     rows = list(counts.index)
-    others = [name for name in counts.columns if name not in rows and name != unknown]
-    columns = rows + others + ([unknown] if unknown in counts.columns else [])
+    others = [name for name in counts.columns if name not in rows and name != UNCALLED]
+    columns = rows + others + ([UNCALLED] if UNCALLED in counts.columns else [])
     counts = counts.reindex(columns=columns, fill_value=0)
+    columns = [(unknown or UNKNOWN) if name == UNCALLED else name for name in columns]
     n_cells = counts.sum(axis=1)
     parts = counts.div(n_cells, axis=0).to_numpy()
     was_given = ax is not None

@@ -14,6 +14,7 @@ from ..data.columns import as_text, canonical
 
 RARE = 40
 UNKNOWN = "unknown"
+UNCALLED = ""  # so no label is called
 
 
 def call_labels(
@@ -94,7 +95,8 @@ def check_call(
     if min_confidence > 0 and unknown in {*labels, *more_general.values()}:
         raise ValueError(
             f"unknown={unknown!r} is the name of a label: cells below min_confidence="
-            f"{min_confidence} could not be told from cells with this label. Choose another word, "
+            f"{min_confidence} could not be distinguished from cells with this label. Choose "
+            "another word, "
             'for instance `unknown="unassigned"`.'
         )
     if more_general and not more_general.keys() & set(labels):
@@ -185,6 +187,19 @@ def _aligned(given: Mapping[str, ArrayLike]) -> dict[str, pd.Series]:
     return columns
 
 
+def called_cells(labels: ArrayLike, predicted: ArrayLike, unknown: str | None) -> pd.DataFrame:
+    """Return :func:`labelled_cells`, the prediction of cells without one being ``UNCALLED``."""
+    frame = labelled_cells(labels, predicted)
+    if unknown in set(frame["label"]) and (frame["predicted"] == unknown).any():
+        raise ValueError(
+            f"unknown={unknown!r} is the name of a label, too. Say with `unknown=` what cells "
+            "without a prediction are called, or `unknown=None` if every cell has one."
+        )
+    is_uncalled = frame["predicted"].isna() | (frame["predicted"] == unknown)
+    frame["predicted"] = frame["predicted"].mask(is_uncalled, UNCALLED)
+    return frame
+
+
 def annotation_report(
     labels: ArrayLike, predicted: ArrayLike, unknown: str | None = UNKNOWN, rare: int = RARE
 ) -> pd.DataFrame:
@@ -219,16 +234,10 @@ def annotation_report(
     B         0.5          0                  T
     T         0.5          1                NaN
     """
-    frame = labelled_cells(labels, predicted)
-    is_unknown = frame["predicted"].isna() | (frame["predicted"] == unknown)
-    if unknown in set(frame["label"]) and (frame["predicted"] == unknown).any():
-        raise ValueError(
-            f"unknown={unknown!r} is the name of a label, too. Say with `unknown=` what cells "
-            "without a prediction are called, or `unknown=None` if every cell has one."
-        )
-    frame.loc[is_unknown, "predicted"] = ""  # so no label is
+    frame = called_cells(labels, predicted, unknown)
+    is_unknown = frame["predicted"] == UNCALLED
     counts = frame["label"].value_counts()
-    only_predicted = sorted(set(frame["predicted"]) - set(counts.index) - {""})
+    only_predicted = sorted(set(frame["predicted"]) - set(counts.index) - {UNCALLED})
     names = [*counts.index, *only_predicted]
     precision, recall, f1, n_cells = precision_recall_fscore_support(
         frame["label"], frame["predicted"], labels=names, average=None, zero_division=np.nan

@@ -129,16 +129,31 @@ class RaggedDataSplitter(DataSplitter):
 
 
 def as_sets(external_indexing: Any, n_cells: int) -> list[np.ndarray]:
-    """Return row numbers of training, validation and test cells, from rows or masks."""
-    sets = [*external_indexing, None, None][:3]
-    none = np.empty(0, dtype=np.int64)
-    rows = [none if part is None or len(part) == 0 else as_rows(part, n_cells) for part in sets]
-    times = np.bincount(np.concatenate(rows), minlength=n_cells)
-    if n_missing := int((times == 0).sum()):
+    """Return row numbers of training, validation and test cells, from rows or masks.
+
+    Cells that are in none of the sets are test cells, unless test cells are named.
+    """
+    if not isinstance(external_indexing, list | tuple) or not 1 <= len(external_indexing) <= 3:
         raise ValueError(
-            f"external_indexing leaves out {n_missing:,} of {n_cells:,} cells. Put them into its "
-            "third set, which is neither trained on nor validated."
+            "external_indexing must be a list of up to three sets of cells: to train on, to "
+            f"validate on, and neither; got {type(external_indexing).__name__}."
+        )
+    sets = [_rows_of(part, n_cells) for part in [*external_indexing, None, None][:3]]
+    times = np.bincount(np.concatenate(sets), minlength=n_cells)
+    left_out = np.flatnonzero(times == 0)
+    if len(left_out) and len(sets[2]):
+        raise ValueError(
+            f"external_indexing leaves out {len(left_out):,} of {n_cells:,} cells. Put them into "
+            "its third set, which is neither trained on nor validated."
         )
     if n_twice := int((times > 1).sum()):
-        raise ValueError(f"external_indexing has {n_twice:,} cells more than once.")
-    return rows
+        raise ValueError(f"external_indexing lists {n_twice:,} cells more than once.")
+    return [*sets[:2], sets[2] if len(sets[2]) else left_out]
+
+
+def _rows_of(part: Any, n_cells: int) -> np.ndarray:
+    """Return row numbers; there may be none."""
+    values = np.asarray([] if part is None else part)
+    if values.size == 0 or (values.dtype == bool and not values.any()):
+        return np.empty(0, dtype=np.int64)
+    return as_rows(part, n_cells)

@@ -115,12 +115,13 @@ def check_resumed(ckpt_path: str | os.PathLike, trained_on: Mapping[str, str]) -
             "same order."
         )
         return
-    other = [name for name, value in trained_on.items() if before.get(name, value) != value]
+    names = dict.fromkeys([*before, *trained_on])
+    other = [name for name in names if before.get(name) != trained_on.get(name)]
     if other:
         raise ValueError(
-            f"ckpt_path={str(ckpt_path)!r} is of another training: {', '.join(other)} differ, or "
-            "are in another order. Bring model and data into the form in which that training was "
-            "started, or start a new one."
+            f"ckpt_path={str(ckpt_path)!r} belongs to another training: {', '.join(other)} "
+            "differ, or are in another order. Restore the model and the data of that training, "
+            "or start a new one."
         )
 
 
