@@ -12,6 +12,7 @@ import pytest
 from helpers import make_cells
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from scxtrimo.data import COVERAGE_KEY
 from scxtrimo.model import XTrimoGeneAnnotator
@@ -128,12 +129,12 @@ def replace_counts(adata, rng):
 
 
 def change_counts_in_place(adata, rng):
-    if hasattr(adata.X, "data") and len(adata.X.data):
+    if sparse.issparse(adata.X):
         adata.X.data[rng.integers(len(adata.X.data))] += 3
 
 
 def densify(adata, rng):
-    adata.X = adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X
+    adata.X = adata.X.toarray() if sparse.issparse(adata.X) else adata.X
 
 
 def take_logarithms(adata, rng):
@@ -141,7 +142,7 @@ def take_logarithms(adata, rng):
 
 
 def take_logarithms_in_place(adata, rng):
-    if hasattr(adata.X, "data"):
+    if sparse.issparse(adata.X):
         adata.X.data[:] = np.log1p(adata.X.data)
 
 
