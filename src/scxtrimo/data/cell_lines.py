@@ -44,8 +44,8 @@ class LineSetup:
     expression
         ``"tpm"``, ``"counts"`` or ``"values"``; see :func:`setup_lines`.
     gene_id_key
-        Column of ``var`` with the identifiers of the genes; ``None`` for ``var_names`` of the
-        lines of the screen, and for the column that fits best of others.
+        Column of ``var`` with the identifiers of the genes; ``None`` for ``var_names``; see
+        :func:`~scxtrimo.data.align_genes` for other lines.
     """
 
     layer: str | None

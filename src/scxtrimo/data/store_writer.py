@@ -96,8 +96,7 @@ def write_store(
         Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` for the first of these
         that looks like raw counts.
     gene_id_key, gene_aliases
-        See :meth:`~scxtrimo.model.XTrimoGene.prepare_query_anndata`. By default identifiers are
-        looked for in all text columns of ``var``.
+        See :func:`~scxtrimo.data.align_genes`.
     min_gene_overlap
         Smallest acceptable fraction of the genes of a file found in the vocabulary, or of the
         vocabulary found in the file, whichever is larger.

@@ -275,7 +275,7 @@ def align_genes(
 
     Identifiers are those in ``var[gene_id_key]`` if given, else those in the index of ``var``.
     Only if not a single gene is found there, the other text columns of ``var`` are tried, and the
-    one that finds most genes is used; :attr:`GeneAlignment.source` says which. A gene is found
+    one that finds most genes is used; the alignment says which. A gene is found
     under its id or its name, after that under an alias, without Ensembl version suffix, or
     regardless of upper and lower case where that is unambiguous. A missing identifier matches
     nothing.

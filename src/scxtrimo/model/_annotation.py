@@ -28,7 +28,7 @@ class AnnotationMixin(LatentMixin):
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels the model tells apart: text, numbers or booleans, as in the training data.
+        """The labels that the model knows, as the training data have them.
 
         Examples
         --------

@@ -65,7 +65,7 @@ class SavingMixin(BaseModelClass):
 
     @property
     def validation_indices(self) -> np.ndarray | None:
-        """Rows of the present data that were held out, see :attr:`train_indices`.
+        """Rows of the present data that were held out, wherever these cells are now.
 
         Examples
         --------
@@ -80,7 +80,7 @@ class SavingMixin(BaseModelClass):
 
     @property
     def test_indices(self) -> np.ndarray | None:
-        """Rows of the present data in neither set, see :attr:`train_indices`.
+        """Rows of the present data that were neither trained on nor held out.
 
         Examples
         --------
