@@ -162,7 +162,7 @@ def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
         part = anndata.AnnData(data.X if use_x else data.layers[layer])
         key = args.gene_id_key if args.gene_id_key in data.var else None
         part.obs_names = data.obs_names
-        part.var_names = own_identifiers(data.var, key)
+        part.var_names = own_identifiers(data.var, key).tolist()
         parts.append(part[:, part.var_names != ""])
     both = anndata.concat(
         {"reference": parts[0], "query": parts[1]}, label=BATCH, index_unique="-", join="inner"

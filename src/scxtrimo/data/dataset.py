@@ -299,7 +299,7 @@ class RaggedDataManager(AnnDataManager):
         manager._source_registry = None  # a copy of that of the model, codes of its cells included
         return manager
 
-    def with_data(self, adata: AnnData | None) -> Self:
+    def with_data(self, adata: Any) -> Self:
         """Return a copy for the data that it was made with.
 
         Parameters
