@@ -16,12 +16,11 @@ from torch import Tensor
 from .._logging import logger
 from .columns import as_text
 from .vocabulary import (
-    VAR_NAMES,
     GeneVocabulary,
     align_genes,
+    ambiguous_error,
     own_identifiers,
     preview,
-    repeated_error,
     warn_of_source,
 )
 
@@ -221,8 +220,7 @@ class LinePanel(NamedTuple):
         vocabulary = GeneVocabulary(self.gene_ids, self.gene_ids)
         alignment = align_genes(vocabulary, lines.var, setup.gene_id_key)
         if alignment.repeated:
-            source = None if alignment.source == VAR_NAMES else alignment.source
-            raise repeated_error(alignment.repeated, source, "lines.var")
+            raise ambiguous_error(alignment, "lines.var")
         if alignment.overlap < max(min_overlap, 1e-9):
             raise ValueError(
                 f"Only {alignment.overlap:.1%} of the {len(vocabulary)} genes the model reads are "

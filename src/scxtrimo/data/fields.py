@@ -23,11 +23,11 @@ from .vocabulary import (
     GeneAlignment,
     GeneVocabulary,
     align_genes,
+    ambiguous_error,
     best_other_column,
     identifiers,
     own_identifiers,
     preview,
-    repeated_error,
     warn_of_numbers,
     warn_of_source,
 )
@@ -119,9 +119,7 @@ class CountsField(BaseAnnDataField):
         key = self.gene_id_key if has_key else None
         alignment = align_genes(vocabulary, adata_target.var, key, self.gene_aliases)
         if alignment.repeated:
-            raise repeated_error(
-                alignment.repeated, None if alignment.source == VAR_NAMES else alignment.source
-            )
+            raise ambiguous_error(alignment)
         self._check_overlap(vocabulary, alignment, adata_target)
         check_counts(adata_target, self.attr_key, used=alignment.column_to_gene >= 0)
         warn_of_source(alignment, key)

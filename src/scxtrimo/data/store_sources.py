@@ -21,9 +21,9 @@ from .vocabulary import (
     GeneAlignment,
     GeneVocabulary,
     align_genes,
+    ambiguous_error,
     own_identifiers,
     preview,
-    repeated_error,
     warn_of_source,
 )
 
@@ -196,11 +196,7 @@ def draw_validation(
 
 
 def _repeated(source: Source, alignment: GeneAlignment) -> ValueError:
-    return repeated_error(
-        alignment.repeated,
-        None if alignment.source == VAR_NAMES else alignment.source,
-        f"{source.path}: var",
-    )
+    return ambiguous_error(alignment, f"{source.path}: var")
 
 
 def _other_genes(

@@ -469,6 +469,12 @@ def warn_of_numbers(ids: np.ndarray, field: str) -> None:
         )
 
 
+def ambiguous_error(alignment: GeneAlignment, what: str = "adata.var") -> ValueError:
+    """Return the error of an alignment with genes that several columns are named after."""
+    source = None if alignment.source == VAR_NAMES else alignment.source
+    return repeated_error(alignment.repeated, source, what)
+
+
 def repeated_error(
     repeated: Sequence[str] | pd.Index, key: str | None, what: str = "adata.var"
 ) -> ValueError:
