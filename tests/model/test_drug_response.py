@@ -4,24 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from drug_screens import AROMATIC, FAST, SMALL, SMILES, make_lines
+from drug_screens import FAST, SMALL, SMILES, make_lines, make_responses
 
 from scxtrimo.model import XTrimoGeneDrugResponse
 from scxtrimo.module import ResponseBase
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")
-
-
-def make_responses(lines) -> pd.DataFrame:
-    """Aromatic drugs work in one state, the others in the other; means of drugs differ widely."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for i, (name, smiles) in enumerate(SMILES.items()):
-        for line, state in zip(lines.obs_names, lines.obs["state"], strict=True):
-            effect = (2 * state - 1) * (1 if name in AROMATIC else -1)
-            rows.append((smiles, name, line, 3 * i + effect + rng.normal(0, 0.2)))
-    return pd.DataFrame(rows, columns=["drug", "name", "cell", "y"])
 
 
 def make_model(lines, screen, **kwargs) -> XTrimoGeneDrugResponse:

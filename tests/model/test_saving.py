@@ -15,6 +15,7 @@ from numpy.testing import assert_array_equal
 from scxtrimo.model import (
     XTrimoGene,
     XTrimoGeneAnnotator,
+    XTrimoGeneDrugResponse,
     XTrimoGenePerturbation,
     XTrimoGeneSynergy,
 )
@@ -282,18 +283,36 @@ def test_models_of_the_version_before_load_and_give_equal_results():
     )
     effects = perturbation.predict(["GENE1", "GENE2+GENE3"]).layers["effect"]
     np.testing.assert_allclose(effects, expected["perturbation_effect"], rtol=1e-3, atol=1e-4)
+    published = XTrimoGene.load(FIXTURES / "published", adata=make_cells(80, 30))
+    np.testing.assert_allclose(
+        published.get_latent_representation(), expected["published_latent"], **close
+    )
+    np.testing.assert_allclose(
+        published.get_normalized_expression(indices=range(10), return_numpy=True),
+        expected["published_expression"],
+        **close,
+    )
 
 
-def test_a_synergy_model_of_the_version_before_loads_and_gives_equal_results():
+def test_drug_models_of_the_version_before_load_and_give_equal_results():
     pytest.importorskip("rdkit")
     pytest.importorskip("torch_geometric")
-    from drug_screens import make_lines, make_screen
+    from drug_screens import make_lines, make_responses, make_screen
 
     screen = make_screen(make_lines(), n_drugs=4).head(10)
     synergy = XTrimoGeneSynergy.load(FIXTURES / "synergy")
     np.testing.assert_allclose(
         synergy.predict(screen)["probability"],
         np.load(FIXTURES / "expected.npz")["synergy"],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    response = XTrimoGeneDrugResponse.load(FIXTURES / "response")
+    screen = make_responses(make_lines())
+    screen = screen[screen["name"].isin(["ethanol", "phenol", "aspirin", "urea"])]
+    np.testing.assert_allclose(
+        response.predict(screen)["predicted_response"],
+        np.load(FIXTURES / "expected.npz")["response"],
         rtol=1e-4,
         atol=1e-5,
     )
