@@ -36,7 +36,7 @@ def _store(tmp_path_factory):
     directory = tmp_path_factory.mktemp("store")
     scxtrimo.datasets.pbmc68k().write_h5ad(directory / "pbmc.h5ad")
     files, out = [directory / "pbmc.h5ad"], directory / "cells.zarr"
-    scxtrimo.data.write_store(files, out, min_genes=1, validation_size=0.05)
+    scxtrimo.pretraining.write_store(files, out, min_genes=1, validation_size=0.05)
     return out
 
 
@@ -63,7 +63,7 @@ def _example() -> dict:
     perturbed_cells = make_perturbed_cells()
     scxtrimo.model.XTrimoGenePerturbation.setup_anndata(perturbed_cells, "condition")
     perturbation_model = scxtrimo.model.XTrimoGenePerturbation(perturbed_cells, size="tiny")
-    effects = scxtrimo.train.EffectsConfig(n_steps=20)
+    effects = scxtrimo.perturbation.EffectsConfig(n_steps=20)
     perturbation_model.train(max_epochs=1, effects=effects, enable_progress_bar=False)
     names = {
         "scxtrimo": scxtrimo,

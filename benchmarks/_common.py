@@ -15,7 +15,7 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from scxtrimo.data import to_ragged
+from scxtrimo.data.dataset import to_ragged
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -12,7 +12,7 @@ import pandas as pd
 from anndata import AnnData
 from sklearn.decomposition import PCA
 
-from scxtrimo.data.molecules import (
+from scxtrimo.drugs.molecules import (
     FINGERPRINT_BITS,
     canonical_smiles,
     parent_smiles,

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from scxtrimo.checkpoint.scfoundation import _names
-from scxtrimo.module import XTrimoGeneConfig, XTrimoGeneModule, target_values
-from scxtrimo.nn import XTrimoGeneNet, normalize_counts
+from scxtrimo.config import XTrimoGeneConfig
+from scxtrimo.nn.embedding import normalize_counts
 from scxtrimo.nn.performer import EPSILON
 from scxtrimo.nn.ragged import cells_of, to_tokens
+from scxtrimo.nn.xtrimogene import XTrimoGeneNet
+from scxtrimo.train.module import XTrimoGeneModule, target_values
 
 
 def random_checkpoint(path: Path, config: XTrimoGeneConfig, n_genes: int) -> None:

@@ -38,8 +38,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 
 import scxtrimo
-from scxtrimo.tl._annotation import RARE
-from scxtrimo.train.linear import IS_L1
+from scxtrimo.annotation.linear import IS_L1
+from scxtrimo.annotation.tools import RARE
 
 N_FOLDS = 5
 LABELLED = 0.1

@@ -36,7 +36,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import scxtrimo
-from scxtrimo.data.molecules import canonical_smiles
+from scxtrimo.drugs.molecules import canonical_smiles
 
 N_FOLDS = 3
 N_COMPONENTS = 50

@@ -39,7 +39,7 @@ from scipy import sparse
 from torch.nn.utils.rnn import pad_sequence
 
 import scxtrimo
-from scxtrimo.module import SIZES
+from scxtrimo.config import SIZES
 
 N_GENES = 19_264
 PUBLISHED = "as published, one cell at a time"

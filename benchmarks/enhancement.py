@@ -29,7 +29,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
 import scxtrimo
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 RATES = (0.05, 0.1, 0.2)
 Predict = Callable[[AnnData], np.ndarray]

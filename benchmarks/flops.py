@@ -26,9 +26,10 @@ from _published import NaiveTraining
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from scxtrimo.module import SIZES, XTrimoGeneConfig, XTrimoGeneModule
-from scxtrimo.nn import Performer
-from scxtrimo.train import MaskingConfig, mask_batch
+from scxtrimo.config import SIZES, XTrimoGeneConfig
+from scxtrimo.nn.masking import MaskingConfig, mask_batch
+from scxtrimo.nn.performer import Performer
+from scxtrimo.train.module import XTrimoGeneModule
 
 # torch's counter knows the attention kernels of GPUs only
 ATTENTION_ON_CPU = {

@@ -27,9 +27,10 @@ from scvi.dataloaders import AnnDataLoader
 from torch import Tensor
 
 import scxtrimo
-from scxtrimo.nn import normalize_counts
+from scxtrimo.nn.embedding import normalize_counts
+from scxtrimo.nn.masking import MaskingConfig, mask_batch
 from scxtrimo.nn.ragged import to_tokens
-from scxtrimo.train import MaskingConfig, RaggedDataSplitter, mask_batch
+from scxtrimo.train.datamodule import RaggedDataSplitter
 
 BATCH_SIZE = 128
 

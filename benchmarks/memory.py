@@ -31,7 +31,7 @@ from loader import our_tokens, scvi_tokens
 from train_step import NAIVE, measure
 
 import scxtrimo
-from scxtrimo.module import SIZES
+from scxtrimo.config import SIZES
 
 TRAINING = (NAIVE, "published configuration", "cross-attention", "bottleneck")
 EMBEDDING = ("as published, one cell at a time", "padded", "scxtrimo", "scxtrimo, bf16")

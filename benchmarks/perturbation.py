@@ -42,10 +42,10 @@ from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import RidgeCV
 
 import scxtrimo
-from scxtrimo.data.effects import change_means
-from scxtrimo.data.group_moments import log_normalized
-from scxtrimo.model import XTrimoGenePerturbation
-from scxtrimo.train import EffectsConfig
+from scxtrimo.data.counts import log_normalized
+from scxtrimo.perturbation.effect_tables import change_means
+from scxtrimo.perturbation.model import XTrimoGenePerturbation
+from scxtrimo.perturbation.training import EffectsConfig
 
 N_SPLITS = 5
 SIMULATED, CRISPRA, CRISPRI = "simulated", "norman19", "mcfaline23"

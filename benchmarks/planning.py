@@ -23,14 +23,11 @@ from _common import parser, report, row, simulate
 from scipy import sparse
 
 import scxtrimo
-from scxtrimo.module import SIZES, XTrimoGeneModule
-from scxtrimo.train import (
-    MaskingConfig,
-    activation_bytes,
-    mask_batch,
-    ragged_batch,
-    training_flops,
-)
+from scxtrimo.config import SIZES
+from scxtrimo.nn.masking import MaskingConfig, mask_batch
+from scxtrimo.pretraining.flops import activation_bytes, training_flops
+from scxtrimo.pretraining.stream import ragged_batch
+from scxtrimo.train.module import XTrimoGeneModule
 
 N_CELLS, N_GENES = 50_000_000, 19_264
 PEAK = 989e12  # H100 SXM, bfloat16, dense, as its maker says
@@ -73,7 +70,7 @@ def bytes_per_cell(cells: anndata.AnnData) -> float:
     with tempfile.TemporaryDirectory() as directory:
         cells.write_h5ad(Path(directory) / "cells.h5ad")
         store = Path(directory) / "store.zarr"
-        scxtrimo.data.write_store(
+        scxtrimo.pretraining.write_store(
             [Path(directory) / "cells.h5ad"], store, min_genes=1, drop_duplicates=False
         )
         total = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())

@@ -23,7 +23,7 @@ from anndata import AnnData
 from torch.utils.flop_counter import FlopCounterMode
 
 import scxtrimo
-from scxtrimo.train import MaskingConfig, mask_batch
+from scxtrimo.nn.masking import MaskingConfig, mask_batch
 
 # name: width, layers, heads
 SIZES = {"8 x 1": (8, 1, 1), "16 x 1": (16, 1, 1), "32 x 1": (32, 1, 2)}
@@ -51,7 +51,7 @@ def train(adata: AnnData, name: str, seed: int, n_steps: int) -> dict[str, float
     model_class.setup_anndata(adata)
     model = model_class(
         adata,
-        config=scxtrimo.module.XTrimoGeneConfig(
+        config=scxtrimo.model.XTrimoGeneConfig(
             n_hidden=width,
             n_layers=layers,
             n_heads=heads,

@@ -21,8 +21,9 @@ from _common import parser, ragged_batch, report, row, simulate
 from anndata import AnnData
 
 import scxtrimo
-from scxtrimo.module import SIZES, XTrimoGeneModule
-from scxtrimo.train import MaskingConfig, mask_batch
+from scxtrimo.config import SIZES
+from scxtrimo.nn.masking import MaskingConfig, mask_batch
+from scxtrimo.train.module import XTrimoGeneModule
 
 N_GENES, N_EXPRESSED, SIZE = 19_264, 1_000, "1m"
 

@@ -78,7 +78,7 @@ def write(files: list[str], store: str) -> dict[str, float]:
 
     genes = [f"GENE{i}" for i in range(N_GENES)]
     start = time.perf_counter()
-    written = scxtrimo.data.write_store(
+    written = scxtrimo.pretraining.write_store(
         files, store, vocabulary=genes, min_genes=1, drop_duplicates=False
     )
     seconds = time.perf_counter() - start
@@ -89,10 +89,10 @@ def write(files: list[str], store: str) -> dict[str, float]:
 
 def batches(reader: str, store: str, files: list[str]) -> Iterator[tuple[int, np.ndarray | None]]:
     """Iterate over the batches of an epoch: how many cells, and which."""
-    from scxtrimo.data import CellStore
+    from scxtrimo.pretraining.store import CellStore
 
     if reader == "scxtrimo":
-        from scxtrimo.train import StoreDataModule
+        from scxtrimo.pretraining.stream import StoreDataModule
 
         for batch in StoreDataModule(store, batch_size=BATCH_SIZE).train_dataloader():
             yield len(batch["library_size"]), batch["cell_ids"].numpy()
@@ -130,8 +130,8 @@ def batches(reader: str, store: str, files: list[str]) -> Iterator[tuple[int, np
 
 def read(reader: str, store: str, files: list[str]) -> dict[str, float]:
     """Read an epoch."""
-    from scxtrimo.data import CellStore
-    from scxtrimo.data.annbatch_access import fast_codecs
+    from scxtrimo.pretraining.annbatch_access import fast_codecs
+    from scxtrimo.pretraining.store import CellStore
 
     with fast_codecs():  # zarrs, if it is there, for all that read the store
         stream = batches(reader, store, files)

@@ -29,8 +29,9 @@ import torch
 from _common import parser, peak_memory, ragged_batch, report, reset_peak_memory
 from _published import NaiveTraining
 
-from scxtrimo.module import SIZES, XTrimoGeneModule
-from scxtrimo.train import MaskingConfig, mask_batch
+from scxtrimo.config import SIZES
+from scxtrimo.nn.masking import MaskingConfig, mask_batch
+from scxtrimo.train.module import XTrimoGeneModule
 
 N_GENES, N_CELLS, DENSITY = 19_264, 4, 0.08
 NAIVE = "as published, naive"

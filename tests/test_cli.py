@@ -12,9 +12,10 @@ from published import GENES, N_GENES, write_checkpoint
 from scipy import sparse
 from scipy.io import mmwrite
 
+from scxtrimo.annotation.model import XTrimoGeneAnnotator
 from scxtrimo.cli import main
-from scxtrimo.data import write_store
-from scxtrimo.model import XTrimoGene, XTrimoGeneAnnotator
+from scxtrimo.model.xtrimogene import XTrimoGene
+from scxtrimo.pretraining.store_writer import write_store
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import sys
 import scvi
 from helpers import make_cells
 
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 
 def test_messages_follow_the_verbosity_of_scvi_tools(caplog):

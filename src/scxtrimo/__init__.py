@@ -2,39 +2,8 @@
 
 from importlib.metadata import version
 
+from ._lazy import attach
+
 __version__ = version("scxtrimo")
-
-from . import (
-    checkpoint,
-    data,
-    datasets,
-    model,
-    module,
-    nn,
-    pl,
-    pp,
-    pretraining,
-    tl,
-    train,
-)
-from .pretraining import DataConfig, EngineConfig, PretrainConfig, RecordConfig, pretrain
-
-__all__ = [
-    "DataConfig",
-    "EngineConfig",
-    "PretrainConfig",
-    "RecordConfig",
-    "__version__",
-    "checkpoint",
-    "data",
-    "datasets",
-    "model",
-    "module",
-    "nn",
-    "pl",
-    "pp",
-    "pretrain",
-    "pretraining",
-    "tl",
-    "train",
-]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
+__all__ += ["__version__"]

@@ -18,8 +18,8 @@ from .checkpoint.native import replacing
 from .data.columns import get_column
 from .data.reading import read_cells
 from .datasets import pbmc68k
-from .model import XTrimoGene
-from .tl import cluster_agreement
+from .model.xtrimogene import XTrimoGene
+from .tl._agreement import cluster_agreement
 
 __all__ = ["run_demo"]
 

@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from scxtrimo.checkpoint import native, read_model, write_model
+from scxtrimo.checkpoint import native
+from scxtrimo.checkpoint.native import read_model, write_model
 
 OLD, NEW = {"w": torch.arange(6.0)}, {"w": torch.ones(3)}
 

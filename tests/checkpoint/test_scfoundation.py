@@ -5,9 +5,9 @@ import torch
 from helpers import make_cells
 from published import GENES, write_checkpoint
 
-from scxtrimo.checkpoint import read_scfoundation
+from scxtrimo.checkpoint.scfoundation import read_scfoundation
 from scxtrimo.data.gene_index import read_gene_index
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 
 def drop(content):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scxtrimo.data import RowReader
-from scxtrimo.model import XTrimoGene
+from scxtrimo.data.counts import RowReader
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 
 def setup(adata, **kwargs):

@@ -11,8 +11,9 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_array_equal
 from scipy import sparse
 
-from scxtrimo.data import RaggedDataset, RowReader, to_ragged
-from scxtrimo.model import XTrimoGene
+from scxtrimo.data.counts import RowReader
+from scxtrimo.data.dataset import RaggedDataset, to_ragged
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 FORMATS = {
     "csr_matrix": sparse.csr_matrix,

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from helpers import make_cells, train_tiny
 
-from scxtrimo.data import COVERAGE_KEY, GeneTable, GeneVocabulary, align_genes
+from scxtrimo.data.gene_table import GeneTable
+from scxtrimo.data.vocabulary import COVERAGE_KEY, GeneVocabulary, align_genes
 
 TABLE = pd.DataFrame(
     [

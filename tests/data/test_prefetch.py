@@ -7,8 +7,9 @@ import pytest
 from torch.utils.data import DataLoader
 
 import scxtrimo
-from scxtrimo.data import PrefetchLoader, RaggedDataset, prefetch
-from scxtrimo.train import EpochShuffler
+from scxtrimo.data.dataset import RaggedDataset
+from scxtrimo.data.prefetching import PrefetchLoader, prefetch
+from scxtrimo.train.sampler import EpochShuffler
 
 
 def test_all_batches_in_order_from_another_thread():

@@ -11,17 +11,12 @@ import pytest
 from helpers import make_cells
 from scipy import sparse
 
-from scxtrimo.data import (
-    CellFile,
-    CellStore,
-    DamagedStoreError,
-    RowReader,
-    annbatch_access,
-    is_store,
-    store,
-    write_store,
-)
-from scxtrimo.data.checksums import hash_cells
+from scxtrimo.data.counts import RowReader
+from scxtrimo.pretraining import annbatch_access, store
+from scxtrimo.pretraining.cell_file import CellFile
+from scxtrimo.pretraining.checksums import hash_cells
+from scxtrimo.pretraining.store import CellStore, DamagedStoreError, is_store
+from scxtrimo.pretraining.store_writer import write_store
 
 FEW = {"min_genes": 1, "validation_size": 0.1, "memory": 20_000}
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scxtrimo.data import GeneVocabulary, align_genes
-from scxtrimo.data.vocabulary import own_identifiers
+from scxtrimo.data.vocabulary import GeneVocabulary, align_genes, own_identifiers
 
 VOCABULARY = GeneVocabulary(
     ("ENSG00000000001", "ENSG00000000002", "ENSG00000000003"), ("CD3D", "MS4A1", "Lyz")

@@ -10,7 +10,8 @@ from published import GENES, N_GENES, write_checkpoint
 from scipy import sparse
 
 import scxtrimo
-from scxtrimo.model import XTrimoGene, XTrimoGeneAnnotator
+from scxtrimo.annotation.model import XTrimoGeneAnnotator
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 ARGS = {"accelerator": "cpu", "enable_progress_bar": False}
 

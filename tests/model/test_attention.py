@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import make_cells, train_tiny
 
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model.xtrimogene import XTrimoGene
 from scxtrimo.nn import attention
 
 

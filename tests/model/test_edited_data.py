@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from scxtrimo.data import COVERAGE_KEY
-from scxtrimo.model import XTrimoGeneAnnotator
+from scxtrimo.annotation.model import XTrimoGeneAnnotator
+from scxtrimo.data.vocabulary import COVERAGE_KEY
 
 N_DRAWS = int(os.environ.get("SCXTRIMO_DRAWS", 50))
 REFUSED = (ValueError, TypeError)

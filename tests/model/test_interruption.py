@@ -6,7 +6,8 @@ import torch
 from helpers import make_cells, train_tiny
 from lightning.pytorch.callbacks import Callback
 
-from scxtrimo.model import XTrimoGene, XTrimoGeneAnnotator
+from scxtrimo.annotation.model import XTrimoGeneAnnotator
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 

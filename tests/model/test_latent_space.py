@@ -12,7 +12,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import scxtrimo
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 
 def shift_genes(cells: anndata.AnnData, rows: np.ndarray, seed: int = 0) -> anndata.AnnData:

@@ -8,8 +8,9 @@ import pytest
 from drug_screens import FAST, SMALL, SMILES, make_lines, make_screen
 from sklearn.metrics import roc_auc_score
 
-from scxtrimo.model import XTrimoGeneDrugResponse, XTrimoGeneSynergy
-from scxtrimo.train.newcomers import choose_own_weight, draw_newcomers
+from scxtrimo.drugs.newcomers import choose_own_weight, draw_newcomers
+from scxtrimo.drugs.response import XTrimoGeneDrugResponse
+from scxtrimo.drugs.synergy import XTrimoGeneSynergy
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")
@@ -284,7 +285,7 @@ def test_salts_and_stereoisomers_are_held_out_together(lines, screen):
 
 
 def test_an_interruption_keeps_the_best_weights(lines, screen, monkeypatch):
-    from scxtrimo.train import drugs
+    from scxtrimo.drugs import training as drugs
 
     model, step, times = make_model(lines, screen), drugs._step, []
 

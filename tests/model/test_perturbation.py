@@ -8,8 +8,9 @@ import pytest
 from helpers import make_perturbed_cells, train_tiny
 
 import scxtrimo
-from scxtrimo.model import XTrimoGene, XTrimoGenePerturbation
-from scxtrimo.train import EffectsConfig
+from scxtrimo.model.xtrimogene import XTrimoGene
+from scxtrimo.perturbation.model import XTrimoGenePerturbation
+from scxtrimo.perturbation.training import EffectsConfig
 
 ARGS = {"accelerator": "cpu", "enable_progress_bar": False}
 FAST = EffectsConfig(n_steps=30)

@@ -10,7 +10,7 @@ from published import GENES, N_GENES, Reference, write_checkpoint
 from scipy import sparse
 
 from scxtrimo.data.gene_index import read_gene_index
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model.xtrimogene import XTrimoGene
 from scxtrimo.nn import performer
 
 FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "scfoundation_tiny"

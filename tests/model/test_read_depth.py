@@ -7,8 +7,8 @@ from helpers import make_cells, train_tiny
 from scipy import sparse
 
 import scxtrimo
-from scxtrimo.model import XTrimoGene
-from scxtrimo.module import SIZES, XTrimoGeneConfig
+from scxtrimo.config import SIZES, XTrimoGeneConfig
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from helpers import train_tiny
 from numpy.testing import assert_allclose
 
-from scxtrimo.data import COVERAGE_KEY
-from scxtrimo.model import XTrimoGene
+from scxtrimo.data.vocabulary import COVERAGE_KEY
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 
 @pytest.fixture(scope="module")

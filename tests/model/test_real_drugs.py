@@ -8,7 +8,8 @@ from conftest import SHARED_DATA
 from drug_screens import FAST, SMALL
 from sklearn.metrics import roc_auc_score
 
-from scxtrimo.model import XTrimoGeneDrugResponse, XTrimoGeneSynergy
+from scxtrimo.drugs.response import XTrimoGeneDrugResponse
+from scxtrimo.drugs.synergy import XTrimoGeneSynergy
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")

@@ -16,8 +16,8 @@ import scvi
 from helpers import make_cells, train_tiny
 from numpy.testing import assert_allclose, assert_array_equal
 
-from scxtrimo.data import COVERAGE_KEY
-from scxtrimo.model import XTrimoGene
+from scxtrimo.data.vocabulary import COVERAGE_KEY
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 
 def close(a, b) -> None:

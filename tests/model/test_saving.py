@@ -12,13 +12,11 @@ import torch
 from helpers import make_cells, make_perturbed_cells, train_tiny
 from numpy.testing import assert_array_equal
 
-from scxtrimo.model import (
-    XTrimoGene,
-    XTrimoGeneAnnotator,
-    XTrimoGeneDrugResponse,
-    XTrimoGenePerturbation,
-    XTrimoGeneSynergy,
-)
+from scxtrimo.annotation.model import XTrimoGeneAnnotator
+from scxtrimo.drugs.response import XTrimoGeneDrugResponse
+from scxtrimo.drugs.synergy import XTrimoGeneSynergy
+from scxtrimo.model.xtrimogene import XTrimoGene
+from scxtrimo.perturbation.model import XTrimoGenePerturbation
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "models"
 

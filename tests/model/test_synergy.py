@@ -12,7 +12,8 @@ from drug_screens import FAST, SMALL, SMILES, make_lines, make_screen
 from scipy import sparse
 from sklearn.metrics import log_loss, roc_auc_score
 
-from scxtrimo.model import XTrimoGeneDrugResponse, XTrimoGeneSynergy
+from scxtrimo.drugs.response import XTrimoGeneDrugResponse
+from scxtrimo.drugs.synergy import XTrimoGeneSynergy
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")

@@ -7,8 +7,9 @@ from helpers import make_cells
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from scxtrimo.model import XTrimoGene
-from scxtrimo.train import MaskingConfig, OptimizerConfig
+from scxtrimo.model.xtrimogene import XTrimoGene
+from scxtrimo.nn.masking import MaskingConfig
+from scxtrimo.train.plan import OptimizerConfig
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 

@@ -13,9 +13,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 import scxtrimo
-from scxtrimo.data import COVERAGE_KEY
-from scxtrimo.model import XTrimoGene
-from scxtrimo.tl import cluster_agreement
+from scxtrimo.data.vocabulary import COVERAGE_KEY
+from scxtrimo.model.xtrimogene import XTrimoGene
+from scxtrimo.tl._agreement import cluster_agreement
 
 
 def test_planted_cell_types_are_recovered():
@@ -41,7 +41,7 @@ def test_masked_genes_reach_neither_decoder(model):
     cells = make_cells()
     first = model.get_reconstruction_error(cells, indices=[3], mask_rate=0.5)
     x = cells.X.toarray()
-    from scxtrimo.train import MaskingConfig, mask_batch
+    from scxtrimo.nn.masking import MaskingConfig, mask_batch
 
     model._validate_anndata(cells)
     batch = next(iter(model._make_data_loader(cells, indices=[3])))
@@ -325,12 +325,13 @@ def test_repr_says_what_the_model_is(model):
 def test_size_is_chosen_from_the_data(cells, caplog):
     XTrimoGene.setup_anndata(cells)
     assert XTrimoGene(cells).size_ == "1m"
-    assert scxtrimo.module.choose_size(200_000, on_gpu=True) == "3m"
-    assert scxtrimo.module.choose_size(200_000, on_gpu=False) == "1m"
+    assert scxtrimo.config.choose_size(200_000, on_gpu=True) == "3m"
+    assert scxtrimo.config.choose_size(200_000, on_gpu=False) == "1m"
 
 
 def test_named_sizes_have_about_the_parameters_they_are_named_for():
-    from scxtrimo.module import SIZES, XTrimoGeneModule
+    from scxtrimo.config import SIZES
+    from scxtrimo.train.module import XTrimoGeneModule
 
     for name, millions in (("1m", 1), ("3m", 3), ("10m", 10), ("100m", 100)):
         with torch.device("meta"):

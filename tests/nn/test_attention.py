@@ -7,15 +7,11 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from scxtrimo.nn import (
-    AutoDiscretization,
-    Encoder,
-    FeedForward,
-    chunks,
-    encoder,
-    ragged_attention,
-    varlen,
-)
+from scxtrimo.nn import chunks, varlen
+from scxtrimo.nn import layers as encoder
+from scxtrimo.nn.attention import ragged_attention
+from scxtrimo.nn.embedding import AutoDiscretization
+from scxtrimo.nn.layers import Encoder, FeedForward
 from scxtrimo.nn.ragged import CellBoundaries
 
 QUERIES, KEYS = ([4, 0, 9], [6, 2, 5])

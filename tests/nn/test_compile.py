@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from scxtrimo.nn import Encoder
+from scxtrimo.nn.layers import Encoder
 
 
 def boundaries(lengths: list[int]) -> torch.Tensor:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from scxtrimo.nn import Design, EffectNet, MixedEffects
+from scxtrimo.perturbation.design import Design
+from scxtrimo.perturbation.mixed_effects import MixedEffects
+from scxtrimo.perturbation.net import EffectNet
 
 
 def design(targets, population=None, n_populations=1, n_controls=100.0) -> Design:

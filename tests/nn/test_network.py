@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.testing import assert_close
 
-from scxtrimo.nn import XTrimoGeneNet
+from scxtrimo.nn.xtrimogene import XTrimoGeneNet
 
 N_GENES = 50
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from scxtrimo.nn import (
-    EncodedCells,
-    HiddenGenes,
+from scxtrimo.nn import chunks, performer
+from scxtrimo.nn.decoders import PerformerDecoder
+from scxtrimo.nn.encoded import EncodedCells, HiddenGenes
+from scxtrimo.nn.performer import (
+    FavorAttention,
     Performer,
-    PerformerDecoder,
-    chunks,
-    performer,
+    exponential_features,
+    orthogonal_features,
 )
-from scxtrimo.nn.performer import FavorAttention, exponential_features, orthogonal_features
 
 
 def draw(n_features: int, seed: int) -> torch.Tensor:

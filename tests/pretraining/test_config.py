@@ -2,7 +2,7 @@
 
 import pytest
 
-from scxtrimo import DataConfig, EngineConfig, PretrainConfig, RecordConfig
+from scxtrimo.pretraining.config import DataConfig, EngineConfig, PretrainConfig, RecordConfig
 
 COMPLETE = PretrainConfig(
     DataConfig("cells.zarr", tokens_per_batch=100_000, batches_per_step=8),

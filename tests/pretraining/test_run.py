@@ -14,11 +14,12 @@ import torch
 from helpers import make_cells
 
 import scxtrimo
-from scxtrimo import DataConfig, EngineConfig, PretrainConfig, RecordConfig
-from scxtrimo.data import CellStore, write_store
-from scxtrimo.module import XTrimoGeneModule
-from scxtrimo.train import PretrainingPlan
-from scxtrimo.train.step_checkpoints import checkpoints_in
+from scxtrimo.pretraining.checkpoints import checkpoints_in
+from scxtrimo.pretraining.config import DataConfig, EngineConfig, PretrainConfig, RecordConfig
+from scxtrimo.pretraining.plan import PretrainingPlan
+from scxtrimo.pretraining.store import CellStore
+from scxtrimo.pretraining.store_writer import write_store
+from scxtrimo.train.module import XTrimoGeneModule
 
 pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
 N_STEPS = 24

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scxtrimo.tl import gene_modules
+from scxtrimo.tl._genes import gene_modules
 
 SIZES = (40, 60, 25)
 

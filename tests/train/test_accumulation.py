@@ -3,7 +3,7 @@
 import torch
 from helpers import make_cells
 
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 
 class Recorder(torch.nn.Module):

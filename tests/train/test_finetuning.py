@@ -5,9 +5,10 @@ import pytest
 import torch
 from helpers import make_cells, train_tiny
 
-from scxtrimo.model import XTrimoGene
-from scxtrimo.module import XTrimoGeneConfig, XTrimoGeneModule
-from scxtrimo.train import FinetuningConfig, finetuned
+from scxtrimo.config import XTrimoGeneConfig
+from scxtrimo.model.xtrimogene import XTrimoGene
+from scxtrimo.train.finetuning import FinetuningConfig, finetuned
+from scxtrimo.train.module import XTrimoGeneModule
 from scxtrimo.train.plan import parameter_groups
 
 ARGS = {"accelerator": "cpu", "enable_progress_bar": False}

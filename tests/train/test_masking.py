@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from scxtrimo.nn.masking import MaskingConfig, hashed_uniform, mask_batch
 from scxtrimo.nn.ragged import lengths_of
-from scxtrimo.train import MaskingConfig, mask_batch
-from scxtrimo.train.masking import hashed_uniform
 
 N_GENES = 400
 
@@ -122,7 +121,7 @@ def test_the_value_told_is_of_the_same_cell_in_large_batches(monkeypatch):
     b["library_size"] = torch.full((n_cells,), 1e4)
     highest = 1 - 2.0**-24
     monkeypatch.setattr(
-        "scxtrimo.train.masking.hashed_uniform",
+        "scxtrimo.nn.masking.hashed_uniform",
         lambda key, seed, epoch, stream: (
             torch.full(key.shape, highest) if stream == 5 else hashed_uniform(key, seed, 0, stream)
         ),

@@ -1,10 +1,10 @@
 import pytest
 from torch import nn
 
-from scxtrimo.model._training import default_batch_size, default_max_epochs
-from scxtrimo.nn import XTrimoGeneNet
-from scxtrimo.train import EpochShuffler, OptimizerConfig
-from scxtrimo.train.plan import parameter_groups
+from scxtrimo.model.training import default_batch_size, default_max_epochs
+from scxtrimo.nn.xtrimogene import XTrimoGeneNet
+from scxtrimo.train.plan import OptimizerConfig, parameter_groups
+from scxtrimo.train.sampler import EpochShuffler
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():

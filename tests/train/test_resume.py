@@ -6,7 +6,7 @@ import torch
 from helpers import make_cells, train_tiny
 from lightning.pytorch.callbacks import Callback
 
-from scxtrimo.model import XTrimoGene
+from scxtrimo.model.xtrimogene import XTrimoGene
 
 ARGS = {"accelerator": "cpu", "enable_progress_bar": False}
 

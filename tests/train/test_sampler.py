@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import scxtrimo
-from scxtrimo.data import RaggedDataset
-from scxtrimo.train import RaggedDataSplitter, TokenBudgetShuffler
+from scxtrimo.data.dataset import RaggedDataset
+from scxtrimo.train.datamodule import RaggedDataSplitter
+from scxtrimo.train.sampler import TokenBudgetShuffler
 
 
 @given(

@@ -6,8 +6,11 @@ import pytest
 import torch
 from helpers import make_cells
 
-from scxtrimo.data import CellStore, DamagedStoreError, to_ragged, write_store
-from scxtrimo.train import StoreDataModule, StreamLoader, StreamPlan
+from scxtrimo.data.dataset import to_ragged
+from scxtrimo.pretraining.store import CellStore, DamagedStoreError
+from scxtrimo.pretraining.store_writer import write_store
+from scxtrimo.pretraining.stream import StoreDataModule, StreamLoader
+from scxtrimo.pretraining.stream_plan import StreamPlan
 
 pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
 

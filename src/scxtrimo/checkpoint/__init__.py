@@ -1,12 +1,5 @@
 """Reading and writing models."""
 
-from .native import read_model, write_model
-from .scfoundation import PublishedCheckpoint, read_scfoundation, write_scfoundation
+from .._lazy import attach
 
-__all__ = [
-    "PublishedCheckpoint",
-    "read_model",
-    "read_scfoundation",
-    "write_model",
-    "write_scfoundation",
-]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

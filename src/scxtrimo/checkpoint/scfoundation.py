@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..module import XTrimoGeneConfig
-from ..nn import PerformerDecoder, XTrimoGeneNet
+from ..config import XTrimoGeneConfig
+from ..nn.decoders import PerformerDecoder
+from ..nn.xtrimogene import XTrimoGeneNet
 
 VERSIONS = ("cell", "gene", "rde")
 """``cell`` and ``gene`` were fine-tuned for cell and gene embeddings, ``rde`` enhances depth."""

@@ -67,7 +67,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..data import read_cells
+    from ..data.reading import read_cells
 
     if (args.model is None) == (args.reference is None):
         raise ValueError("Give either --reference with --labels-key, or --model.")
@@ -108,10 +108,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _annotator(args: argparse.Namespace, adata: Any) -> Any:
     """Return a saved annotator, or one that learned from the reference."""
-    from ..data import read_cells
-    from ..model import XTrimoGeneAnnotator
-    from ..tl import annotation_report
-    from ..tl._annotation import check_call
+    from ..annotation.model import XTrimoGeneAnnotator
+    from ..annotation.tools import annotation_report, check_call
+    from ..data.reading import read_cells
 
     if args.model is not None:
         annotator = XTrimoGeneAnnotator.load(args.model, adata=False)

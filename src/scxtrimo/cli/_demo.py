@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..demo import default_out, run_demo  # heavy imports only where they are needed
+    from ..demo import default_out, run_demo
 
     out = default_out(args.data) if args.out is None else args.out
     table = run_demo(

@@ -54,7 +54,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..data import is_store, read_cells
+    from ..data.reading import read_cells
+    from ..pretraining.store import is_store
 
     if (args.model is None) == (args.checkpoint is None):
         raise ValueError("Give either --model or --checkpoint with --gene-index.")
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _embed_store(args: argparse.Namespace, out: Path, streamed: bool) -> int:
-    from ..pretraining import embed_store
+    from ..pretraining.embed import embed_store
 
     if not streamed or args.map_query is not None:
         raise ValueError("The cells of a store are streamed: --out must end in .zarr.")

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from ..pretraining import pretrain
+    from ..pretraining.run import pretrain
 
     result = pretrain(args.config, dry_run=args.dry_run)
     rank_zero_only(print)(result)  # once, not in every process

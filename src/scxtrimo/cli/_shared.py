@@ -72,7 +72,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, required: bool) -> None:
 
 
 def make_model(args: argparse.Namespace) -> Any:
-    from ..model import XTrimoGene
+    from ..model.xtrimogene import XTrimoGene
 
     if args.checkpoint is None:
         return XTrimoGene.load(args.model, adata=False)

@@ -56,7 +56,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..data import read_genes, write_store
+    from ..data.gene_index import read_genes
+    from ..pretraining.store_writer import write_store
 
     store = write_store(
         args.data,

@@ -230,3 +230,22 @@ def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
         " If X was normalised, keep the raw counts next time: "
         '`adata.layers["counts"] = adata.X.copy()`.'
     )
+
+
+def log_normalized(
+    counts: sparse.csr_matrix, totals: np.ndarray | None = None
+) -> sparse.csr_matrix:
+    """Return ``log1p`` of counts per 10,000, in the precision of the totals.
+
+    Parameters
+    ----------
+    counts
+        Raw counts, shape ``(n_cells, n_genes)``.
+    totals
+        Total counts of the cells, shape ``(n_cells,)``; by default the sums of the rows, float64.
+    """
+    if totals is None:
+        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    logged = sparse.csr_matrix(sparse.diags_array(1e4 / np.maximum(totals, 1e-9)) @ counts)
+    logged.data = np.log1p(logged.data)
+    return logged

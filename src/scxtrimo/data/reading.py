@@ -19,7 +19,7 @@ from scipy import sparse
 from scipy.io import mmread
 
 from .._logging import logger
-from .store import NOT_DAMAGE, backed_anndata
+from ..pretraining.store import NOT_DAMAGE, backed_anndata
 
 FORMATS = (
     ".h5ad, .h5mu, .h5 as Cell Ranger writes it, .zarr, or a folder with matrix.mtx, barcodes.tsv "

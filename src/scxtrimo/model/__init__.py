@@ -1,15 +1,5 @@
 """Models for AnnData, in the manner of scvi-tools."""
 
-from ._annotator import XTrimoGeneAnnotator
-from ._drug_response import XTrimoGeneDrugResponse
-from ._perturbation import XTrimoGenePerturbation
-from ._synergy import XTrimoGeneSynergy
-from ._xtrimogene import XTrimoGene
+from .._lazy import attach
 
-__all__ = [
-    "XTrimoGene",
-    "XTrimoGeneAnnotator",
-    "XTrimoGeneDrugResponse",
-    "XTrimoGenePerturbation",
-    "XTrimoGeneSynergy",
-]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

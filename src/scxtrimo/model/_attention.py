@@ -14,7 +14,7 @@ from .._logging import logger
 from ..data.vocabulary import preview
 from ..nn.attention import attention_among
 from ..nn.ragged import lengths_of
-from ._batches import BatchesMixin
+from .batches import BatchesMixin
 
 
 class AttentionMixin(BatchesMixin):

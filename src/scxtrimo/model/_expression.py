@@ -17,10 +17,10 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from .._validation import check
-from ..data import CountsField
-from ..nn import EncodedCells
-from ._batches import BatchesMixin, Depth, Precision, check_precision
+from ..data.fields import CountsField
+from ..nn.encoded import EncodedCells
 from ._results import make_result
+from .batches import BatchesMixin, Depth, Precision, check_precision
 
 DecoderName = Literal["bottleneck", "cross_attention", "performer"]
 

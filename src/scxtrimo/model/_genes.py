@@ -13,10 +13,10 @@ from anndata import AnnData
 from mudata import MuData
 from torch import Tensor
 
-from ..nn import PerformerDecoder
+from ..nn.decoders import PerformerDecoder
 from ..nn.ragged import cells_of
-from ._batches import BatchesMixin, Depth
 from ._results import make_result
+from .batches import BatchesMixin, Depth
 
 GENES_PER_BATCH = 2**17
 

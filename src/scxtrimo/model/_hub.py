@@ -11,10 +11,10 @@ from typing import Any
 from anndata import AnnData
 from mudata import MuData
 
-from ..checkpoint import write_model
 from ..checkpoint.hub import download, require_hub, upload, write_card
+from ..checkpoint.native import write_model
 from ..data.gene_table import GeneAliases
-from ._saving import INDEX_SETS, SavingMixin
+from .files import INDEX_SETS, SavingMixin
 
 DESCRIPTION = (
     "A transformer over the expressed genes of single cells, trained with "

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from .._logging import logger
 from .._validation import OpenInterval, check
-from ..module import target_values
+from ..nn.masking import MaskingConfig, mask_batch
 from ..nn.ragged import cells_of
-from ..train import MaskingConfig, mask_batch
-from ._batches import BatchesMixin
+from ..train.module import target_values
+from .batches import BatchesMixin
 
 
 class InferenceMixin(BatchesMixin):

@@ -16,15 +16,15 @@ from scvi import REGISTRY_KEYS
 from scvi.data import _constants
 from torch import Tensor
 
-from ..data import CountsField
 from ..data.columns import get_column
-from ..module import Panel
-from ..nn import pool_tokens
-from ..nn.pooling import POOLS
-from ..train import draw_rows, fit_latent_space, map_batches
-from ._batches import BatchesMixin, Depth, Precision, check_precision
+from ..data.fields import CountsField
+from ..latent import Panel
+from ..nn.pooling import POOLS, pool_tokens
+from ..train.initialization import draw_rows
+from ..train.latent_space import fit_latent_space, map_batches
 from ._results import make_result
-from ._setup import select_modality
+from .batches import BatchesMixin, Depth, Precision, check_precision
+from .registration import select_modality
 
 Pool = Literal["all", "max", "mean", "s", "t"]
 

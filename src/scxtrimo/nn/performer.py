@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .chunks import in_chunks, recomputed
-from .encoder import FeedForward
+from .layers import FeedForward
 
 EPSILON = 1e-4
 CHUNK = 2048

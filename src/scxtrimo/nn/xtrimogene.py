@@ -7,14 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .decoder import (
-    BottleneckDecoder,
-    CrossAttentionDecoder,
-    PerformerDecoder,
-)
+from .decoders import BottleneckDecoder, CrossAttentionDecoder, PerformerDecoder
 from .embedding import TokenEmbedding, normalize_counts
 from .encoded import EncodedCells, HiddenGenes
-from .encoder import Activation, Encoder
+from .layers import Activation, Encoder
 from .pooling import CellPooling, pool_tokens
 from .ragged import prepend_tokens, to_tokens
 

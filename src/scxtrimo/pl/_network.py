@@ -13,7 +13,9 @@ from ._axes import finish, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..model import XTrimoGene, XTrimoGeneAnnotator, XTrimoGenePerturbation
+    from ..annotation.model import XTrimoGeneAnnotator
+    from ..model.xtrimogene import XTrimoGene
+    from ..perturbation.model import XTrimoGenePerturbation
 
 N_VALUES = 400
 MIN_WEIGHT = 1e-3

@@ -14,8 +14,10 @@ from ._axes import finish, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..model import XTrimoGene, XTrimoGeneAnnotator, XTrimoGenePerturbation
+    from ..annotation.model import XTrimoGeneAnnotator
     from ..model._expression import DecoderName
+    from ..model.xtrimogene import XTrimoGene
+    from ..perturbation.model import XTrimoGenePerturbation
 
 
 def masked_prediction(

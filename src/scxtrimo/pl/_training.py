@@ -10,13 +10,11 @@ from ._axes import finish, new_axes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..model import (
-        XTrimoGene,
-        XTrimoGeneAnnotator,
-        XTrimoGeneDrugResponse,
-        XTrimoGenePerturbation,
-        XTrimoGeneSynergy,
-    )
+    from ..annotation.model import XTrimoGeneAnnotator
+    from ..drugs.response import XTrimoGeneDrugResponse
+    from ..drugs.synergy import XTrimoGeneSynergy
+    from ..model.xtrimogene import XTrimoGene
+    from ..perturbation.model import XTrimoGenePerturbation
 
 LOSSES = ("train_loss", "validation_loss")
 

@@ -1,8 +1,5 @@
 """Preprocessing helpers."""
 
-from ._relations import relations_from_expression, relations_from_gene_sets
+from .._lazy import attach
 
-__all__ = [
-    "relations_from_expression",
-    "relations_from_gene_sets",
-]
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -16,10 +16,11 @@ import yaml
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from .._validation import Validated
-from ..module import SIZES, XTrimoGeneConfig
-from ..train import MaskingConfig, OptimizerConfig
-from ..train.pretraining import OnNonFinite
-from ..train.streaming import OnDamage
+from ..config import SIZES, XTrimoGeneConfig
+from ..nn.masking import MaskingConfig
+from ..train.plan import OptimizerConfig
+from .plan import OnNonFinite
+from .stream import OnDamage
 
 T = TypeVar("T")
 
@@ -31,7 +32,7 @@ class DataConfig(Validated):
     Parameters
     ----------
     store
-        Path or URL of a store that :func:`~scxtrimo.data.write_store` wrote.
+        Path or URL of a store that :func:`~scxtrimo.pretraining.write_store` wrote.
     batch_size
         Cells per batch.
     tokens_per_batch
@@ -162,10 +163,10 @@ class PretrainConfig(Validated):
     out
         Directory of the run: configuration, checkpoints, logs, and in the end the model.
     size
-        One of :data:`scxtrimo.module.SIZES`, or ``"auto"``.
+        One of :data:`scxtrimo.model.SIZES`, or ``"auto"``.
     model
         Single hyper-parameters that differ from those of ``size``, see
-        :class:`~scxtrimo.module.XTrimoGeneConfig`.
+        :class:`~scxtrimo.model.XTrimoGeneConfig`.
     optimizer, masking
         Single fields that differ from the defaults, see
         :class:`~scxtrimo.train.OptimizerConfig` and :class:`~scxtrimo.train.MaskingConfig`. The

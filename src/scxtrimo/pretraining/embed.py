@@ -13,8 +13,8 @@ import zarr
 from anndata import AnnData
 from tqdm.auto import tqdm
 
-from ..data import CellStore
-from ..model import XTrimoGene
+from ..model.xtrimogene import XTrimoGene
+from .store import CellStore
 
 SPLITS = ("train", "validation")
 
@@ -33,7 +33,7 @@ def embed_store(
     model
         A trained model.
     store
-        A store that :func:`~scxtrimo.data.write_store` wrote.
+        A store that :func:`~scxtrimo.pretraining.write_store` wrote.
     out
         Path of the result, ending in ``.zarr``: for every data set ``<split>/dataset_<i>`` of the
         store one AnnData without counts, with ``obs`` (the file and row that cells come from) and

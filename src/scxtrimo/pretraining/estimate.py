@@ -11,14 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from ..train import (
-    PretrainingPlan,
-    StoreDataModule,
-    activation_bytes,
-    peak_flops,
-    training_flops,
-)
 from ..train.plan import parameter_groups
+from .flops import activation_bytes, peak_flops, training_flops
+from .plan import PretrainingPlan
+from .stream import StoreDataModule
 
 MEASURED_STEPS = 3
 BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in single precision

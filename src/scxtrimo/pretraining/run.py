@@ -15,28 +15,23 @@ from anndata import AnnData
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from .._logging import logger
-from ..data import CellStore, require_annbatch
+from ..config import choose_size
 from ..data.gene_index import hash_genes
-from ..model import XTrimoGene
-from ..model._setup import registry_of_genes
-from ..model._training import default_lr
-from ..module import choose_size
-from ..train import (
-    MaskingConfig,
-    OptimizerConfig,
-    PretrainingPlan,
-    StepMeter,
-    StoreDataModule,
-    checkpoint_path,
-    last_checkpoint,
-    peak_flops,
-    quiet_lightning,
-    ragged_batch,
-    training_flops,
-)
+from ..model.registration import registry_of_genes
+from ..model.training import default_lr
+from ..model.xtrimogene import XTrimoGene
+from ..nn.masking import MaskingConfig
 from ..train.initialization import MAX_CELLS
+from ..train.plan import OptimizerConfig
+from ..train.trainer import quiet_lightning
+from .annbatch_access import require_annbatch
+from .checkpoints import checkpoint_path, last_checkpoint
 from .config import PretrainConfig, from_dict
 from .estimate import DryRun, estimate
+from .flops import peak_flops, training_flops
+from .plan import PretrainingPlan, StepMeter
+from .store import CellStore
+from .stream import StoreDataModule, ragged_batch
 from .trainer import make_trainer
 
 MAX_SAMPLE_TOKENS = 5_000_000
@@ -84,7 +79,7 @@ def pretrain(
         If there is no configuration or no store.
     ValueError
         If ``out`` has a run with another configuration, or what is asked for is impossible.
-    scxtrimo.data.DamagedStoreError
+    scxtrimo.pretraining.DamagedStoreError
         If cells cannot be read; the message names them.
     FloatingPointError
         If the loss or a gradient is not finite; the message names step and cells.

@@ -13,8 +13,10 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from ..train import AtomicCheckpointIO, StepMeter, quiet_lightning, step_checkpoints
+from ..train.trainer import quiet_lightning
+from .checkpoints import AtomicCheckpointIO, step_checkpoints
 from .config import PretrainConfig
+from .plan import StepMeter
 
 
 def make_trainer(config: PretrainConfig, checkpoints: Path, meter: StepMeter) -> pl.Trainer:

@@ -11,7 +11,8 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader
 
-from ..data import PrefetchLoader, RaggedDataset
+from ..data.dataset import RaggedDataset
+from ..data.prefetching import PrefetchLoader
 from ..data.rows import as_rows
 from .sampler import EpochShuffler, TokenBudgetShuffler
 

@@ -14,7 +14,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import nn
 
 from .._validation import Fraction, PositiveProbability, Validated
-from ..nn import XTrimoGeneNet
+from ..nn.xtrimogene import XTrimoGeneNet
 
 ADAPTED = ("qkv", "out", "inner", "outer")  # the linear maps of an encoder layer
 ALL_BUT_LAST = re.compile(r"all_but_last_(\d+)")

@@ -13,10 +13,9 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from sklearn.decomposition import PCA
 
-from ..data import RowReader
+from ..data.counts import RowReader, log_normalized
 from ..data.fields import CountsField
-from ..data.group_moments import log_normalized
-from ..module.latent_space import MAX_SCALED_VALUE
+from ..latent import MAX_SCALED_VALUE
 
 MAX_CELLS = 20_000
 MIN_EXPRESSING = 3
@@ -33,7 +32,7 @@ def gene_statistics(
     n_input_genes: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Compute what :meth:`~scxtrimo.module.XTrimoGeneModule.set_gene_statistics` takes.
+    """Compute what ``XTrimoGeneModule.set_gene_statistics`` takes.
 
     Gene embeddings start as the correlations of genes with the principal components of the scaled,
     log-normalised training cells: a randomly initialised encoder that adds up the embeddings of
@@ -59,7 +58,7 @@ def gene_statistics(
     Returns
     -------
     Tensors ``is_read``, ``mean_expression``, ``rates``, ``embeddings`` and ``typical_depth``, and
-    ``components`` as :meth:`~scxtrimo.module.LatentSpace.set` takes them.
+    ``components`` as :meth:`~scxtrimo.latent.LatentSpace.set` takes them.
     """
     rows = draw_rows(rows, seed)
     counts = read_counts(adata_manager, rows, n_genes)

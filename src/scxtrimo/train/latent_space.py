@@ -10,8 +10,7 @@ from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from ..module import LatentSpace
-from ..module.latent_space import MAX_CLUSTERS, Panel, memberships
+from ..latent import MAX_CLUSTERS, LatentSpace, Panel, memberships
 
 RIDGE = 1.0
 CELLS_PER_CLUSTER = 30
@@ -88,7 +87,7 @@ def map_batches(
     space
         Fitted to the training cells.
     latent_cz, measured_ck, panel
-        See :meth:`~scxtrimo.module.LatentSpace.forward`.
+        See :meth:`~scxtrimo.latent.LatentSpace.forward`.
     batch_c
         Batches of the query, numbered from 0, int64, shape ``(n_cells,)``.
 

@@ -16,10 +16,10 @@ from scvi.train._logger import SimpleLogger
 from torch import Tensor, nn
 
 from .._validation import Fraction, Probability, Validated
-from ..module import XTrimoGeneModule
+from ..nn.masking import MaskingConfig, mask_batch
+from ..nn.thinning import thin_batch
 from .finetuning import FinetuningConfig, layer_of
-from .masking import MaskingConfig, mask_batch
-from .thinning import thin_batch
+from .module import XTrimoGeneModule
 
 PROGRESS_METRIC = "loss"  # shown in the progress bar, not kept
 VALIDATION_EPOCH = -1  # validation masks are the same in every epoch
@@ -119,7 +119,7 @@ def parameter_groups(
 
 
 class XTrimoGenePlan(pl.LightningModule):
-    """Lightning module that trains an :class:`~scxtrimo.module.XTrimoGeneModule`.
+    """Lightning module that trains an ``XTrimoGeneModule``.
 
     Parameters
     ----------

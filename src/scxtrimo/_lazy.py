@@ -1,0 +1,107 @@
+"""Names that are imported when they are first used (SPEC 1), and the names they had before."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import resolve_name
+from pathlib import Path
+from typing import Any
+
+RENAMED: dict[str, dict[str, str]] = {
+    "data": {
+        "CellFile": "pretraining.cell_file",
+        "CellStore": "pretraining",
+        "DamagedStoreError": "pretraining",
+        "GroupMoments": "perturbation.group_moments",
+        "PerturbationNames": "perturbation",
+        "group_moments": "perturbation.group_moments",
+        "write_store": "pretraining",
+    },
+    "module": {
+        "Controls": "perturbation.effect_data",
+        "DrugConfig": "drugs",
+        "DrugModule": "drugs.module",
+        "EffectModel": "perturbation.effects",
+        "EffectSizes": "perturbation.effect_data",
+        "LabelPanel": "annotation.module",
+        "LatentSpace": "latent",
+        "NetInputs": "perturbation.effect_data",
+        "Panel": "latent",
+        "Query": "perturbation.effect_data",
+        "ResponseBase": "drugs.response_base",
+        "SIZES": "model",
+        "TargetDepth": "train.depth",
+        "XTrimoGeneAnnotatorConfig": "annotation",
+        "XTrimoGeneAnnotatorModule": "annotation.module",
+        "XTrimoGeneConfig": "model",
+        "XTrimoGeneModule": "train.module",
+        "XTrimoGenePerturbationModule": "perturbation.module",
+    },
+    "nn": {
+        "CellClassifier": "annotation.classifiers",
+        "Design": "perturbation.design",
+        "DrugTower": "drugs.graphs",
+        "EffectNet": "perturbation.net",
+        "GeneClassifier": "annotation.classifiers",
+        "LineTower": "drugs.lines",
+        "MixedEffects": "perturbation.mixed_effects",
+        "MoleculeAttention": "drugs.graphs",
+        "MoleculeWidths": "drugs.graphs",
+        "Prediction": "perturbation.design",
+        "ResponseHead": "drugs.head",
+        "average_log_probabilities": "annotation.classifiers",
+        "join_drugs": "drugs.head",
+    },
+    "train": {
+        "AnnotationConfig": "annotation",
+        "DrugTraining": "drugs",
+        "EffectsConfig": "perturbation",
+        "StoreDataModule": "pretraining",
+        "StreamLoader": "pretraining",
+        "StreamPlan": "pretraining",
+        "Window": "pretraining.stream_plan",
+        "mask_batch": "nn",
+        "ragged_batch": "pretraining",
+        "thin_batch": "nn",
+    },
+}
+"""Where the public names of the version before are now."""
+
+
+def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list]:
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package from its type stub.
+
+    Parameters
+    ----------
+    package, file
+        ``__name__`` and ``__file__`` of the package. The stub beside it, ``__init__.pyi``, has
+        the imports as type checkers read them; they happen here when a name is first used.
+    """
+    stub = ast.parse(Path(file).with_suffix(".pyi").read_text())
+    sources: dict[str, str | None] = {}
+    for node in stub.body:
+        if isinstance(node, ast.ImportFrom):
+            source = "." * node.level + (node.module or "")
+            for name in node.names:
+                sources[name.name] = resolve_name(source, package) if node.module else None
+    renamed = RENAMED.get(package.partition(".")[2], {})
+
+    def get(name: str) -> Any:
+        if name in renamed:
+            new = f"scxtrimo.{renamed[name]}"
+            warnings.warn(
+                f"{package}.{name} is deprecated: use {new}.{name}.", FutureWarning, stacklevel=2
+            )
+            return getattr(import_module(new), name)
+        if name not in sources:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        source = sources[name]
+        return (
+            getattr(import_module(source), name) if source else import_module(f"{package}.{name}")
+        )
+
+    names = sorted(sources)
+    return get, lambda: names, names

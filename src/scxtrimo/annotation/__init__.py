@@ -1,0 +1,5 @@
+"""Cell types: a classifier on a trained encoder."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,0 +1,3 @@
+from .model import XTrimoGeneAnnotator as XTrimoGeneAnnotator
+from .module import XTrimoGeneAnnotatorConfig as XTrimoGeneAnnotatorConfig
+from .plan import AnnotationConfig as AnnotationConfig

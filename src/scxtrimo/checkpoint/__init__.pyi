@@ -1,0 +1,5 @@
+from .native import read_model as read_model
+from .native import write_model as write_model
+from .scfoundation import PublishedCheckpoint as PublishedCheckpoint
+from .scfoundation import read_scfoundation as read_scfoundation
+from .scfoundation import write_scfoundation as write_scfoundation

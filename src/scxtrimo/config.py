@@ -1,0 +1,229 @@
+"""Hyper-parameters of the network, and the sizes that go by a name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+
+from ._validation import Fraction, Probability, Validated
+from .nn.layers import Activation
+from .nn.xtrimogene import ImputationDecoder
+
+LatentSpaceName = Literal["components", "bottleneck"]
+
+
+@dataclass(frozen=True)
+class XTrimoGeneConfig(Validated):
+    """Hyper-parameters of an :class:`~scxtrimo.model.XTrimoGene`.
+
+    Parameters
+    ----------
+    n_hidden
+        Width of the encoder and of the gene embeddings.
+    n_layers, n_heads
+        Depth of the encoder and heads per layer.
+    n_bins, bin_alpha
+        Bins of the auto-discretisation of expression values, and the weight of its residual path.
+    n_pool
+        Inner width of the network that turns encoded tokens into the cell vector.
+    n_latent
+        Dimensions of the cell vector and of the latent representation.
+    imputation_decoder
+        Decoder of masked genes: ``"cross_attention"``, or ``"performer"`` as published.
+    n_decoder_hidden, n_decoder_layers, n_decoder_heads
+        Width, depth and heads of this decoder.
+    decoder_head_width
+        Width of a head of the Performer; by default ``n_decoder_hidden / n_decoder_heads``.
+    redraw_features_every
+        Steps of training after which the Performer gets other random features.
+    read_depth_aware
+        Add tokens of the target and the source depth, and train on cells of which counts were
+        taken away :cite:p:`Hao2024`. Needed to ask for a ``target_depth``.
+    n_covariate
+        Width of the embedding of batch and other covariates, used by the bottleneck decoder only.
+    n_input_genes
+        How many highly variable genes the encoder reads; ``None`` for all. Predictions are made
+        for all genes of the vocabulary regardless.
+    pca_initialization
+        Start with gene embeddings from a principal component analysis of the training cells.
+    latent_space
+        What users get as the latent representation: ``"components"``, principal components of the
+        training cells, partly as measured and partly as the network predicts them, with batches
+        integrated (see ``LatentSpace``); or ``"bottleneck"``, the cell
+        vector of the network as it is.
+    measured_weight
+        Weight of the measured components, from 0 to 1.
+    likelihood_weight
+        Weight of the count likelihood. 0 leaves out the bottleneck decoder and with it the
+        learned pooling: the latent representation is then the published one.
+    imputation_weight
+        Weight of the masked regression; 0 leaves out the imputation decoder.
+    activation, norm_first, dropout
+        Feed-forward activation, pre-norm or post-norm, and dropout of the encoder.
+
+    Examples
+    --------
+    >>> from scxtrimo.model import XTrimoGeneConfig
+    >>> config = XTrimoGeneConfig.from_size("3m", n_latent=64)
+    >>> config.n_hidden, config.has_bottleneck, config.uses_components
+    (128, True, True)
+    """
+
+    n_hidden: PositiveInt = 64
+    n_layers: PositiveInt = 2
+    n_heads: PositiveInt = 4
+    n_bins: PositiveInt = 100
+    bin_alpha: PositiveFloat = 1.0
+    n_pool: PositiveInt = 128
+    n_latent: PositiveInt = 32
+    imputation_decoder: ImputationDecoder = "cross_attention"
+    n_decoder_hidden: PositiveInt = 64
+    n_decoder_layers: PositiveInt = 1
+    n_decoder_heads: PositiveInt = 4
+    decoder_head_width: PositiveInt | None = None
+    redraw_features_every: PositiveInt = 1000
+    read_depth_aware: bool = False
+    n_covariate: PositiveInt = 8
+    n_input_genes: PositiveInt | None = 2000
+    pca_initialization: bool = True
+    latent_space: LatentSpaceName = "components"
+    measured_weight: Probability = 0.6
+    likelihood_weight: NonNegativeFloat = 1.0
+    imputation_weight: NonNegativeFloat = 1.0
+    activation: Activation = "gelu"
+    norm_first: bool = True
+    dropout: Fraction = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for width, heads in (("n_hidden", "n_heads"), ("n_decoder_hidden", "n_decoder_heads")):
+            if heads == "n_decoder_heads" and self.decoder_head_width is not None:
+                continue
+            if getattr(self, width) % getattr(self, heads):
+                raise ValueError(
+                    f"{width}={getattr(self, width)} must be a multiple of "
+                    f"{heads}={getattr(self, heads)}."
+                )
+        if self.decoder_head_width is not None and self.imputation_decoder != "performer":
+            raise ValueError(
+                f"decoder_head_width={self.decoder_head_width} applies to "
+                "imputation_decoder='performer' only."
+            )
+        if not self.likelihood_weight and not self.imputation_weight:
+            raise ValueError(
+                "likelihood_weight and imputation_weight are both 0: there is nothing to train."
+            )
+        if not self.likelihood_weight and not self.read_depth_aware:
+            raise ValueError(
+                "likelihood_weight=0 leaves out the cell token, so that read_depth_aware=True is "
+                "needed: a cell whose genes are all masked would have no token."
+            )
+
+    @property
+    def has_bottleneck(self) -> bool:
+        """Whether there are a bottleneck decoder and a learned pooling."""
+        return self.likelihood_weight > 0
+
+    @property
+    def uses_components(self) -> bool:
+        """Whether the latent representation is made of principal components."""
+        return self.has_bottleneck and self.latent_space == "components"
+
+    @classmethod
+    def from_size(cls, size: str, **overrides: Any) -> XTrimoGeneConfig:
+        """Make the configuration of a named size, with some fields replaced.
+
+        Parameters
+        ----------
+        size
+            One of :data:`SIZES`.
+        **overrides
+            Fields to replace.
+
+        Returns
+        -------
+        The configuration.
+
+        Raises
+        ------
+        ValueError
+            If the size is unknown.
+        TypeError
+            If a field is unknown.
+
+        Examples
+        --------
+        >>> from scxtrimo.model import XTrimoGeneConfig
+        >>> XTrimoGeneConfig.from_size("published-3m").imputation_decoder
+        'performer'
+        """
+        if size not in SIZES:
+            raise ValueError(f"size={size!r} is unknown; choose 'auto' or one of {list(SIZES)}.")
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(overrides) - set(known)):
+            raise TypeError(f"Unknown hyper-parameters {unknown}; XTrimoGeneConfig has {known}.")
+        return cls(**(asdict(SIZES[size]) | overrides))
+
+
+def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -> XTrimoGeneConfig:
+    decoder_hidden, decoder_layers, decoder_heads = decoder
+    return XTrimoGeneConfig(
+        n_hidden=hidden,
+        n_layers=layers,
+        n_heads=heads,
+        n_pool=2 * hidden,
+        n_decoder_hidden=decoder_hidden,
+        n_decoder_layers=decoder_layers,
+        n_decoder_heads=decoder_heads,
+    )
+
+
+def as_published(config: XTrimoGeneConfig) -> XTrimoGeneConfig:
+    """Return the published architecture in the size of another configuration.
+
+    Post-norm encoder with ReLU, Performer decoder over all genes, read-depth tokens, masked
+    regression alone, random initialisation (Gong et al. 2023; Hao et al. 2024).
+    """
+    return replace(
+        config,
+        activation="relu",
+        norm_first=False,
+        imputation_decoder="performer",
+        read_depth_aware=True,
+        n_input_genes=None,
+        pca_initialization=False,
+        likelihood_weight=0.0,
+    )
+
+
+SIZES: dict[str, XTrimoGeneConfig] = {
+    "tiny": _size(32, 1, 2, (32, 1, 2)),
+    "1m": _size(64, 2, 4, (64, 1, 4)),
+    "3m": _size(128, 4, 2, (128, 2, 2)),
+    "10m": _size(256, 6, 4, (256, 3, 4)),
+    "100m": _size(768, 12, 12, (512, 6, 8)),
+}
+"""Named sizes, by approximate number of parameters with a vocabulary of 19,264 genes.
+
+``3m`` and ``100m`` are the published ones, ``10m`` lies between; ``tiny`` and ``1m`` suit a CPU.
+Each exists as ``published-...`` too, with the architecture and objective of the papers.
+"""
+SIZES |= {f"published-{name}": as_published(config) for name, config in SIZES.items()}
+
+
+def choose_size(n_cells: int, on_gpu: bool) -> str:
+    """Choose a size that can be trained from scratch on ``n_cells`` cells.
+
+    A CPU gets ``1m`` whatever the number of cells; larger sizes pay from some 100,000 cells on
+    and need a GPU to finish in reasonable time.
+
+    Examples
+    --------
+    >>> choose_size(3_000, on_gpu=False)
+    '1m'
+    """
+    if not on_gpu or n_cells < 100_000:
+        return "1m"
+    return "3m" if n_cells < 1_000_000 else "10m"

@@ -1,0 +1,11 @@
+from .dataset import RaggedDataManager as RaggedDataManager
+from .dataset import RaggedDataset as RaggedDataset
+from .dataset import to_ragged as to_ragged
+from .gene_index import read_gene_index as read_gene_index
+from .gene_table import GeneTable as GeneTable
+from .prefetching import PrefetchLoader as PrefetchLoader
+from .prefetching import prefetch as prefetch
+from .reading import read_cells as read_cells
+from .vocabulary import GeneAlignment as GeneAlignment
+from .vocabulary import GeneVocabulary as GeneVocabulary
+from .vocabulary import align_genes as align_genes

@@ -1,0 +1,5 @@
+"""Drug response and drug synergy on cell lines."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

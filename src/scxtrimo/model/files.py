@@ -1,0 +1,388 @@
+"""Saving and loading without pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scvi
+from anndata import AnnData
+from mudata import MuData
+from scvi.data import AnnDataManager
+from scvi.model._utils import parse_device_args
+from scvi.model.base import BaseModelClass
+
+from .. import __version__
+from .._logging import logger
+from ..checkpoint.native import check_destination, read_model, replacing, write_model
+from ..config import XTrimoGeneConfig
+from ..data.columns import canonical, kind_of
+from ..data.fields import CategoryField, CountsField, LabelsField
+from ..data.gene_table import GeneAliases
+from ..train.plan import history_from_dict, history_to_dict
+
+OF_THE_DATA = {
+    *(CountsField.COLUMN_TO_GENE_KEY, CountsField.COVERAGE_KEY, CategoryField.CODES_KEY),
+}
+REQUIRED = {
+    *("model_class", "registry", "config", "seed", "size", "is_trained", "history", "indices"),
+    *("has_adata", "obs_names_sha256", "provenance", "gene_aliases", "min_gene_overlap"),
+}
+INDEX_SETS = ("train_indices", "validation_indices", "test_indices")
+
+
+class SavingMixin(BaseModelClass):
+    """``save`` and ``load`` as safetensors and JSON, and which cells were trained on."""
+
+    _config_cls: type[XTrimoGeneConfig]
+    # Names of the cells that the rows of the split are of; their hash, if the model was loaded.
+    _split_cells: pd.Index | str | None = None
+
+    @property
+    def train_indices(self) -> np.ndarray | None:
+        """Rows of the present data that were trained on, wherever these cells are now.
+
+        ``None`` if the data do not have them.
+
+        Examples
+        --------
+        >>> model.train_indices.shape
+        (630,)
+        """
+        return self._rows_now(self.train_indices_)
+
+    @train_indices.setter
+    def train_indices(self, rows: np.ndarray | None) -> None:
+        self.train_indices_ = rows
+
+    @property
+    def validation_indices(self) -> np.ndarray | None:
+        """Rows of the present data that were held out, wherever these cells are now.
+
+        Examples
+        --------
+        >>> model.validation_indices.shape
+        (70,)
+        """
+        return self._rows_now(self.validation_indices_)
+
+    @validation_indices.setter
+    def validation_indices(self, rows: np.ndarray | None) -> None:
+        self.validation_indices_ = rows
+
+    @property
+    def test_indices(self) -> np.ndarray | None:
+        """Rows of the present data that were neither trained on nor held out.
+
+        Examples
+        --------
+        >>> len(model.test_indices)
+        0
+        """
+        return self._rows_now(self.test_indices_)
+
+    @test_indices.setter
+    def test_indices(self, rows: np.ndarray | None) -> None:
+        self.test_indices_ = rows
+
+    def _rows_now(self, rows: np.ndarray | None) -> np.ndarray | None:
+        """Return where cells of the split are now; ``None`` if that cannot be said."""
+        if rows is None or self.adata is None:
+            return rows
+        present, trained = self.adata.obs_names, self._split_cells
+        if isinstance(trained, str):
+            if hash_texts(present) != trained:
+                return None
+            self._split_cells = trained = present
+        if trained is None:
+            return None
+        if present is trained or present.equals(trained):
+            return rows
+        if not (present.is_unique and trained.is_unique):
+            return None
+        places = present.get_indexer(trained[rows])
+        found = np.sort(places[places >= 0])
+        return found if len(found) else None
+
+    def save(
+        self,
+        dir_path: str | os.PathLike,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        **anndata_write_kwargs: Any,
+    ) -> None:
+        """Save the model.
+
+        Parameters
+        ----------
+        dir_path
+            Directory; created if needed.
+        prefix
+            Prefix of the file names.
+        overwrite
+            Replace a model that is there. If saving fails, the old one survives.
+        save_anndata
+            Save the data too, as ``adata.h5ad``.
+        **anndata_write_kwargs
+            Passed to :meth:`anndata.AnnData.write_h5ad`.
+
+        Raises
+        ------
+        FileExistsError
+            If there is a model already and ``overwrite`` is false.
+        OSError
+            If the directory cannot be written or the disk is full.
+
+        Examples
+        --------
+        >>> model.save("my_model")
+        """
+        if save_anndata and self.adata is None:
+            raise ValueError("The model has no data to save; leave `save_anndata` out.")
+        data_path = Path(dir_path).expanduser() / f"{prefix or ''}adata.h5ad"
+        if save_anndata and data_path.exists() and not overwrite:
+            raise FileExistsError(f"{data_path} exists; pass `overwrite=True` to replace it.")
+        directory = check_destination(dir_path, prefix or "", overwrite)
+        metadata = self._metadata() | {"has_adata": save_anndata}
+        tensors = self.module.state_dict()
+        if not save_anndata:
+            write_model(directory, tensors, metadata, prefix or "", overwrite)
+            return
+        directory.mkdir(parents=True, exist_ok=True)
+        with replacing(data_path) as partial:  # first: if the disk is full, the old model survives
+            try:
+                # The method of a backed AnnData would make it read from the new file from now on.
+                anndata.io.write_h5ad(partial, self.adata, **anndata_write_kwargs)
+            except OSError:
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"The data cannot be written as .h5ad: {error}. Fix them, or save the model "
+                    "without them (`save_anndata=False`). Nothing was saved."
+                ) from error
+            write_model(directory, tensors, metadata, prefix or "", overwrite)
+
+    def _metadata(self) -> dict[str, Any]:
+        """Return all of the model but its weights, as JSON holds it."""
+        cells = self._split_cells if self.adata is None else self.adata.obs_names
+        known = cells if cells is None or isinstance(cells, str) else hash_texts(cells)
+        return {
+            "obs_names_sha256": known,
+            "model_class": type(self).__name__,
+            "scxtrimo_version": __version__,
+            "scvi_version": scvi.__version__,
+            "size": self.size_,
+            "seed": self.seed_,
+            "config": asdict(self.config_),
+            "is_trained": self.is_trained_,
+            "registry": _to_json(self.registry_),
+            "indices": {f"{name}_": _to_json(getattr(self, name)) for name in INDEX_SETS},
+            "provenance": self.provenance_,
+            "gene_aliases": self.gene_aliases_,
+            "min_gene_overlap": self.min_gene_overlap_,
+            "history": history_to_dict(self.history_ or {}),
+            "extra": self._extra_state(),
+        }
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike,
+        adata: AnnData | MuData | bool | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        *,
+        gene_aliases: GeneAliases = None,
+        min_gene_overlap: float | None = None,
+    ) -> Any:
+        """Load a saved model. Nothing in its files is executed.
+
+        Parameters
+        ----------
+        dir_path
+            Directory with the saved model.
+        adata
+            Data to attach, aligned to the model by gene identifier. ``None`` attaches the data
+            that were saved with the model, if any; ``False`` attaches none.
+        accelerator, device
+            Where to put the model; see :meth:`scvi.model.base.BaseModelClass.load`.
+        prefix
+            Prefix of the file names.
+        gene_aliases, min_gene_overlap
+            See :meth:`prepare_query_anndata`; by default those the model was saved with.
+
+        Returns
+        -------
+        The model, ready for inference.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no model.
+        ValueError
+            If the files are truncated, damaged, foreign, from a newer version or of another class.
+
+        Examples
+        --------
+        >>> model.save("my_model")
+        >>> loaded = scxtrimo.model.XTrimoGene.load("my_model")
+        >>> loaded.get_latent_representation(adata).shape
+        (700, 32)
+        """
+        tensors, metadata = read_model(dir_path, prefix or "")
+        if missing := sorted(REQUIRED - metadata.keys()):
+            raise ValueError(f"{dir_path} lacks {missing} and cannot be loaded. Save again.")
+        if metadata["model_class"] != cls.__name__:
+            raise ValueError(
+                f"{dir_path} holds a model of class {metadata['model_class']}, not {cls.__name__}."
+            )
+        _, _, torch_device = parse_device_args(
+            accelerator, device, return_device="torch", validate_single_device=True
+        )
+        data_path = Path(dir_path).expanduser() / f"{prefix or ''}adata.h5ad"
+        if adata is None and metadata["has_adata"]:
+            adata = anndata.read_h5ad(data_path)
+        elif adata is None and data_path.exists():
+            logger.warning(
+                f"{data_path} is not attached, as the model was saved again without data. Attach "
+                "it with `adata=`, or remove the file."
+            )
+        registry = _with_canonical_categories(metadata["registry"])
+        model = cls(
+            registry=registry,
+            config=_config(cls._config_cls, metadata["config"], dir_path),
+            seed=metadata["seed"],
+        )
+        model._restore_extra_state(metadata.get("extra", {}))
+        _load_tensors(model, tensors, dir_path)
+        model._remember_names(metadata["gene_aliases"], metadata["min_gene_overlap"])
+        model._remember_names(gene_aliases, min_gene_overlap)
+        if adata is not None and adata is not False:
+            model._attach(adata)
+        model.size_ = metadata["size"]
+        model.is_trained_ = metadata["is_trained"]
+        model.provenance_ = metadata["provenance"]
+        model.history_ = history_from_dict(metadata["history"])
+        model._split_cells = metadata["obs_names_sha256"]
+        for name in INDEX_SETS:
+            stored = metadata["indices"][f"{name}_"]
+            rows = None if stored is None else np.array(stored, dtype=np.int64)
+            setattr(model, f"{name}_", rows)
+        if model.adata is not None and model.train_indices is None:  # they are of other cells
+            for name in INDEX_SETS:
+                setattr(model, f"{name}_", None)
+        model.to_device(torch_device)
+        model.module.eval()
+        return model
+
+    def _extra_state(self) -> dict[str, Any]:
+        """Return what a class keeps beside weights and set-up, as JSON holds it."""
+        return {}
+
+    def _restore_extra_state(self, state: dict[str, Any]) -> None:
+        """Take this back, before the weights are loaded."""
+
+    @staticmethod
+    def view_setup_args(dir_path: str | os.PathLike, prefix: str | None = None) -> None:
+        """Print how a saved model was set up.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+
+        Examples
+        --------
+        >>> model.save("my_model")
+        >>> scxtrimo.model.XTrimoGene.view_setup_args("my_model")  # doctest: +SKIP
+        """
+        import rich.pretty  # noqa: F401  (scvi-tools takes it for loaded)
+
+        AnnDataManager.view_setup_method_args(SavingMixin.load_registry(dir_path, prefix))
+
+    @staticmethod
+    def load_registry(dir_path: str | os.PathLike, prefix: str | None = None) -> dict[str, Any]:
+        """Read the registry of a saved model.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+
+        Returns
+        -------
+        What the model was set up with.
+
+        Examples
+        --------
+        >>> model.save("my_model")
+        >>> registry = scxtrimo.model.XTrimoGene.load_registry("my_model")
+        >>> registry["setup_args"]["layer"] is None
+        True
+        """
+        return read_model(dir_path, prefix or "")[1]["registry"]
+
+
+def hash_texts(texts: Iterable[object]) -> str:
+    """Return a hash of texts in their order."""
+    return hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()
+
+
+def _with_canonical_categories(registry: dict[str, Any]) -> dict[str, Any]:
+    """Return a registry whose categories are text; earlier versions kept numbers."""
+    for field in registry["field_registries"].values():
+        state = field["state_registry"]
+        if CategoryField.MAPPING_KEY in state:
+            names = state[CategoryField.MAPPING_KEY]
+            state.setdefault(LabelsField.KIND_KEY, kind_of(names))
+            state[CategoryField.MAPPING_KEY] = [canonical(name) for name in names]
+    return registry
+
+
+def _config(
+    config_class: type[XTrimoGeneConfig], stored: dict[str, Any], path: str | os.PathLike
+) -> XTrimoGeneConfig:
+    known = {field.name for field in fields(config_class)}
+    if unknown := sorted(stored.keys() - known):
+        raise ValueError(
+            f"The model in {path} has hyper-parameters this scxtrimo does not know: {unknown}. "
+            "Update it: `pip install --upgrade scxtrimo`."
+        )
+    return config_class(**stored)
+
+
+def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) -> None:
+    """Load a state dict, naming every tensor that does not fit."""
+    if getattr(getattr(model.module, "net", None), "imputation", ...) is None:
+        # Earlier versions kept the weights of a decoder that was not trained.
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("net.imputation.")}
+    wanted = {name: tuple(t.shape) for name, t in model.module.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if wanted != found:
+        wrong = {n: (found[n], wanted[n]) for n in wanted.keys() & found if found[n] != wanted[n]}
+        raise ValueError(
+            f"The weights in {path} do not fit their configuration. Missing: "
+            f"{sorted(wanted.keys() - found)}; unexpected: {sorted(found.keys() - wanted)}; of "
+            f"another shape (found, expected): {wrong}."
+        )
+    model.module.load_state_dict(tensors)
+
+
+def _to_json(value: Any) -> Any:
+    """Turn what a registry holds into what JSON holds."""
+    if isinstance(value, dict):
+        return {str(key): _to_json(item) for key, item in value.items() if key not in OF_THE_DATA}
+    if isinstance(value, list | tuple):
+        return [_to_json(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return [_to_json(item) for item in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,411 @@
+"""Training, with defaults that depend on the data and the device."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+from pydantic import PositiveFloat, PositiveInt
+from scvi import REGISTRY_KEYS
+from scvi.model._utils import parse_device_args
+
+from .._logging import logger
+from .._validation import Fraction, PositiveProbability, check
+from ..data.fields import CategoryField
+from ..nn.masking import MaskingConfig
+from ..train.datamodule import RaggedDataSplitter
+from ..train.finetuning import FinetuningConfig, finetuned
+from ..train.initialization import gene_statistics
+from ..train.plan import OptimizerConfig, XTrimoGenePlan
+from ..train.trainer import (
+    ResumeCheckpoint,
+    XTrimoGeneRunner,
+    as_list,
+    check_resumed,
+    quiet_lightning,
+)
+from .batches import BatchesMixin
+from .files import INDEX_SETS, SavingMixin, hash_texts
+
+
+def default_batch_size(n_cells: int) -> int:
+    """Return the default number of cells per batch: small data need many small steps.
+
+    Examples
+    --------
+    >>> default_batch_size(3_000)
+    64
+    """
+    return 64 if n_cells < 20_000 else 128 if n_cells < 100_000 else 256
+
+
+def default_max_epochs(n_cells: int, batch_size: int) -> int:
+    """Return the default number of epochs, that of about 800 steps for up to 2,600 cells.
+
+    Beyond, the number of steps grows as the square root of the number of cells.
+
+    Examples
+    --------
+    >>> default_max_epochs(2_638, 64)
+    20
+    >>> default_max_epochs(100_000, 256)
+    13
+    """
+    n_steps = 800 * math.sqrt(max(n_cells / 2_600, 1))
+    return int(np.clip(round(n_steps * batch_size / n_cells), 3, 200))
+
+
+def default_lr(n_hidden: int) -> float:
+    """Return the default learning rate: 0.001 at width 64, and inversely with the width.
+
+    Examples
+    --------
+    >>> default_lr(128)
+    0.0005
+    """
+    return 1e-3 * min(1.0, 64 / n_hidden)
+
+
+NOT_COMPLETED = "Training was not completed: the model is as it was before."
+
+
+def as_epochs(max_epochs: float | None, name: str = "max_epochs") -> int | None:
+    """Return a number of epochs, which tutorials compute as a fraction.
+
+    Examples
+    --------
+    >>> as_epochs(400 * 20_000 / 700_000)
+    11
+    """
+    if max_epochs is None:
+        return None
+    return max(1, round(check(name, max_epochs, PositiveFloat)))
+
+
+class TrainingMixin(SavingMixin, BatchesMixin):
+    """``train``."""
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
+        early_stopping: bool = False,
+        checkpoint_dir: str | os.PathLike | None = None,
+        ckpt_path: str | os.PathLike | None = None,
+        optimizer: OptimizerConfig | None = None,
+        masking: MaskingConfig | None = None,
+        finetuning: FinetuningConfig | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the model.
+
+        The first training starts from the training cells' own statistics (genes to read, their
+        principal components); a further call goes on from the present weights. At the end the
+        latent space is fitted to the training cells, see
+        ``LatentSpace``.
+
+        Parameters
+        ----------
+        max_epochs
+            Passes over the training cells; a fraction is rounded. By default chosen from the
+            number of cells and printed.
+        accelerator, devices
+            See :class:`scvi.train.Trainer`.
+        train_size, validation_size, shuffle_set_split
+            See :class:`scvi.dataloaders.DataSplitter`. By default nine tenths are trained on.
+        batch_size
+            Cells per step. By default 64, and more for large data.
+        tokens_per_batch
+            Expressed genes per step, read by the encoder or not, instead of a number of cells:
+            memory and time of a step depend less on the depths of its cells.
+        early_stopping
+            Stop when the validation loss has not fallen for ``early_stopping_patience`` epochs.
+        checkpoint_dir
+            Directory for ``last.ckpt``, written after every epoch: all that is needed to go on
+            with a training that was interrupted.
+        ckpt_path
+            A ``last.ckpt`` to go on from, with the same arguments otherwise. On a CPU the result
+            is that of an uninterrupted training. Nothing in the file is executed.
+        optimizer, masking
+            Optimiser, schedule and masking. A model with the published objective is masked as
+            published by default.
+        finetuning
+            What to freeze, learning rates by layer and low-rank adapters, for a model that was
+            trained before.
+        datasplitter_kwargs
+            Passed to :class:`scvi.dataloaders.DataSplitter`, for instance ``external_indexing``.
+        plan_kwargs
+            Single fields of ``optimizer`` and ``masking``, for instance ``{"lr": 3e-4}``.
+        **trainer_kwargs
+            Passed to :class:`scvi.train.Trainer`. ``gradient_clip_val`` is 1 unless given, and
+            ``precision`` ``"bf16-mixed"`` on CUDA. ``logger`` adds loggers;
+            ``model.history`` is kept whatever they are.
+
+        Raises
+        ------
+        ValueError
+            If the model has no data, an argument has an impossible value, early stopping has no
+            validation cells, or ``ckpt_path`` is of a training on other data.
+        FileNotFoundError
+            If ``ckpt_path`` does not exist.
+
+        Notes
+        -----
+        Where training is interrupted, the model is left as it was before.
+
+        Examples
+        --------
+        >>> model = scxtrimo.model.XTrimoGene(adata, size="tiny")
+        >>> model.train(max_epochs=2, plan_kwargs={"lr": 5e-4}, enable_progress_bar=False)
+        >>> len(model.history["validation_loss"])
+        2
+        """
+        if self.adata_manager is None:
+            raise ValueError(
+                "The model has no data to train on; load it with `load(..., adata=...)`."
+            )
+        self._validate_anndata()
+        n_cells = self.adata.n_obs
+        if batch_size is not None and tokens_per_batch is not None:
+            raise ValueError("Give either `batch_size` or `tokens_per_batch`, not both.")
+        if batch_size is None:
+            batch_size = default_batch_size(n_cells)
+        batch_size = check("batch_size", batch_size, PositiveInt)
+        tokens_per_batch = check("tokens_per_batch", tokens_per_batch, PositiveInt | None)
+        max_epochs = as_epochs(max_epochs)
+        check("early_stopping", early_stopping, bool)
+        for name, value, cls in (
+            ("optimizer", optimizer, OptimizerConfig),
+            ("masking", masking, MaskingConfig),
+            ("finetuning", finetuning, FinetuningConfig),
+        ):
+            if value is not None and not isinstance(value, cls):
+                raise TypeError(f"{name}={value!r} must be of type scxtrimo.train.{cls.__name__}.")
+        check("train_size", train_size, PositiveProbability | None)
+        check("validation_size", validation_size, Fraction | None)
+        if ckpt_path is not None:
+            check_resumed(ckpt_path, self._trained_on())
+        device = parse_device_args(accelerator, devices, return_device="torch")[2]
+        splitter = RaggedDataSplitter(
+            self.adata_manager,
+            train_size=train_size,
+            validation_size=validation_size,
+            shuffle_set_split=shuffle_set_split,
+            batch_size=batch_size,
+            tokens_per_batch=tokens_per_batch,
+            seed=self.seed_,
+            **({"pin_memory": device.type == "cuda"} | (datasplitter_kwargs or {})),
+        )
+        splitter.setup()
+        if tokens_per_batch is not None:
+            batch_size = max(1, round(splitter.n_train / splitter.n_batches))
+            longest = int(splitter.n_tokens.max())
+            if tokens_per_batch < 2 * longest:
+                warnings.warn(
+                    f"tokens_per_batch={tokens_per_batch:,} is less than twice the {longest:,} "
+                    "genes of the longest cell: some batches will have more tokens.",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        if max_epochs is None:
+            max_epochs = default_max_epochs(n_cells, batch_size)
+        if early_stopping and splitter.n_val == 0:
+            raise ValueError(
+                f"early_stopping=True needs validation cells, but none of the {n_cells:,} cells "
+                "is left for them. Lower `train_size` or name some in `external_indexing`."
+            )
+        if finetuning is not None:
+            finetuning.check(self.config_.n_layers)
+            if not self.is_trained_ and ckpt_path is None:
+                raise ValueError("finetuning= is for a model that was trained before.")
+        plan = self._make_plan(optimizer, masking, finetuning, plan_kwargs or {})
+        plan.trained_on = self._trained_on()
+        callbacks = trainer_kwargs.pop("callbacks", None)
+        if checkpoint_dir is not None:
+            callbacks = [*as_list(callbacks), ResumeCheckpoint(checkpoint_dir)]
+        defaults: dict[str, Any] = {
+            "gradient_clip_val": 1.0,
+            "check_val_every_n_epoch": 1,
+            "early_stopping_monitor": "validation_loss",
+            "early_stopping_patience": 10,
+            "precision": "bf16-mixed" if device.type == "cuda" else "32-true",
+        }
+        size = f"{batch_size} cells"
+        if tokens_per_batch is not None:
+            size = f"about {tokens_per_batch:,} tokens ({size})"
+        logger.info(
+            f"Training {self.size_!r} on {splitter.n_train:,} of {n_cells:,} cells: "
+            f"{max_epochs} epochs, batches of {size}, learning rate "
+            f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
+        )
+        with quiet_lightning():
+            runner = XTrimoGeneRunner(  # before any work: it checks the arguments of the trainer
+                self,
+                training_plan=plan,
+                data_splitter=splitter,
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                early_stopping=early_stopping,
+                ckpt_path=ckpt_path,
+                callbacks=callbacks,
+                **(defaults | trainer_kwargs),
+            )
+        with (
+            quiet_lightning(),
+            self._progress_as_asked(trainer_kwargs),
+            self._unchanged_if_interrupted(),
+        ):
+            self._split_cells = self.adata.obs_names
+            if ckpt_path is None:
+                self._prepare_training(splitter.train_idx)
+            # Lightning keeps the mode it finds, and that of a trained model is eval.
+            self.module.train()
+            with finetuned(self.module.net, plan.finetuning, self.seed_):
+                runner()
+            self._finish_training(splitter.train_idx)
+
+    def _trained_on(self) -> dict[str, str]:
+        """Return hashes of what a training that goes on must find as it was."""
+        assert self.adata_manager is not None
+        hashes = {
+            "hyper-parameters": hash_texts(sorted(asdict(self.config_).items())),
+            "genes": hash_texts(self.vocabulary.gene_ids),
+            "cells": hash_texts(self.adata.obs_names),
+        }
+        for key, field in self.adata_manager.registry["field_registries"].items():
+            state = field["state_registry"]
+            if CategoryField.CODES_KEY in state and key != REGISTRY_KEYS.LABELS_KEY:
+                parts = (
+                    *state[CategoryField.MAPPING_KEY],
+                    state[CategoryField.CODES_KEY].tolist(),
+                )
+                hashes[f"categories of {key!r}"] = hash_texts(parts)
+        return hashes
+
+    @contextmanager
+    def _unchanged_if_interrupted(self, *attributes: str) -> Iterator[None]:
+        """Give the model back as it was, if what is done to it does not come to an end."""
+        names = ("is_trained_", "history_", "_split_cells", *(f"{n}_" for n in INDEX_SETS))
+        before = {name: getattr(self, name) for name in (*names, *attributes)}
+        weights = {k: v.detach().to("cpu", copy=True) for k, v in self.module.state_dict().items()}
+        was_trained, device = self.module.training, self.device
+        try:
+            yield
+        except BaseException as error:
+            self.to_device(device)  # Lightning moves what it trained
+            self.module.load_state_dict(weights)
+            self.module.train(was_trained)
+            for name, value in before.items():
+                setattr(self, name, value)
+            if NOT_COMPLETED not in getattr(error, "__notes__", ()):  # said once
+                logger.warning(NOT_COMPLETED)
+                error.add_note(NOT_COMPLETED)
+            raise
+
+    def _prepare_training(self, rows: np.ndarray) -> None:
+        """Take from the training cells what the first training starts from."""
+        is_new = not self.is_trained_
+        has_mean = bool(self.module.mean_expression.any())  # published weights come without
+        if not is_new and has_mean:
+            return
+        config = self.config_
+        statistics = gene_statistics(
+            self.adata_manager,
+            rows,
+            n_genes=len(self.vocabulary),
+            n_components=config.n_latent if is_new and config.uses_components else 0,
+            n_embedding=config.n_hidden if is_new and config.pca_initialization else 0,
+            n_input_genes=config.n_input_genes,
+            seed=self.seed_,
+        )
+        if not is_new:
+            self.module.mean_expression.copy_(statistics["mean_expression"])
+            return
+        if config.uses_components and not statistics["components"]:
+            raise ValueError(
+                f"{len(rows)} training cells and {int(statistics['is_read'].sum())} genes to "
+                'read have no principal components. Pass `latent_space="bottleneck"` to the '
+                "model to do without."
+            )
+        self.module.set_gene_statistics(**statistics)
+
+    def _finish_training(self, rows: np.ndarray) -> None:
+        """Fit what is fitted to the trained network."""
+        self._fit_latent_space(rows)
+
+    def compile(self, **kwargs: Any) -> None:
+        """Compile the encoder layers, for training and for embedding.
+
+        What is done token by token is compiled for any number of tokens; the attention is a
+        kernel of its own already. On a CPU it does not pay. A saved model is not compiled when
+        it is loaded.
+
+        Parameters
+        ----------
+        **kwargs
+            Passed to :func:`torch.compile`; ``dynamic`` is true unless given.
+
+        Examples
+        --------
+        >>> model.compile()  # doctest: +SKIP
+        """
+        for layer in self.module.net.encoder.layers:
+            layer.compile(**kwargs)
+
+    def _make_plan(
+        self,
+        optimizer: OptimizerConfig | None,
+        masking: MaskingConfig | None,
+        finetuning: FinetuningConfig | None,
+        plan_kwargs: dict[str, Any],
+    ) -> XTrimoGenePlan:
+        groups = {
+            cls: {field.name for field in fields(cls)} for cls in (OptimizerConfig, MaskingConfig)
+        }
+        if unknown := sorted(set(plan_kwargs) - set().union(*groups.values())):
+            raise TypeError(
+                f"Unknown plan_kwargs {unknown}; choose from "
+                f"{sorted(set().union(*groups.values()))}."
+            )
+        if (optimizer or masking) and plan_kwargs:
+            raise TypeError("Give either `optimizer` and `masking` or `plan_kwargs`, not both.")
+        optimizer_fields, masking_fields = (
+            {name: plan_kwargs[name] for name in names & plan_kwargs.keys()}
+            for names in groups.values()
+        )
+        default = {"lr": default_lr(self.config_.n_hidden)}
+        if self.config_.has_bottleneck:
+            # What is predicted at another depth must be right over all genes.
+            masking_default = {"natural_weights": self.config_.read_depth_aware}
+        else:
+            masking_default = asdict(MaskingConfig.published())
+        return self._plan_class()(
+            self.module,
+            optimizer or OptimizerConfig(**(default | optimizer_fields)),
+            masking or MaskingConfig(**(masking_default | masking_fields)),
+            seed=self.seed_,
+            finetuning=finetuning,
+            **self._plan_arguments(),
+        )
+
+    def _plan_class(self) -> type[XTrimoGenePlan]:
+        return XTrimoGenePlan
+
+    def _plan_arguments(self) -> dict[str, Any]:
+        """Return what the training plan of this class takes beyond :class:`XTrimoGenePlan`."""
+        return {}

@@ -1,0 +1,161 @@
+"""Pictures of the effects of perturbations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from anndata import AnnData
+
+from .. import tl
+from ..data.vocabulary import preview
+from ..pl._axes import finish, new_axes
+from .effect_tables import EFFECT, STD, check_effects
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def perturbation_effects(
+    predicted: AnnData,
+    observed: AnnData,
+    perturbation: str,
+    population: str | None = None,
+    n_labels: int = 10,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw predicted against observed effects of a perturbation on all genes.
+
+    Bars are standard deviations of the prediction, and of what was observed for want of cells.
+
+    Parameters
+    ----------
+    predicted, observed
+        Effects, see :func:`scxtrimo.tl.perturbation_scores`.
+    perturbation
+        Name of the perturbation.
+    population
+        Population of cells, if there are several.
+    n_labels
+        How many of the most changed genes to name, of those that change at least a tenth as
+        much as the most changed one.
+    ax
+        Axes to draw on; by default new ones.
+    show
+        Whether to show the figure.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    ValueError
+        If the perturbation is not in both, or in several populations of which none is named.
+
+    Examples
+    --------
+    >>> observed = scxtrimo.tl.perturbation_effects(perturbed_cells, "condition")
+    >>> ax = scxtrimo.pl.perturbation_effects(
+    ...     perturbation_model.predict(), observed, "GENE1", show=False
+    ... )
+    >>> ax.get_xlabel()
+    'observed effect'
+    """
+    one = predicted[[_row(predicted, "predicted", perturbation, population)]]
+    scores = tl.perturbation_scores(one, observed).iloc[0]
+    truth = observed[[_row(observed, "observed", perturbation, scores["population"])]]
+    genes = truth.var_names[truth.var_names.isin(one.var_names)]
+    x, x_std = (np.asarray(truth[:, genes].layers[name])[0] for name in (EFFECT, STD))
+    y, y_std = (np.asarray(one[:, genes].layers[name])[0] for name in (EFFECT, STD))
+    was_given = ax is not None
+    ax = new_axes(ax, (4.6, 4.4))
+    largest = max(np.abs(x).max(), np.abs(y).max(), 1e-6)
+    limits = min(x.min(), y.min()) - 0.1 * largest, max(x.max(), y.max()) + 0.2 * largest
+    ax.plot(limits, limits, color="0.75", linewidth=1, zorder=0)
+    ax.axhline(0, color="0.9", linewidth=1, zorder=0)
+    ax.axvline(0, color="0.9", linewidth=1, zorder=0)
+    ax.errorbar(x, y, y_std, x_std, fmt="none", ecolor="0.8", elinewidth=0.7, zorder=1)
+    ax.scatter(x, y, s=9, color="C0", zorder=2)
+    size = np.maximum(np.abs(x), np.abs(y))
+    for i in np.argsort(-size)[:n_labels]:
+        if size[i] < 0.1 * largest:  # names of what hardly changes would lie on one another
+            break
+        ax.annotate(
+            genes[i], (x[i], y[i]), (3, 3), textcoords="offset points", fontsize=7, zorder=3
+        )
+    ax.set_xlim(limits)
+    ax.set_ylim(limits)
+    ax.set_xlabel("observed effect")
+    ax.set_ylabel("predicted effect")
+    ax.set_title(f"{perturbation}: r = {scores['pearson']:.2f}, MSE = {scores['mse']:.2g}")
+    return finish(ax, was_given, show)
+
+
+def perturbed_genes(
+    effects: AnnData,
+    perturbation: str,
+    population: str | None = None,
+    n_genes: int = 20,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw the genes that a perturbation changes most certainly, with standard deviations.
+
+    Parameters
+    ----------
+    effects
+        Effects, observed or predicted.
+    perturbation, population
+        See :func:`perturbation_effects`.
+    n_genes
+        How many genes.
+    ax
+        Axes to draw on; by default new ones.
+    show
+        Whether to show the figure.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> ax = scxtrimo.pl.perturbed_genes(perturbation_model.predict(), "GENE1", show=False)
+    >>> len(ax.get_yticklabels())
+    20
+    """
+    one = effects[[_row(effects, "effects", perturbation, population)]]
+    ranked = tl.rank_perturbed_genes(one, n_genes).sort_values("effect").reset_index()
+    was_given = ax is not None
+    ax = new_axes(ax, (4.2, 0.9 + 0.2 * len(ranked)))
+    colors = np.where(ranked["effect"] > 0, "C3", "C0")
+    ax.barh(ranked.index, ranked["effect"], xerr=ranked["std"], color=colors, ecolor="0.4")
+    ax.set_yticks(ranked.index, ranked["gene"], fontsize=8)
+    ax.margins(y=0.01)
+    ax.axvline(0, color="0.3", linewidth=0.8)
+    ax.set_xlabel("effect on log-normalised expression")
+    ax.set_title(perturbation)
+    return finish(ax, was_given, show)
+
+
+def _row(effects: AnnData, argument: str, perturbation: str, population: str | None) -> int:
+    """Return the row of a perturbation."""
+    check_effects(effects, argument)
+    is_it = effects.obs["perturbation"].astype(str).to_numpy() == perturbation
+    if not is_it.any():
+        raise ValueError(
+            f"perturbation={perturbation!r} is not in {argument}, which has "
+            f"{preview(effects.obs['perturbation'].unique())}."
+        )
+    populations = effects.obs["population"].astype(str).to_numpy()
+    if population is not None:
+        is_it = is_it & (populations == population)
+    rows = np.flatnonzero(is_it)
+    if len(rows) != 1:
+        raise ValueError(
+            f"{perturbation!r} is in {argument} for {len(rows)} populations named {population!r}; "
+            f"choose one of {preview(sorted(set(populations)))} with `population=`."
+        )
+    return int(rows[0])

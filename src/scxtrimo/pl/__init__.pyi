@@ -1,0 +1,15 @@
+from ..annotation.plots import annotation_confusion as annotation_confusion
+from ..annotation.plots import calibration as calibration
+from ..annotation.plots import coverage_accuracy as coverage_accuracy
+from ..drugs.plots import observed_predicted as observed_predicted
+from ..drugs.plots import probability_calibration as probability_calibration
+from ..perturbation.plots import perturbation_effects as perturbation_effects
+from ..perturbation.plots import perturbed_genes as perturbed_genes
+from ._benchmark import benchmark as benchmark
+from ._embedding import umap as umap
+from ._genes import gene_coverage as gene_coverage
+from ._genes import gene_modules as gene_modules
+from ._network import attention as attention
+from ._network import value_bins as value_bins
+from ._reconstruction import masked_prediction as masked_prediction
+from ._training import training_curves as training_curves

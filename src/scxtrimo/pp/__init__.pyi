@@ -1,0 +1,2 @@
+from ..perturbation.relations import relations_from_expression as relations_from_expression
+from ..perturbation.relations import relations_from_gene_sets as relations_from_gene_sets

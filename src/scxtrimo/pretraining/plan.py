@@ -1,0 +1,247 @@
+"""The training plan for stores: metrics by step, steps that are not finite, sharded models."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import pandas as pd
+import torch
+from lightning.pytorch.callbacks import Callback
+from scvi.module.base import LossOutput
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from .._logging import logger
+from ..train.plan import (
+    PROGRESS_METRIC,
+    XTrimoGenePlan,
+    history_from_dict,
+    history_to_dict,
+    metrics_of,
+)
+
+MAX_SKIPPED_IN_A_ROW = 20
+OnNonFinite = Literal["raise", "skip"]
+
+
+class PretrainingPlan(XTrimoGenePlan):
+    """:class:`XTrimoGenePlan` for batches of a store.
+
+    Parameters
+    ----------
+    module, optimizer, masking, seed
+        See :class:`XTrimoGenePlan`.
+    on_non_finite
+        What to do in a step of which the gradient is not finite, as it is where a loss is not:
+        ``"raise"``, or ``"skip"`` the step and count it. All processes have the same gradient.
+    resumed_from
+        The checkpoint that this process found, if any.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        on_non_finite: OnNonFinite = "raise",
+        resumed_from: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_non_finite, self.resumed_from = on_non_finite, resumed_from
+        self.n_skipped_steps, self._n_in_a_row = 0, 0
+        self.n_skipped_cells = 0  # of all processes
+        self.sums: dict[str, Tensor | float] = defaultdict(float)  # since the last entry
+        self._pending: dict[str, Tensor | float] = defaultdict(float)  # of this step
+        self._losses: list[tuple[Tensor, Tensor]] = []  # of the batches of this step
+        self.step_history: dict[str, pd.DataFrame] = {}
+
+    def configure_model(self) -> None:
+        """Shard the parameters, if the strategy is FSDP2."""
+        mesh = getattr(self, "_device_mesh", None)
+        if mesh is None:
+            return
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if isinstance(self.module, FSDPModule):
+            return
+        for layer in self.module.net.encoder.layers:
+            fully_shard(layer, mesh=mesh["data_parallel"])
+        empty = {p for p in self.module.parameters() if not p.numel()}
+        fully_shard(self.module, mesh=mesh["data_parallel"], ignored_params=empty)
+
+    def on_fit_start(self) -> None:
+        """Make sure that all processes see the same checkpoints."""
+        of_first = self.trainer.strategy.broadcast(self.resumed_from)
+        if of_first != self.resumed_from:
+            raise ValueError(
+                f"The first process goes on from {of_first}, this one from {self.resumed_from}: "
+                "`out` must be on a file system that all processes see."
+            )
+
+    def _log_training(self, losses: LossOutput, batch: dict[str, Tensor]) -> None:
+        n_cells = len(batch["cell_ids"])
+        for name, value in metrics_of(losses, "train").items():
+            self._pending[name] += n_cells * value.float()
+        self._pending["cells"] += n_cells
+        self._pending["tokens"] += len(batch["counts"])
+        self._losses.append((losses.loss.detach(), batch["cell_ids"]))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm of the gradient, unless it is not finite."""
+        parameters = [p for p in self.parameters() if p.grad is not None and p.numel()]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if torch.isfinite(norm):
+            self._n_in_a_row = 0
+            if gradient_clip_val:
+                clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+            self._pending["gradient_norm"] += norm.detach()
+            self._pending["steps"] += 1
+            for name, value in self._pending.items():
+                self.sums[name] += value
+        else:
+            self._refuse_step(parameters)
+        self._losses, self._pending = [], defaultdict(float)
+
+    def _refuse_step(self, parameters: list[nn.Parameter]) -> None:
+        message = f"Step {self.global_step}: {self._name_cells()}"
+        self._n_in_a_row += 1
+        if self.on_non_finite == "raise" or self._n_in_a_row > MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"{message} Lower the learning rate, or leave such steps out: "
+                "`on_non_finite: skip`. Checkpoints written before are whole."
+            )
+        logger.warning(f"Left out: {message}")
+        self.n_skipped_steps += 1
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _name_cells(self) -> str:
+        """Say which batch of this process has a loss that is not finite, and where it is from."""
+        for loss, cell_ids in self._losses:
+            if torch.isfinite(loss):
+                continue
+            rows = cell_ids.cpu().numpy()
+            text = f"the loss is {loss.item()} for {len(rows)} cells, rows {rows.min()} to "
+            text += f"{rows.max()} of the store"
+            store = getattr(getattr(self.trainer, "datamodule", None), "store", None)
+            if store is not None:
+                origin = store.origin(rows)
+                first = origin.iloc[0]
+                files = ", ".join(sorted(set(origin["source"]))[:3])
+                text += f" (the first is cell {first['source_row']} of {first['source']}; files: "
+                text += f"{files})"
+            return f"{text}."
+        return "a gradient is not finite, though the losses of this process are."
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the history, the counters and the number of batches per step."""
+        checkpoint["scxtrimo_plan"] = type(self).__name__
+        checkpoint["scxtrimo_history"] = history_to_dict(self.step_history)
+        checkpoint["scxtrimo_skipped"] = [self.n_skipped_steps, self.n_skipped_cells]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the history, and count batches as this number of processes does."""
+        self.step_history = history_from_dict(checkpoint.get("scxtrimo_history", {}))
+        self.n_skipped_steps, self.n_skipped_cells = checkpoint.get("scxtrimo_skipped", [0, 0])
+        n_batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        loop = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (loop["current"], loop["total"]):
+            late = counts["ready"] - counts["completed"]  # saved before the batch is completed
+            counts |= dict.fromkeys(("ready", "started", "processed"), n_batches)
+            counts["completed"] = n_batches - late
+
+
+class StepMeter(Callback):
+    """Average metrics over some steps and all processes, and measure the speed.
+
+    Parameters
+    ----------
+    every_n_steps
+        Steps of the optimiser per entry of the history.
+    flops_per_token
+        Floating-point operations of a training step per token.
+    peak_flops
+        What one device can do in a second; ``None`` if it is not known.
+    """
+
+    def __init__(
+        self, every_n_steps: int, flops_per_token: float = 0.0, peak_flops: float | None = None
+    ) -> None:
+        self.every_n_steps = every_n_steps
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.started = time.monotonic()
+        self.last_step = -1
+        self.n_skipped = 0  # cells that the loader of this process left out
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self.started, self.last_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Make an entry, if a step with one was completed."""
+        step = trainer.global_step
+        assert isinstance(pl_module, PretrainingPlan)
+        if step == self.last_step or step % self.every_n_steps or not pl_module.sums:
+            return
+        sums, pl_module.sums = pl_module.sums, defaultdict(float)
+        loader = trainer.datamodule.train_loader  # type: ignore[attr-defined]
+        sums["skipped"], self.n_skipped = loader.n_skipped - self.n_skipped, loader.n_skipped
+        names = sorted(sums)
+        local = torch.stack([torch.as_tensor(sums[n], dtype=torch.float64).cpu() for n in names])
+        total = local
+        if trainer.world_size > 1:
+            reduced = trainer.strategy.reduce(local.to(pl_module.device), reduce_op="sum")
+            assert isinstance(reduced, Tensor)
+            total = reduced.cpu()
+        values = dict(zip(names, total.tolist(), strict=True))
+        now = time.monotonic()
+        seconds, self.started, self.last_step = now - self.started, now, step
+        pl_module.n_skipped_cells += int(values.pop("skipped"))
+        entry = self._entry(values, seconds, trainer.world_size)
+        _append(pl_module.step_history, step, entry)
+        shown = {"train_loss", "cells_per_second", "tokens_per_second", "mfu"}
+        for name, value in entry.items():
+            if name == "train_loss":
+                pl_module.log(PROGRESS_METRIC, value, prog_bar=True, logger=False)
+            pl_module.log(name, value, prog_bar=name in shown - {"train_loss"}, on_step=True)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make an entry of the held-out cells."""
+        assert isinstance(pl_module, PretrainingPlan)
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if "validation" in name
+        }
+        _append(pl_module.step_history, trainer.global_step, metrics)
+
+    def _entry(
+        self, values: dict[str, float], seconds: float, world_size: int
+    ) -> dict[str, float]:
+        n_cells, n_steps = values.pop("cells", 0.0), values.pop("steps", 0.0)
+        n_tokens, norm = values.pop("tokens", 0.0), values.pop("gradient_norm", 0.0)
+        entry = {name: value / n_cells for name, value in values.items()} if n_cells else {}
+        if n_steps:
+            entry["gradient_norm"] = norm / n_steps
+        entry["cells_per_second"] = n_cells / seconds
+        entry["tokens_per_second"] = n_tokens / seconds
+        if self.peak_flops and self.flops_per_token:
+            rate = entry["tokens_per_second"] * self.flops_per_token
+            entry["mfu"] = rate / (self.peak_flops * world_size)
+        return entry
+
+
+def _append(history: dict[str, pd.DataFrame], step: int, entry: dict[str, float]) -> None:
+    for name, value in entry.items():
+        row = pd.DataFrame({name: [value]}, index=pd.Index([step], name="step"))
+        history[name] = pd.concat([history[name], row]) if name in history else row

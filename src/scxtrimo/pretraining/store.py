@@ -1,0 +1,367 @@
+"""A store of shuffled cells on disk, of which any number of cells can be read at a time."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal
+
+import anndata
+import numpy as np
+import pandas as pd
+import zarr
+from anndata import AnnData
+from scipy import sparse
+
+from .._logging import logger
+from ..data.vocabulary import GeneVocabulary
+from .annbatch_access import fast_codecs, make_requests, require_annbatch
+from .checksums import checksums, gene_weights
+
+STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
+ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
+CHECKSUM = "checksum"
+Split = Literal["train", "validation"]
+
+
+def backed_anndata(group: Any) -> AnnData:
+    """Return an AnnData whose counts stay in a zarr group.
+
+    Parameters
+    ----------
+    group
+        An AnnData as zarr.
+    """
+
+    def backed(node: Any) -> Any:
+        is_sparse = str(node.attrs.get("encoding-type", "")).startswith("cs")
+        return anndata.io.sparse_dataset(node) if is_sparse else node
+
+    layers = {name: backed(group["layers"][name]) for name in group.get("layers", {})}
+    obs, var = (anndata.io.read_elem(group[name]) for name in ("obs", "var"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an X that is not in memory
+        return AnnData(X=backed(group["X"]), obs=obs, var=var, layers=layers)
+
+
+# Raised by a bug or by a library that changed, and not by what is on a disk.
+NOT_DAMAGE = (
+    *(TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError),
+    *(MemoryError, RecursionError),
+)
+
+
+class DamagedStoreError(OSError):
+    """Cells of a store cannot be read.
+
+    Parameters
+    ----------
+    message
+        What is wrong, with the data set and its cells.
+    rows
+        The cells, as rows of the split.
+
+    Examples
+    --------
+    >>> from scxtrimo.pretraining import DamagedStoreError
+    >>> error = DamagedStoreError("cells.zarr/train/dataset_0 cannot be read", rows=range(64, 128))
+    >>> error.rows
+    range(64, 128)
+    """
+
+    def __init__(self, message: str, rows: range) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+
+def is_store(path: str | os.PathLike) -> bool:
+    """Return whether there is a store of ours at a path or URL."""
+    try:
+        return STORE_KEY in zarr.open_group(str(path), mode="r").attrs
+    except (OSError, KeyError, ValueError):
+        return False
+
+
+class CellStore:
+    """One split of a store that :func:`~scxtrimo.pretraining.write_store` wrote.
+
+    Parameters
+    ----------
+    path
+        Path or URL of the store.
+    split
+        ``"train"`` or ``"validation"``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no store.
+    ValueError
+        If it is none of ours, is incomplete or was written by a newer version.
+
+    Examples
+    --------
+    >>> from scxtrimo.pretraining import CellStore
+    >>> store = CellStore("cells.zarr")
+    >>> store.n_cells, len(store.vocabulary), store.n_tokens.shape, store.ends
+    (671, 765, (671,), array([671]))
+    >>> int(store.report["cells"].sum())
+    700
+    >>> store.read([slice(0, 64), slice(128, 192)]).shape
+    (128, 765)
+    >>> store.origin([0, 1]).columns.tolist()
+    ['source', 'source_row', 'checksum']
+    >>> store.sample(n_cells=100, seed=0).shape
+    (64, 765)
+    >>> [cells.n_obs for cells in store.datasets()]
+    [671]
+    >>> store.readable([slice(0, 64)])  # all of it can be read
+    [slice(0, 64, None)]
+    """
+
+    group: Any
+
+    def __init__(self, path: str | os.PathLike, split: Split = "train") -> None:
+        self.path, self.split = str(path), split
+        try:
+            self.root = zarr.open_group(self.path, mode="r")
+        except (FileNotFoundError, KeyError) as error:
+            raise FileNotFoundError(f"There is no store at {self.path}.") from error
+        header: Any = self.root.attrs.get(STORE_KEY)
+        if header is None or split not in self.root:
+            raise ValueError(
+                f"{self.path} is not a store of scxtrimo. Make one of your files: "
+                "`scxtrimo.pretraining.write_store(files, out)` or `scxtrimo store`."
+            )
+        if header["format_version"] > FORMAT_VERSION:
+            raise ValueError(
+                f"{self.path} has format version {header['format_version']}, this scxtrimo reads "
+                f"{FORMAT_VERSION}. Update it: `pip install --upgrade scxtrimo`."
+            )
+        self.header: dict[str, Any] = header
+        self.group = self.root[split]
+        names = [name for name in list(self.group) if name.startswith("dataset_")]
+        self.names = sorted(names, key=lambda name: int(name.removeprefix("dataset_")))
+        self._damaged: set[int] = set()
+        self._check_complete()
+
+    def _check_complete(self) -> None:
+        expected = int(self.report.get(self.split, pd.Series(dtype=int)).sum())
+        if self.n_cells != expected:
+            raise ValueError(
+                f"{self.path} is incomplete: {self.n_cells:,} of {expected:,} cells for "
+                f"{self.split} are there. Copy or write it again."
+            )
+
+    @cached_property
+    def vocabulary(self) -> GeneVocabulary:
+        """The genes, in the order of the columns."""
+        return GeneVocabulary.from_dict(self.header["vocabulary"])
+
+    @cached_property
+    def report(self) -> pd.DataFrame:
+        """What became of the cells and the genes of every file, one file per row."""
+        return pd.DataFrame(self.header["report"])
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where the data sets end, in rows of the split."""
+        sizes = [int(self.group[name]["X"].attrs["shape"][0]) for name in self.names]
+        return np.cumsum(sizes, dtype=np.int64)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells of the split."""
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @cached_property
+    def n_tokens(self) -> np.ndarray:
+        """Number of expressed genes of all cells, int32."""
+        parts = [np.diff(self._array(name, "X/indptr")).astype(np.int32) for name in self.names]
+        # Of a part that is missing zarr reads zeros, and a store has no cells without counts.
+        for name, n_tokens in zip(self.names, parts, strict=True):
+            if n_lost := int((n_tokens <= 0).sum()):
+                raise DamagedStoreError(
+                    f"{self.path}/{self.split}/{name} is incomplete: {n_lost:,} of "
+                    f"{len(n_tokens):,} cells have no counts. Copy or write the store again.",
+                    range(0),
+                )
+        return np.concatenate([*parts, np.empty(0, np.int32)])
+
+    def _array(self, name: str, place: str) -> np.ndarray:
+        """Read an array that all of a data set depends on."""
+        try:
+            return self.group[f"{name}/{place}"][:]
+        except NOT_DAMAGE:
+            raise
+        except Exception as error:  # every codec and file system has its own
+            raise DamagedStoreError(
+                f"{self.path}/{self.split}/{name}/{place} cannot be read: {error}. Copy or write "
+                "the store again.",
+                range(0),
+            ) from error
+
+    @cached_property
+    def _gene_weights(self) -> np.ndarray:
+        return gene_weights(len(self.vocabulary))
+
+    @cached_property
+    def _checksums(self) -> np.ndarray:
+        """Checksums of all cells, uint32."""
+        parts = [self._array(name, f"obs/{CHECKSUM}") for name in self.names]
+        return np.concatenate([*parts, np.empty(0, np.uint32)])
+
+    @cached_property
+    def _loader(self) -> Any:
+        """Return annbatch's loader, driven by requests of ours."""
+        require_annbatch()
+        from annbatch import Loader
+
+        loader = Loader(batch_sampler=make_requests(), preload_to_gpu=False)
+        matrices = [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
+        loader.add_datasets(matrices)
+        return loader
+
+    def read(self, slices: Sequence[slice]) -> sparse.csr_matrix:
+        """Return the cells of some slices, one after the other.
+
+        Parameters
+        ----------
+        slices
+            Rows of the split.
+
+        Returns
+        -------
+        Raw counts, CSR, one column per gene of the vocabulary.
+
+        Raises
+        ------
+        DamagedStoreError
+            If a chunk cannot be read or is not what was written.
+        """
+        expected = np.concatenate([self._checksums[one] for one in slices])
+        try:
+            with fast_codecs():  # arrays are opened in the first reading
+                self._loader.batch_sampler.slices = list(slices)
+                (batch,) = iter(self._loader)
+            counts = batch["X"]
+            is_lost = np.diff(counts.indptr) == 0  # a store has no cells without counts
+            if is_lost.any():
+                raise ValueError(f"{int(is_lost.sum())} cells have no counts, as if lost")
+            if not np.array_equal(checksums(counts, self._gene_weights), expected):
+                raise ValueError("these are not the counts that were written")
+        except NOT_DAMAGE:
+            raise
+        except Exception as error:  # every codec and file system has its own
+            parts = [part for one in slices for part in self._within_datasets(one)]
+            if len(parts) == 1:
+                raise self._damage(parts[0], error) from error
+            # One by one, to find the cells; what fails for a moment is read again.
+            return sparse.vstack([self.read([part]) for part in parts], format="csr")
+        return counts
+
+    def readable(self, slices: Sequence[slice]) -> list[slice]:
+        """Return those of some slices that can be read; of the others a warning is given once.
+
+        Parameters
+        ----------
+        slices
+            Rows of the split.
+
+        Returns
+        -------
+        The slices.
+        """
+        found = []
+        for one in slices:
+            try:
+                self.read([one])
+            except DamagedStoreError as error:
+                if one.start not in self._damaged:
+                    logger.warning(f"Left out: {error}")
+                self._damaged.add(one.start)
+            else:
+                found.append(one)
+        return found
+
+    def _within_datasets(self, rows: slice) -> list[slice]:
+        """Cut a slice where a data set ends."""
+        inside = self.ends[(self.ends > rows.start) & (self.ends < rows.stop)].tolist()
+        return [slice(*pair) for pair in pairwise([rows.start, *inside, rows.stop])]
+
+    def _damage(self, rows: slice, error: Exception) -> DamagedStoreError:
+        dataset = int(np.searchsorted(self.ends, rows.start, side="right"))
+        start = int(self.ends[dataset - 1]) if dataset else 0
+        return DamagedStoreError(
+            f"{self.path}/{self.split}/{self.names[dataset]}, cells {rows.start - start} to "
+            f"{rows.stop - 1 - start} (rows {rows.start} to {rows.stop - 1} of the split) cannot "
+            f"be read: {type(error).__name__}: {error}. Copy or write the store again, or leave "
+            "such cells out: `on_damage: skip`.",
+            range(rows.start, rows.stop),
+        )
+
+    def origin(self, rows: Sequence[int] | np.ndarray) -> pd.DataFrame:
+        """Say where cells come from.
+
+        Parameters
+        ----------
+        rows
+            Rows of the split.
+
+        Returns
+        -------
+        One row per cell: the file, the row in it, and what else was kept of the cell.
+        """
+        rows = np.asarray(rows)
+        datasets = np.searchsorted(self.ends, rows, side="right")
+        parts = []
+        for dataset in np.unique(datasets):
+            start = self.ends[dataset - 1] if dataset else 0
+            obs: Any = anndata.io.read_elem(self.group[self.names[dataset]]["obs"])
+            mine = rows[datasets == dataset]
+            parts.append(obs.iloc[mine - start].astype(object).set_axis(mine))
+        return pd.concat(parts).loc[rows]
+
+    def sample(
+        self, n_cells: int, seed: int, chunk: int = 64, skip_damaged: bool = False
+    ) -> AnnData:
+        """Draw about so many cells at random.
+
+        Parameters
+        ----------
+        n_cells
+            How many; they are drawn in runs of neighbours, which are in random order already.
+        seed
+            Seed of the draw.
+        chunk
+            Cells per run.
+        skip_damaged
+            Leave out runs that cannot be read, instead of raising.
+
+        Returns
+        -------
+        The cells, in memory.
+        """
+        starts = np.arange(0, self.n_cells, chunk)
+        n_chunks = max(1, min(len(starts), n_cells // chunk))
+        chosen = np.sort(np.random.default_rng(seed).choice(starts, n_chunks, replace=False))
+        slices = [slice(int(s), int(min(s + chunk, self.n_cells))) for s in chosen]
+        if skip_damaged:
+            slices = self.readable(slices) or slices  # of which reading then says what is wrong
+        rows = np.concatenate([np.arange(s.start, s.stop) for s in slices])
+        obs = pd.DataFrame(index=rows.astype(str))
+        var = pd.DataFrame(index=list(self.vocabulary.gene_ids))
+        return AnnData(self.read(slices).astype(np.float32), obs, var)
+
+    def datasets(self) -> Iterator[AnnData]:
+        """Iterate over the data sets of the split, counts backed by the store.
+
+        Yields
+        ------
+        Their cells, counts backed by the store.
+        """
+        for name in self.names:
+            yield backed_anndata(self.group[name])

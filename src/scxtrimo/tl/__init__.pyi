@@ -1,0 +1,10 @@
+from ..annotation.tools import annotation_report as annotation_report
+from ..annotation.tools import call_labels as call_labels
+from ..annotation.tools import coverage_accuracy as coverage_accuracy
+from ..perturbation.tools import genetic_interactions as genetic_interactions
+from ..perturbation.tools import perturbation_effects as perturbation_effects
+from ..perturbation.tools import perturbation_scores as perturbation_scores
+from ..perturbation.tools import rank_perturbed_genes as rank_perturbed_genes
+from ._agreement import cluster_agreement as cluster_agreement
+from ._agreement import neighbor_agreement as neighbor_agreement
+from ._genes import gene_modules as gene_modules
