@@ -25,7 +25,7 @@ from scipy import sparse
 import scxtrimo
 from scxtrimo.config import SIZES
 from scxtrimo.nn.masking import MaskingConfig, mask_batch
-from scxtrimo.pretraining.flops import activation_bytes, training_flops
+from scxtrimo.pretraining.plan import activation_bytes, training_flops
 from scxtrimo.pretraining.stream import ragged_batch
 from scxtrimo.train.module import XTrimoGeneModule
 

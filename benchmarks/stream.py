@@ -130,8 +130,7 @@ def batches(reader: str, store: str, files: list[str]) -> Iterator[tuple[int, np
 
 def read(reader: str, store: str, files: list[str]) -> dict[str, float]:
     """Read an epoch."""
-    from scxtrimo.pretraining.annbatch_access import fast_codecs
-    from scxtrimo.pretraining.store import CellStore
+    from scxtrimo.pretraining.store import CellStore, fast_codecs
 
     with fast_codecs():  # zarrs, if it is there, for all that read the store
         stream = batches(reader, store, files)

@@ -12,7 +12,7 @@ from typing import Any
 
 RENAMED: dict[str, dict[str, str]] = {
     "data": {
-        "CellFile": "pretraining.cell_file",
+        "CellFile": "pretraining.store_writer",
         "CellStore": "pretraining",
         "DamagedStoreError": "pretraining",
         "GroupMoments": "perturbation.group_moments",
@@ -62,7 +62,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "StoreDataModule": "pretraining",
         "StreamLoader": "pretraining",
         "StreamPlan": "pretraining",
-        "Window": "pretraining.stream_plan",
+        "Window": "pretraining.stream",
         "mask_batch": "nn",
         "ragged_batch": "pretraining",
         "thin_batch": "nn",

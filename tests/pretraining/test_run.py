@@ -14,9 +14,9 @@ import torch
 from helpers import make_cells
 
 import scxtrimo
-from scxtrimo.pretraining.checkpoints import checkpoints_in
 from scxtrimo.pretraining.config import DataConfig, EngineConfig, PretrainConfig, RecordConfig
 from scxtrimo.pretraining.plan import PretrainingPlan
+from scxtrimo.pretraining.run import checkpoints_in
 from scxtrimo.pretraining.store import CellStore
 from scxtrimo.pretraining.store_writer import write_store
 from scxtrimo.train.module import XTrimoGeneModule

@@ -19,11 +19,15 @@ from scipy import sparse
 from scipy.io import mmread
 
 from .._logging import logger
-from ..pretraining.store import NOT_DAMAGE, backed_anndata
 
 FORMATS = (
     ".h5ad, .h5mu, .h5 as Cell Ranger writes it, .zarr, or a folder with matrix.mtx, barcodes.tsv "
     "and features.tsv (or genes.tsv)"
+)
+# Errors of a bug or of a library that has changed, not of a damaged file.
+NOT_DAMAGE = (
+    *(TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError),
+    *(MemoryError, RecursionError),
 )
 
 
@@ -132,6 +136,20 @@ def _read_zarr(name: str, backed: bool) -> AnnData | MuData:
     if not {"obs", "var"} <= set(group):
         raise _NotReadableError(f"{name} holds no AnnData: it has {sorted(group)[:5]}.")
     return backed_anndata(group) if backed else anndata.io.read_zarr(name)
+
+
+def backed_anndata(group: Any) -> AnnData:
+    """Return an AnnData whose counts stay in a zarr group."""
+
+    def backed(node: Any) -> Any:
+        is_sparse = str(node.attrs.get("encoding-type", "")).startswith("cs")
+        return anndata.io.sparse_dataset(node) if is_sparse else node
+
+    layers = {name: backed(group["layers"][name]) for name in group.get("layers", {})}
+    obs, var = (anndata.io.read_elem(group[name]) for name in ("obs", "var"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about an X that is not in memory
+        return AnnData(X=backed(group["X"]), obs=obs, var=var, layers=layers)
 
 
 def _read_folder(path: Path) -> AnnData:

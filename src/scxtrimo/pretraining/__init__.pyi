@@ -3,12 +3,12 @@ from .config import EngineConfig as EngineConfig
 from .config import PretrainConfig as PretrainConfig
 from .config import RecordConfig as RecordConfig
 from .embed import embed_store as embed_store
-from .estimate import DryRun as DryRun
+from .run import DryRun as DryRun
 from .run import pretrain as pretrain
 from .store import CellStore as CellStore
 from .store import DamagedStoreError as DamagedStoreError
 from .store_writer import write_store as write_store
 from .stream import StoreDataModule as StoreDataModule
 from .stream import StreamLoader as StreamLoader
+from .stream import StreamPlan as StreamPlan
 from .stream import ragged_batch as ragged_batch
-from .stream_plan import StreamPlan as StreamPlan

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from dataclasses import asdict, replace
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from anndata import AnnData
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from .._logging import logger
@@ -22,17 +32,12 @@ from ..model.training import default_lr
 from ..model.xtrimogene import XTrimoGene
 from ..nn.masking import MaskingConfig
 from ..train.initialization import MAX_CELLS
-from ..train.plan import OptimizerConfig
+from ..train.plan import OptimizerConfig, parameter_groups
 from ..train.trainer import quiet_lightning
-from .annbatch_access import require_annbatch
-from .checkpoints import checkpoint_path, last_checkpoint
 from .config import PretrainConfig, from_dict
-from .estimate import DryRun, estimate
-from .flops import peak_flops, training_flops
-from .plan import PretrainingPlan, StepMeter
-from .store import CellStore
+from .plan import PretrainingPlan, StepMeter, activation_bytes, peak_flops, training_flops
+from .store import CellStore, require_annbatch
 from .stream import StoreDataModule, ragged_batch
-from .trainer import make_trainer
 
 MAX_SAMPLE_TOKENS = 5_000_000
 WARMUP_STEPS = 1000
@@ -375,3 +380,357 @@ def _differences(known: Any, now: Any, place: str = "") -> Any:
             yield from _differences(known.get(name), now.get(name), f"{place}{name}: ")
     elif known != now:
         yield f"{place}{known} there, {now} here"
+
+
+PARTIAL = ".partial"
+NAME = "step-{step:09d}"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place and move it there when it is complete.
+
+    Lightning writes to the temporary directory first, which may be another file system: the move
+    is a copy then, and can be cut short.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, for instance as the disk is full. Earlier ones stay.
+        """
+        path = Path(path)
+        partial = path.with_name(path.name + PARTIAL)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch wraps what the disk says
+            partial.unlink(missing_ok=True)
+            earlier = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
+            raise OSError(
+                getattr(error, "errno", None) or 0,
+                f"The checkpoint {path} could not be written: {error}. Earlier ones are whole "
+                f"({earlier}). Free some space and start the same command again, to go on from "
+                "the last of them",
+            ) from error
+
+
+def step_checkpoints(directory: str | os.PathLike, every_n_steps: int, keep: int) -> Any:
+    """Return Lightning's callback that keeps the last few checkpoints.
+
+    Parameters
+    ----------
+    directory
+        Where to write.
+    every_n_steps
+        Steps of the optimiser from one to the next.
+    keep
+        How many are kept; -1 for all.
+    """
+    return ModelCheckpoint(
+        dirpath=Path(directory),
+        filename=NAME,
+        auto_insert_metric_name=False,
+        every_n_train_steps=every_n_steps,
+        save_on_train_epoch_end=False,
+        monitor="step",
+        mode="max",
+        save_top_k=keep,
+        enable_version_counter=False,
+    )
+
+
+def checkpoint_path(directory: str | os.PathLike, step: int) -> Path:
+    """Return the path of the checkpoint of a step."""
+    return Path(directory) / f"{NAME.format(step=step)}.ckpt"
+
+
+def checkpoints_in(directory: str | os.PathLike) -> list[Path]:
+    """Return the checkpoints of a directory, the last one first."""
+    return sorted(Path(directory).glob("step-*.ckpt"), reverse=True)
+
+
+def last_checkpoint(directory: str | os.PathLike) -> Path | None:
+    """Return the last checkpoint that is whole, if there is one; nothing in it is executed.
+
+    Parameters
+    ----------
+    directory
+        Where the checkpoints are.
+    """
+    for path in checkpoints_in(directory):
+        try:
+            torch.load(path, map_location="meta", mmap=True, weights_only=True)
+        except Exception as error:  # noqa: BLE001 - truncated files fail in many ways
+            logger.warning(f"{path} is damaged ({error}); going on from the one before.")
+        else:
+            return path
+    return None
+
+
+def make_trainer(config: PretrainConfig, checkpoints: Path, meter: StepMeter) -> pl.Trainer:
+    """Return Lightning's trainer for a run; how long it trains is set later.
+
+    Parameters
+    ----------
+    config
+        The run.
+    checkpoints
+        Directory for checkpoints.
+    meter
+        What measures metrics and speed.
+    """
+    engine, record = config.engine, config.record
+    callbacks: list[Any] = [meter]
+    if record.progress_bar:
+        callbacks.append(_Bar())
+    callbacks.append(step_checkpoints(checkpoints, record.checkpoint_every_n_steps, record.keep))
+    with quiet_lightning():
+        on_gpu = engine.accelerator != "cpu" and torch.cuda.is_available()
+        return pl.Trainer(
+            accelerator=engine.accelerator,
+            devices=engine.devices,
+            num_nodes=engine.num_nodes,
+            strategy=_strategy(config),
+            precision=engine.precision or ("bf16-mixed" if on_gpu else "32-true"),
+            plugins=[AtomicCheckpointIO()],
+            callbacks=callbacks,
+            logger=[_logger(name, Path(config.out)) for name in record.loggers],
+            max_epochs=-1,
+            default_root_dir=config.out,  # where Lightning looks when SLURM starts it again
+            gradient_clip_val=engine.gradient_clip_val,
+            log_every_n_steps=record.log_every_n_steps,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=record.progress_bar,
+            enable_model_summary=False,
+        )
+
+
+def _strategy(config: PretrainConfig) -> str | Strategy:
+    engine = config.engine
+    if engine.strategy == "ddp":
+        return DDPStrategy(find_unused_parameters=False)
+    if engine.strategy != "fsdp2":
+        return engine.strategy
+    devices = engine.devices
+    if devices in ("auto", -1, "-1"):
+        devices = max(1, torch.cuda.device_count()) if engine.accelerator != "cpu" else 1
+    n_devices = len(devices) if isinstance(devices, list) else int(devices)
+    # By default the devices of a node would share one batch, each with a part of every matrix.
+    return ModelParallelStrategy(
+        data_parallel_size=n_devices * engine.num_nodes,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=False,
+    )
+
+
+def _logger(name: str, out: Path) -> Any:
+    if name == "csv":
+        return CSVLogger(out, name="logs")
+    if name == "tensorboard":
+        if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+            raise ImportError('loggers: "tensorboard" needs `pip install tensorboard`.')
+        return TensorBoardLogger(out, name="tensorboard", version="")
+    if find_spec("wandb") is None:
+        raise ImportError('loggers: "wandb" needs `pip install wandb`.')
+    out.mkdir(parents=True, exist_ok=True)
+    run_id = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]  # a run goes on in it
+    return WandbLogger(save_dir=out, project="scxtrimo", name=out.name, id=run_id, resume="allow")
+
+
+class _Bar(TQDMProgressBar):
+    """Lightning's progress bar over all steps; there are no epochs of its own."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Show what is done, not an epoch."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description("Pretraining")
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        """Show metrics alone."""
+        metrics = super().get_metrics(*args)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+    @property
+    def total_train_batches(self) -> int:
+        """Batches of the whole run, not steps."""
+        return int(self.trainer.num_training_batches)
+
+
+MEASURED_STEPS = 3
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in single precision
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a pretraining run will take, measured on one device.
+
+    Parameters
+    ----------
+    size
+        Name of the size.
+    n_parameters
+        Parameters, those of the gene embeddings among them.
+    n_cells, n_genes, tokens_per_cell
+        Cells of the store to train on, genes of its vocabulary, expressed genes of a cell.
+    flops_per_cell
+        Floating-point operations of a training step per cell.
+    state_bytes
+        Weights, gradients and moments of a device, before anything is sharded.
+    activation_bytes
+        What is kept of a batch for the backward pass.
+    seconds_per_step
+        Median of the measured steps of the optimiser, reading included.
+    cells_per_step
+        Cells of a step, over all devices.
+    n_steps, epochs
+        Length of the run.
+    device, n_devices, precision
+        What was measured, and how many will train.
+    mfu
+        Part of what the device can do at best.
+
+    Examples
+    --------
+    >>> import scxtrimo
+    >>> data = scxtrimo.DataConfig("cells.zarr")
+    >>> config = scxtrimo.PretrainConfig(data, out="run", size="tiny", epochs=1)
+    >>> estimate = scxtrimo.pretrain(config, dry_run=True)
+    >>> estimate.n_cells, estimate.n_genes, estimate.hours > 0
+    (671, 765, True)
+    """
+
+    size: str
+    n_parameters: int
+    n_cells: int
+    n_genes: int
+    tokens_per_cell: float
+    flops_per_cell: float
+    state_bytes: int
+    activation_bytes: int
+    seconds_per_step: float
+    cells_per_step: float
+    n_steps: int
+    epochs: float
+    device: str
+    n_devices: int
+    precision: str
+    mfu: float
+
+    @property
+    def hours(self) -> float:
+        """How long the run will take, in hours."""
+        return self.n_steps * self.seconds_per_step / 3600
+
+    def __str__(self) -> str:
+        speed = self.cells_per_step / self.seconds_per_step
+        tokens = self.n_steps * self.cells_per_step * self.tokens_per_cell
+        rows = {
+            "model": f"{self.size}, {self.n_parameters:,} parameters",
+            "cells": f"{self.n_cells:,} x {self.n_genes:,} genes, of which "
+            f"{self.tokens_per_cell:,.0f} expressed",
+            "arithmetic": f"{self.flops_per_cell / 1e9:,.2f} GFLOP per cell and step",
+            "memory": f"{self.state_bytes / 1e9:.2f} GB of weights and optimiser + "
+            f"{self.activation_bytes / 1e9:.2f} GB of activations per batch",
+            "step": f"{self.seconds_per_step:.3f} s for {self.cells_per_step:,.0f} cells on "
+            f"{self.n_devices} x {self.device}, {self.precision}",
+            "speed": f"{speed:,.0f} cells/s, {speed * self.tokens_per_cell:,.0f} tokens/s, "
+            f"{self.mfu:.0%} of what the device can do",
+            "length": f"{self.n_steps:,} steps = {self.epochs:.2f} epochs = {tokens:.3g} tokens",
+            "time": _duration(self.hours),
+        }
+        return "\n".join(f"{name:<11} {text}" for name, text in rows.items())
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.1f} minutes"
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def estimate(
+    plan: PretrainingPlan, data: StoreDataModule, n_steps: int, trainer: pl.Trainer, size: str
+) -> DryRun:
+    """Train a few steps on one device, and say what the run will take.
+
+    Parameters
+    ----------
+    plan, data, trainer
+        Those of the run. The trainer is asked for its devices and precision only.
+    n_steps
+        Steps of the run.
+    size
+        Name of the size.
+
+    Notes
+    -----
+    What several devices lose by waiting for each other is not in the estimate.
+    """
+    module, device = plan.module, trainer.strategy.root_device
+    is_half = "16" in str(trainer.precision)
+    dtype = torch.bfloat16 if is_half else torch.float32
+    module.to(device).train()
+    n_parameters = sum(p.numel() for p in module.parameters())
+    optimizer = torch.optim.AdamW(parameter_groups(module, 0.01, 1e-6), lr=1e-6)
+    loader = data._loader(data.store, data.plan, None)
+    per_process = max(1, data.n_lanes // trainer.world_size)
+    batches = islice(_endless(loader), (1 + MEASURED_STEPS) * per_process)
+
+    def loss_of(batch: dict[str, Any]) -> Any:
+        moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
+        masked = plan.prepare(moved)
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
+            return module(masked)[2].loss
+
+    seconds, kept, flops, n_cells = [], 0, 0.0, 0
+    for step in range(1 + MEASURED_STEPS):
+        start = time.perf_counter()
+        for _ in range(per_process):
+            batch = next(batches)
+            if step == 0 and not kept:
+                kept = activation_bytes(lambda b=batch: loss_of(b))
+                flops = training_flops(module, plan.prepare(batch))
+                n_cells = len(batch["cell_ids"])
+            loss_of(batch).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    step_seconds = statistics.median(seconds[1:])
+    per_device = data.plan.cells_per_step / trainer.world_size
+    rate = flops / n_cells * per_device / step_seconds
+    n_tokens = float(data.store.n_tokens.sum(dtype="int64"))
+    return DryRun(
+        size=size,
+        n_parameters=n_parameters,
+        n_cells=data.store.n_cells,
+        n_genes=len(data.store.vocabulary),
+        tokens_per_cell=n_tokens / data.store.n_cells,
+        flops_per_cell=flops / n_cells,
+        state_bytes=BYTES_PER_PARAMETER * n_parameters,
+        activation_bytes=kept,
+        seconds_per_step=step_seconds,
+        cells_per_step=data.plan.cells_per_step,
+        n_steps=n_steps,
+        epochs=n_steps / data.plan.n_steps,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        n_devices=trainer.world_size,
+        precision=str(trainer.precision),
+        mfu=rate / peak_flops(device, dtype),
+    )
+
+
+def _endless(loader: Any) -> Any:
+    while True:
+        yield from loader

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
+import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -17,41 +20,121 @@ from anndata import AnnData
 from scipy import sparse
 
 from .._logging import logger
+from ..data.reading import NOT_DAMAGE, backed_anndata
 from ..data.vocabulary import GeneVocabulary
-from .annbatch_access import fast_codecs, make_requests, require_annbatch
-from .checksums import checksums, gene_weights
+
+ZARRS = "zarrs.ZarrsCodecPipeline"
+
+
+def require_annbatch() -> None:
+    """Raise an :class:`ImportError` that says how to get annbatch, if it is not there."""
+    if find_spec("annbatch") is not None:
+        return
+    if sys.version_info < (3, 12):
+        raise ImportError(
+            "Streaming cells from disk needs annbatch, which needs Python 3.12 or newer; this is "
+            f"Python {sys.version_info.major}.{sys.version_info.minor}. Make an environment with "
+            'Python 3.12 or 3.13 and `pip install "scxtrimo[stream]"`.'
+        )
+    raise ImportError(
+        'Streaming cells from disk needs annbatch: `pip install "scxtrimo[stream]"`.'
+    )
+
+
+class _Codecs:
+    """Who uses zarrs at the moment; the choice is one for the whole process."""
+
+    lock = threading.Lock()
+    n_users = 0
+    setting: Any = None
+
+
+@contextmanager
+def fast_codecs() -> Iterator[None]:
+    """Let zarrs, if it is there, read and write chunks: several times as fast as zarr itself."""
+    if find_spec("zarrs") is None:
+        yield
+        return
+    with _Codecs.lock:
+        _Codecs.n_users += 1
+        if _Codecs.n_users == 1:
+            _Codecs.setting = zarr.config.set({"codec_pipeline.path": ZARRS})
+            _Codecs.setting.__enter__()
+    try:
+        yield
+    finally:
+        with _Codecs.lock:
+            _Codecs.n_users -= 1
+            if _Codecs.n_users == 0:
+                _Codecs.setting.__exit__(None, None, None)
+
+
+def make_requests() -> Any:
+    """Return a sampler of annbatch that asks for one window of cells, as it is."""
+    from annbatch.abc import Sampler
+
+    class Requests(Sampler):
+        batch_size, shuffle = None, False
+
+        def __init__(self) -> None:
+            self.slices: list[slice] = []
+
+        def n_batches(self, n_obs: int) -> int:
+            return 1
+
+        def validate(self, n_obs: int) -> None:
+            pass
+
+        def _sample(self, n_obs: int) -> Iterator[Any]:
+            n_cells = sum(one.stop - one.start for one in self.slices)
+            yield {"requests": self.slices, "splits": [np.arange(n_cells)]}
+
+    return Requests()
+
+
+CELLS_AT_A_TIME = 128
+
+
+def gene_weights(n_genes: int) -> np.ndarray:
+    """Return a fixed random number per gene, uint64, that checksums weigh its counts with."""
+    return np.random.default_rng(0).integers(0, 2**64, n_genes, dtype=np.uint64)
+
+
+def checksums(counts: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
+    """Return a number per cell that other counts, or the same of other genes, would change.
+
+    Codecs do not notice everything: where a file is missing zarr fills in zeros, and zarrs leaves
+    the checksums of parts of chunks alone.
+
+    Parameters
+    ----------
+    counts
+        Counts without empty cells.
+    weights
+        See :func:`gene_weights`.
+
+    Returns
+    -------
+    uint32, shape ``(n_cells,)``.
+    """
+    starts = counts.indptr[:-1]
+    if len(starts) == 0 or (np.diff(counts.indptr) == 0).any():
+        return np.zeros(len(starts), np.uint32)
+    sums = np.empty(len(starts), np.uint64)
+    for first in range(0, len(starts), CELLS_AT_A_TIME):  # what is small stays in the cache
+        place = slice(first, first + CELLS_AT_A_TIME)
+        ends = counts.indptr[first : place.stop + 1]
+        tokens = slice(ends[0], ends[-1])
+        weighted = weights[counts.indices[tokens]]
+        weighted *= counts.data[tokens].astype(np.uint64)
+        sums[place] = np.add.reduceat(weighted, ends[:-1] - ends[0])
+    return (sums >> np.uint64(32)).astype(np.uint32)
+
 
 STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
 ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 CHECKSUM = "checksum"
 Split = Literal["train", "validation"]
-
-
-def backed_anndata(group: Any) -> AnnData:
-    """Return an AnnData whose counts stay in a zarr group.
-
-    Parameters
-    ----------
-    group
-        An AnnData as zarr.
-    """
-
-    def backed(node: Any) -> Any:
-        is_sparse = str(node.attrs.get("encoding-type", "")).startswith("cs")
-        return anndata.io.sparse_dataset(node) if is_sparse else node
-
-    layers = {name: backed(group["layers"][name]) for name in group.get("layers", {})}
-    obs, var = (anndata.io.read_elem(group[name]) for name in ("obs", "var"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of an X that is not in memory
-        return AnnData(X=backed(group["X"]), obs=obs, var=var, layers=layers)
-
-
-# Raised by a bug or by a library that changed, and not by what is on a disk.
-NOT_DAMAGE = (
-    *(TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError),
-    *(MemoryError, RecursionError),
-)
 
 
 class DamagedStoreError(OSError):

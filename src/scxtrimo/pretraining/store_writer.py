@@ -7,12 +7,15 @@ import hashlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import zarr
@@ -20,23 +23,380 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from .._logging import logger
-from ..data.counts import CHUNK
+from ..data.counts import CHUNK, RowReader, looks_raw, problem_with
 from ..data.dataset import to_ragged
-from ..data.gene_table import GeneAliases, read_aliases
-from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, GeneVocabulary, preview
-from .annbatch_access import fast_codecs, require_annbatch
-from .cell_file import AUTO, CellFile
-from .checksums import checksums, gene_weights
-from .store import ANNBATCH_ENCODING, CHECKSUM, FORMAT_VERSION, STORE_KEY, CellStore, is_store
-from .store_sources import (
-    KEPT,
-    Source,
-    align_sources,
-    decide,
-    draw_validation,
-    drop_silent,
-    scan_cells,
+from ..data.gene_table import GeneAliases, GeneTable, read_aliases
+from ..data.reading import NOT_DAMAGE, read_cells
+from ..data.vocabulary import (
+    DEFAULT_MIN_GENE_OVERLAP,
+    VAR_NAMES,
+    GeneAlignment,
+    GeneVocabulary,
+    align_genes,
+    ambiguous_error,
+    own_identifiers,
+    preview,
+    warn_of_source,
 )
+from .store import (
+    ANNBATCH_ENCODING,
+    CHECKSUM,
+    FORMAT_VERSION,
+    STORE_KEY,
+    CellStore,
+    checksums,
+    fast_codecs,
+    gene_weights,
+    is_store,
+    require_annbatch,
+)
+
+AUTO, RAW = "auto", "raw"
+ROWS_LOOKED_AT = 256
+MAX_CSC_ENTRIES = 50_000_000
+
+
+class CellFile:
+    """An ``.h5ad`` file or an AnnData zarr store, local or remote, of which only rows are read.
+
+    Other formats that :func:`read_cells` knows are read into memory.
+
+    Parameters
+    ----------
+    path
+        Path or URL; what ends in ``.zarr`` is a zarr store.
+    layer
+        Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` for the first of these
+        that looks like raw counts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is empty, truncated or no AnnData, or if no matrix in it holds raw counts.
+
+    Examples
+    --------
+    >>> from scxtrimo.pretraining.cell_file import CellFile
+    >>> adata.write_h5ad("pbmc.h5ad")
+    >>> file = CellFile("pbmc.h5ad")
+    >>> file.layer, file.n_cells
+    ('X', 700)
+    >>> file.obs(["bulk_labels"]).shape
+    (700, 1)
+    """
+
+    def __init__(self, path: str | os.PathLike, layer: str = AUTO) -> None:
+        self.path = str(path)
+        self.group = _open(self.path)
+        if "var" not in self.group or "obs" not in self.group:
+            raise ValueError(f"{self.path} holds no AnnData: it has {sorted(self.group)}.")
+        self.layer = self._find_counts() if layer == AUTO else layer
+        self.reader = RowReader(self._matrix(self._place(self.layer)))
+        owner = "raw/var" if self.layer == RAW else "var"
+        self.var: pd.DataFrame = anndata.io.read_elem(self.group[owner])
+        self.n_cells = self.reader.shape[0]
+        if self.n_cells == 0 or self.reader.shape[1] == 0:
+            raise ValueError(
+                f"{self.path} is empty: {self.n_cells} cells x {self.reader.shape[1]} genes."
+            )
+        self._obs = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
+
+    def obs(self, columns: list[str]) -> pd.DataFrame:
+        """Return columns of ``obs``, read once.
+
+        Parameters
+        ----------
+        columns
+            Their names; those that the file lacks are missing values.
+
+        Returns
+        -------
+        The columns, one row per cell.
+        """
+        for name in columns:
+            if name not in self._obs:
+                found = name in self.group["obs"]
+                self._obs[name] = anndata.io.read_elem(self.group["obs"][name]) if found else None
+        return self._obs[columns]
+
+    def _matrix(self, place: str) -> Any:
+        node = self.group[place]
+        encoding = str(node.attrs.get("encoding-type", ""))
+        if encoding.startswith("csc") and node["data"].shape[0] > MAX_CSC_ENTRIES:
+            raise ValueError(
+                f"{self.path} stores {place} gene by gene (CSC), which cannot be read cell by "
+                f"cell and is too large to convert here ({node['data'].shape[0]:,} entries). "
+                "Write it again as CSR: `adata.X = adata.X.tocsr()`."
+            )
+        return anndata.io.sparse_dataset(node) if encoding.startswith("cs") else node
+
+    def _place(self, layer: str) -> str:
+        places = self._candidates()
+        if layer not in places:
+            raise ValueError(
+                f"{self.path} has no {layer!r}; it has {list(places)}. Choose one of these with "
+                "`layer=`."
+            )
+        return places[layer]
+
+    def _candidates(self) -> dict[str, str]:
+        """Return the places where counts may be, the most likely first."""
+        layers = sorted(self.group["layers"]) if "layers" in self.group else []
+        layers.sort(key=lambda name: name != "counts")
+        places = {"X": "X", RAW: "raw/X"}
+        for name in layers:  # one called raw or X is no other one
+            places[f"layers/{name}" if name in places else name] = f"layers/{name}"
+        return {name: place for name, place in places.items() if place in self.group}
+
+    def _find_counts(self) -> str:
+        candidates = self._candidates()
+        for name, place in candidates.items():
+            reader = RowReader(self._matrix(place))
+            if min(reader.shape) == 0:  # an empty file is reported as such
+                return name
+            head = reader.read(slice(0, ROWS_LOOKED_AT)).data
+            if len(head) and looks_raw(head):
+                return name
+        raise ValueError(
+            f"{self.path} has no raw counts: none of {list(candidates)} holds non-negative "
+            "integers."
+        )
+
+
+def _in_memory(adata: anndata.AnnData) -> Any:
+    """Return cells of a format that cannot be read by rows in the form of those that can."""
+    store = zarr.storage.MemoryStore()
+    adata.write_zarr(store)
+    return zarr.open_group(store, mode="r")
+
+
+def _open(path: str) -> Any:
+    """Open a file for reading; what goes wrong is said with its name."""
+    is_local = "://" not in path
+    if is_local and not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    if is_local and Path(path).is_file() and Path(path).stat().st_size == 0:
+        raise ValueError(f"{path} is an empty file (0 bytes).")
+    try:
+        if path.rstrip("/").endswith(".zarr"):
+            return zarr.open_group(path, mode="r")
+        if is_local and (Path(path).is_dir() or path.endswith((".h5mu", ".h5", ".mtx"))):
+            return _in_memory(read_cells(path))
+        if is_local:
+            return h5py.File(path, "r")
+        import fsspec
+
+        return h5py.File(fsspec.open(path, "rb").open(), "r")
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read, it may be truncated: {error}") from error
+
+
+MAX_VALIDATION_CELLS = 20_000
+KEPT, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE = range(4)
+FATES = {TOO_FEW_GENES: "too_few_genes", TOO_MANY_GENES: "too_many_genes", DUPLICATE: "duplicate"}
+
+
+@dataclass
+class Source:
+    """What is known of a file: its genes after the first look, its cells after the second."""
+
+    path: str
+    layer: str
+    n_cells: int
+    var: pd.DataFrame
+    alignment: GeneAlignment | None = None
+    n_genes_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    hash_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+    fate_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
+
+    @property
+    def column_to_gene(self) -> np.ndarray:
+        """Positions of the columns in the vocabulary."""
+        assert self.alignment is not None
+        return self.alignment.column_to_gene
+
+    def report(self, is_validation_c: np.ndarray) -> dict[str, Any]:
+        """Return what became of cells and genes, given which cells are held out."""
+        assert self.alignment is not None
+        kept = self.fate_c == KEPT
+        return {
+            "file": self.path,
+            "layer": self.layer,
+            "cells": self.n_cells,
+            "train": int((kept & ~is_validation_c).sum()),
+            "validation": int((kept & is_validation_c).sum()),
+            **{name: int((self.fate_c == fate).sum()) for fate, name in FATES.items()},
+            **self.alignment.counts(),
+        }
+
+
+def align_sources(
+    sources: list[Source],
+    given: GeneVocabulary | None,
+    gene_id_key: str | None,
+    aliases: Mapping[str, str] | GeneTable,
+    min_overlap: float,
+    refuse: Callable[[str, Exception], None],
+) -> tuple[list[Source], GeneVocabulary]:
+    """Align all files to one vocabulary, by default the union of their genes."""
+    accepted, genes = [], given
+    for source in sources:
+        key = gene_id_key if gene_id_key in source.var or gene_id_key == VAR_NAMES else None
+        alignment = None if genes is None else align_genes(genes, source.var, key, aliases)
+        if given is None or alignment is None:  # its genes become part of the vocabulary
+            column = key if alignment is None else alignment.source
+            try:
+                found = own_identifiers(source.var, column, f"{source.path}: var")
+                ids = tuple(found[found != ""])
+            except ValueError as error:
+                refuse(source.path, error)
+                continue
+        elif alignment.repeated:
+            refuse(source.path, _repeated(source, alignment))
+            continue
+        if genes is None or alignment is None:
+            genes = GeneVocabulary(ids, ids)
+            alignment = align_genes(genes, source.var, key, aliases)
+        n_found = int((alignment.column_to_gene >= 0).sum())
+        overlap = n_found / max(1, min(len(genes), len(source.var)))
+        if n_found == 0 or overlap < min_overlap:
+            refuse(source.path, _other_genes(source, genes, n_found, min_overlap, given is None))
+            continue
+        if given is None:
+            new = tuple(gene for gene in alignment.unused if gene)
+            genes = GeneVocabulary(genes.gene_ids + new, genes.gene_ids + new)
+        accepted.append(source)
+    if genes is None or not accepted:
+        raise ValueError("No file is left: see the messages above.")
+    for source in accepted:
+        key = gene_id_key if gene_id_key in source.var or gene_id_key == VAR_NAMES else None
+        source.alignment = align_genes(genes, source.var, key, aliases)
+        warn_of_source(source.alignment, key, f"{source.path}: var")
+        if source.alignment.repeated:  # under names that later files brought
+            refuse(source.path, _repeated(source, source.alignment))
+            accepted = [other for other in accepted if other is not source]
+        source.var = pd.DataFrame()
+    return accepted, genes
+
+
+def hash_cells(counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """Return a number per cell that is equal for equal counts of the same genes.
+
+    Parameters
+    ----------
+    counts, gene_ids, cu_seqlens
+        A ragged batch, see :class:`RaggedDataset`.
+
+    Returns
+    -------
+    uint64, shape ``(n_cells,)``. The order of the genes does not matter.
+    """
+    with np.errstate(over="ignore"):
+        x = gene_ids.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x, dtype=np.uint64)])
+        return total[cu_seqlens[1:]] - total[cu_seqlens[:-1]]
+
+
+def scan_cells(source: Source, n_genes: int, bar: Any) -> tuple[np.ndarray, float]:
+    """Check all counts of a file, and count the genes of its cells."""
+    reader = CellFile(source.path, source.layer).reader
+    totals, largest = np.zeros(n_genes), 0.0
+    lengths, hashes = [], []
+    for start in range(0, source.n_cells, CHUNK):
+        place = f"cells {start} to {min(start + CHUNK, source.n_cells) - 1}"
+        try:
+            chunk = reader.read(slice(start, start + CHUNK))
+        except NOT_DAMAGE:
+            raise
+        except Exception as error:  # every codec and file system has its own
+            raise ValueError(
+                f"{source.path}, {source.layer}, {place}, cannot be read: {error}"
+            ) from error
+        if (problem := problem_with(chunk.data)) is not None:
+            raise ValueError(f"{source.path}, {source.layer}, {place}, {problem}")
+        ragged = to_ragged(chunk, source.column_to_gene)
+        totals += np.bincount(ragged["gene_ids"], ragged["counts"], minlength=n_genes)
+        largest = max(largest, float(ragged["counts"].max(initial=0)))
+        lengths.append(np.diff(ragged["cu_seqlens"]))
+        hashes.append(hash_cells(ragged["counts"], ragged["gene_ids"], ragged["cu_seqlens"]))
+        bar.update(chunk.shape[0])
+    source.n_genes_c = np.concatenate(lengths).astype(np.int32)
+    source.hash_c = np.concatenate(hashes)
+    return totals, largest
+
+
+def decide(
+    sources: list[Source], min_genes: int, max_genes: int | None, drop_duplicates: bool
+) -> None:
+    """Say of every cell whether it is kept, and why not."""
+    for source in sources:
+        source.fate_c = np.full(source.n_cells, KEPT, dtype=np.int8)
+        source.fate_c[source.n_genes_c < max(1, min_genes)] = TOO_FEW_GENES
+        if max_genes is not None:
+            source.fate_c[source.n_genes_c > max_genes] = TOO_MANY_GENES
+    if not drop_duplicates or not sources:
+        return
+    hashes = np.concatenate([source.hash_c for source in sources])
+    kept = np.flatnonzero(np.concatenate([source.fate_c for source in sources]) == KEPT)
+    first = kept[np.unique(hashes[kept], return_index=True)[1]]
+    is_duplicate = np.zeros(len(hashes), dtype=bool)
+    is_duplicate[kept] = True
+    is_duplicate[first] = False
+    ends = list(accumulate(source.n_cells for source in sources))
+    for source, part in zip(sources, np.split(is_duplicate, ends[:-1]), strict=True):
+        source.fate_c[part] = DUPLICATE
+
+
+def drop_silent(
+    sources: list[Source], genes: GeneVocabulary, totals: np.ndarray
+) -> GeneVocabulary:
+    """Leave out genes that no cell expresses."""
+    expressed = np.flatnonzero(totals > 0)
+    new_place = np.full(len(genes) + 1, -1, dtype=np.int64)  # the last entry is for "none", -1
+    new_place[expressed] = np.arange(len(expressed))
+    for source in sources:
+        assert source.alignment is not None
+        source.alignment = source.alignment.onto(new_place, genes)
+    ids = tuple(genes.gene_ids[i] for i in expressed)
+    return GeneVocabulary(ids, ids)
+
+
+def draw_validation(
+    sources: list[Source], held_out: set[str], size: float, seed: int
+) -> list[np.ndarray]:
+    """Return which cells are held out, a mask per file."""
+    rng = np.random.default_rng(seed)
+    n_kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
+    size = min(size, MAX_VALIDATION_CELLS / max(n_kept, 1))
+    masks = []
+    for source in sources:
+        if source.path in held_out:
+            masks.append(np.ones(source.n_cells, dtype=bool))
+        else:
+            masks.append(rng.random(source.n_cells) < size)
+    return masks
+
+
+def _repeated(source: Source, alignment: GeneAlignment) -> ValueError:
+    return ambiguous_error(alignment, f"{source.path}: var")
+
+
+def _other_genes(
+    source: Source, genes: GeneVocabulary, found: int, min_overlap: float, is_union: bool
+) -> ValueError:
+    of_what = "the files before it" if is_union else "the vocabulary"
+    return ValueError(
+        f"{source.path} has other genes: only {found:,} of its {len(source.var):,} are among the "
+        f"{len(genes):,} of {of_what}, at least {min_overlap:.0%} are needed. It has "
+        f"{preview(source.var.index, 3)}, the others {preview(genes.gene_ids, 3)}. Pass "
+        '`gene_aliases="hgnc"` to translate identifiers, `gene_id_key=` to name their column, '
+        'lower `min_gene_overlap`, or leave such files out with `on_bad_file="skip"`.'
+    )
+
 
 BLOCK = 256  # neighbouring cells of a file that are moved together before the last shuffle
 CELLS_PER_CHUNK = 64

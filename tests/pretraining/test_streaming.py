@@ -9,8 +9,7 @@ from helpers import make_cells
 from scxtrimo.data.dataset import to_ragged
 from scxtrimo.pretraining.store import CellStore, DamagedStoreError
 from scxtrimo.pretraining.store_writer import write_store
-from scxtrimo.pretraining.stream import StoreDataModule, StreamLoader
-from scxtrimo.pretraining.stream_plan import StreamPlan
+from scxtrimo.pretraining.stream import StoreDataModule, StreamLoader, StreamPlan
 
 pytest.importorskip("annbatch", reason="annbatch needs Python 3.12")
 

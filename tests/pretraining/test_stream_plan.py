@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scxtrimo.pretraining.stream_plan import StreamPlan
+from scxtrimo.pretraining.stream import StreamPlan
 
 
 def batches_of(plan, epoch, lane):
