@@ -131,7 +131,7 @@ def test_killed_and_started_again_on_two_processes(store, whole, tmp_path):
     again = command(replace(config, engine=engine), tmp_path / "again.yaml")
     output = again.communicate(timeout=240)[0]
     assert again.returncode == 0, output
-    assert "Going on from" in output
+    assert "Resuming from" in output
     model = scxtrimo.model.XTrimoGene.load(tmp_path / "run" / "model", adata=False)
     np.testing.assert_allclose(losses(model), losses(whole), rtol=0, atol=1e-4)
 

@@ -306,7 +306,7 @@ def test_damage_to_what_all_depends_on_is_named(place, files, tmp_path):
 
 
 def test_only_stores_are_replaced(files, tmp_path):
-    with pytest.raises(FileExistsError, match="is no store of scxtrimo and is not replaced"):
+    with pytest.raises(FileExistsError, match="is not a store of scxtrimo and is not replaced"):
         write_store([files[0]], files[1], overwrite=True, **FEW)
     assert anndata.read_zarr(files[1]).n_obs == 120
 
@@ -397,10 +397,10 @@ def test_files_and_stores_may_be_remote(files, tmp_path):
         ({"min_genes": 1000}, "No cell is left"),
         ({"vocabulary": ["A", "A"]}, "genes twice"),
         ({"validation_files": ["x.h5ad"]}, "which are not among"),
-        ({"validation_size": 1.0}, "must be at least 0 and below 1"),
+        ({"validation_size": 1.0}, "validation_size=1.0 must be below 1"),
         ({"layer": "nothing"}, "has no 'nothing'; it has"),
-        ({"on_bad_file": "ignore"}, "must be 'raise' or 'skip'"),
-        ({"obs_columns": ["source"]}, "which every store has of its own"),
+        ({"on_bad_file": "ignore"}, "must be one of 'raise' or 'skip'"),
+        ({"obs_columns": ["source"]}, "these names are reserved"),
     ],
 )
 def test_impossible_arguments(arguments, message, files, tmp_path):

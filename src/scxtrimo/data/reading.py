@@ -138,20 +138,6 @@ def _read_zarr(name: str, backed: bool) -> AnnData | MuData:
     return backed_anndata(group) if backed else anndata.io.read_zarr(name)
 
 
-def backed_anndata(group: Any) -> AnnData:
-    """Return an AnnData whose counts stay in a zarr group."""
-
-    def backed(node: Any) -> Any:
-        is_sparse = str(node.attrs.get("encoding-type", "")).startswith("cs")
-        return anndata.io.sparse_dataset(node) if is_sparse else node
-
-    layers = {name: backed(group["layers"][name]) for name in group.get("layers", {})}
-    obs, var = (anndata.io.read_elem(group[name]) for name in ("obs", "var"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about an X that is not in memory
-        return AnnData(X=backed(group["X"]), obs=obs, var=var, layers=layers)
-
-
 def _read_folder(path: Path) -> AnnData:
     """Read a folder as Cell Ranger and the Gene Expression Omnibus have them."""
     matrices = sorted({*path.glob("*matrix.mtx"), *path.glob("*matrix.mtx.gz")})
@@ -211,3 +197,17 @@ def _modality(mdata: MuData, modality: str | None, name: str) -> AnnData:
         if key not in adata.obs and ":" not in key:
             adata.obs[key] = mdata.obs[key].reindex(adata.obs_names).to_numpy()
     return adata
+
+
+def backed_anndata(group: Any) -> AnnData:
+    """Return an AnnData whose counts stay in a zarr group."""
+
+    def backed(node: Any) -> Any:
+        is_sparse = str(node.attrs.get("encoding-type", "")).startswith("cs")
+        return anndata.io.sparse_dataset(node) if is_sparse else node
+
+    layers = {name: backed(group["layers"][name]) for name in group.get("layers", {})}
+    obs, var = (anndata.io.read_elem(group[name]) for name in ("obs", "var"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about an X that is not in memory
+        return AnnData(X=backed(group["X"]), obs=obs, var=var, layers=layers)

@@ -1,10 +1,9 @@
-"""What a pretraining run is made of, as typed dataclasses and as YAML."""
+"""The configuration of a pretraining run, as typed dataclasses and as YAML."""
 
 from __future__ import annotations
 
-import math
+import json
 import os
-import types
 import typing
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -27,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataConfig(Validated):
-    """Where the cells are, and how many make a step.
+    """The cells, and how many of them make a step.
 
     Parameters
     ----------
@@ -36,12 +35,12 @@ class DataConfig(Validated):
     batch_size
         Cells per batch.
     tokens_per_batch
-        Expressed genes per batch, instead of cells: memory and time of the devices then differ
-        less.
+        Expressed genes per batch, instead of cells: memory and time then differ less between
+        devices.
     batches_per_step
         Batches per step of the optimiser, over all devices; by default one per device. With more,
-        every device accumulates the gradients of several. A run that is resumed may have another
-        number of devices, which divides this one.
+        every device accumulates the gradients of several. A run may be resumed with another
+        number of devices that divides this number.
     window_size
         Cells that are read and shuffled together, over all devices.
     chunk_size
@@ -66,28 +65,27 @@ class DataConfig(Validated):
 
 @dataclass(frozen=True)
 class EngineConfig(Validated):
-    """What trains: devices and how they share the work.
+    """The devices, and how they share the work.
 
     Parameters
     ----------
     accelerator, devices, num_nodes
         See :class:`lightning.pytorch.Trainer`.
     strategy
-        ``"auto"``: one device alone, several with DDP; ``"ddp"``; or ``"fsdp2"``, which shards the
-        parameters, and must stay when a run is resumed.
+        ``"auto"``, which uses DDP for several devices, ``"ddp"``, or ``"fsdp2"``, which shards the
+        parameters and cannot be changed when a run is resumed.
     precision
         ``"32-true"``, ``"bf16-mixed"`` or ``"bf16-true"``; by default the second on a GPU and the
         first elsewhere.
     recompute
-        Compute what is inside the encoder layers again in the backward pass, instead of keeping
-        it: less memory, more time.
+        Recompute the activations of the encoder layers in the backward pass, instead of keeping
+        them: less memory, more time.
     compile
         Compile the encoder layers.
     gradient_clip_val
         Largest norm of the gradient.
     on_non_finite
-        What to do in a step of which the gradient is not finite, as it is where the loss is not:
-        ``"raise"`` or ``"skip"``.
+        What to do in a step whose gradient is not finite: ``"raise"`` or ``"skip"``.
 
     Examples
     --------
@@ -108,7 +106,7 @@ class EngineConfig(Validated):
 
 @dataclass(frozen=True)
 class RecordConfig(Validated):
-    """What is written down while training.
+    """Logs, validation and checkpoints.
 
     Parameters
     ----------
@@ -143,13 +141,15 @@ class RecordConfig(Validated):
         if self.checkpoint_every_n_steps % self.log_every_n_steps:
             raise ValueError(
                 f"checkpoint_every_n_steps={self.checkpoint_every_n_steps} must be a multiple of "
-                f"log_every_n_steps={self.log_every_n_steps}: a run that is resumed then has the "
-                "same history."
+                f"log_every_n_steps={self.log_every_n_steps}, so that a resumed run has the same "
+                "history."
             )
         if self.keep < -1 or self.keep == 0:
             raise ValueError(f"keep={self.keep} must be positive, or -1 for all.")
         if unknown := sorted(set(self.loggers) - {"csv", "tensorboard", "wandb"}):
-            raise ValueError(f"loggers={unknown} are unknown: choose csv, tensorboard or wandb.")
+            raise ValueError(
+                f"loggers={unknown} are unknown; choose from csv, tensorboard and wandb."
+            )
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,9 @@ class PretrainConfig(Validated):
     Parameters
     ----------
     data
-        Where the cells are, and how many make a step.
+        The cells, and how many of them make a step.
     out
-        Directory of the run: configuration, checkpoints, logs, and in the end the model.
+        Directory of the run: configuration, checkpoints, logs, and finally the model.
     size
         One of :data:`scxtrimo.model.SIZES`, or ``"auto"``.
     model
@@ -208,7 +208,7 @@ class PretrainConfig(Validated):
             raise ValueError(
                 f"size={self.size!r} is unknown; choose 'auto' or one of {list(SIZES)}."
             )
-        # What is wrong is said now, not after the cells were read.
+        # Check these now, not after the cells were read.
         named = SIZES["1m" if self.size == "auto" else self.size]
         from_dict(XTrimoGeneConfig, asdict(named) | self.model, "model")
         from_dict(OptimizerConfig, self.optimizer, "optimizer")
@@ -221,7 +221,7 @@ class PretrainConfig(Validated):
         Parameters
         ----------
         path
-            A YAML file with the fields of this class, nested as they are.
+            A YAML file with the fields of this class, nested in the same way.
 
         Returns
         -------
@@ -232,7 +232,7 @@ class PretrainConfig(Validated):
         FileNotFoundError
             If there is no such file.
         ValueError
-            If it is no YAML, or a field is unknown, missing or of another type; the message names
+            If the file is not YAML, or a field is unknown, missing or invalid; the message names
             it.
 
         Examples
@@ -268,33 +268,30 @@ class PretrainConfig(Validated):
         >>> "size: 3m" in config.to_yaml()
         True
         """
-        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+        return yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
 
 
 def from_dict(cls: type[T], stored: Any, where: str) -> T:
-    """Make a dataclass of nested mappings; what does not fit is named.
-
-    Parameters
-    ----------
-    cls
-        The dataclass.
-    stored
-        A mapping from its fields.
-    where
-        Name of the mapping, for messages.
-    """
+    """Make a dataclass from a nested mapping; errors name the place (``where``) and the field."""
     if not isinstance(stored, dict):
-        raise ValueError(f"{where} must have the fields of {cls.__name__}, it is {stored!r}.")
+        raise ValueError(
+            f"{where} must be a mapping with the fields of {cls.__name__}, not {stored!r}."
+        )
     hints = typing.get_type_hints(cls)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-    for name in stored:
+    values = {}
+    for name, value in stored.items():
         if name not in known:
             similar = get_close_matches(str(name), known, 1)
-            hint = f"Did you mean {similar[0]!r}?" if similar else f"It knows {known}."
+            hint = f"Did you mean {similar[0]!r}?" if similar else f"Choose from {known}."
             raise ValueError(f"{where} has an unknown field {name!r}. {hint}")
-    values = {
-        name: _convert(hints[name], value, f"{where}: {name}") for name, value in stored.items()
-    }
+        hint = hints[name]
+        if is_dataclass(hint):
+            values[name] = from_dict(hint, value, f"{where}: {name}")  # type: ignore[arg-type]
+        elif typing.get_origin(hint) is tuple and not isinstance(value, list | tuple):
+            raise ValueError(f"{where}: {name}={value!r} must be a list.")
+        else:
+            values[name] = _as_number(value, _kinds(hint))
     try:
         return cls(**values)
     except TypeError as error:
@@ -303,48 +300,19 @@ def from_dict(cls: type[T], stored: Any, where: str) -> T:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Turn what YAML has into what a field takes."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        options = [a for a in arguments if a is not type(None)]
-        for option in options[:-1]:
-            try:
-                return _convert(option, value, where)
-            except ValueError:
-                continue
-        return _convert(options[-1], value, where)
-    if is_dataclass(hint):
-        return from_dict(hint, value, where)  # type: ignore[arg-type]
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where}={value!r} must be one of {list(arguments)}.")
-        return value
-    if origin in (tuple, list):
-        if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise ValueError(f"{where}={value!r} must be a list.")
-        if origin is tuple and Ellipsis not in arguments and len(value) != len(arguments):
-            raise ValueError(f"{where}={value!r} must have {len(arguments)} entries.")
-        return origin(_convert(arguments[0], item, where) for item in value)
-    if origin is dict:
-        hint = dict
-    if hint in (int, float) and isinstance(value, str):  # YAML takes 1e-4 for a text
+def _kinds(hint: Any) -> set[Any]:
+    """Return the types that a hint is made of."""
+    arguments = typing.get_args(hint)
+    return set().union(*map(_kinds, arguments)) if arguments else {hint}
+
+
+def _as_number(value: Any, kinds: set[Any]) -> Any:
+    """Make texts such as 1e-4, which YAML does not take for numbers, the number of a field."""
+    if isinstance(value, list | tuple):
+        return [_as_number(item, kinds) for item in value]
+    if isinstance(value, str) and kinds & {int, float}:
         with suppress(ValueError):
             value = float(value)
-    accepted = (int, float) if hint is float else hint
-    if hint is int and isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
         return int(value)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where}={value!r} must be of type {hint.__name__}.")
-    if hint is float and not math.isfinite(value):
-        raise ValueError(f"{where}={value!r} must be finite.")
-    return float(value) if hint is float else value
-
-
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, for YAML."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+    return value

@@ -1,4 +1,4 @@
-"""The latent representation of all cells of a store, one data set at a time."""
+"""Embed all cells of a store, one data set at a time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from anndata import AnnData
 from tqdm.auto import tqdm
 
 from ..model.xtrimogene import XTrimoGene
-from .store import CellStore
-
-SPLITS = ("train", "validation")
+from .store import SPLITS, CellStore
 
 
 def embed_store(
@@ -36,10 +34,10 @@ def embed_store(
         A store that :func:`~scxtrimo.pretraining.write_store` wrote.
     out
         Path of the result, ending in ``.zarr``: for every data set ``<split>/dataset_<i>`` of the
-        store one AnnData without counts, with ``obs`` (the file and row that cells come from) and
-        ``obsm["X_xtrimo"]``. Until it is complete its name ends in ``.partial``.
+        store an AnnData without counts, with ``obs`` (the file and row of each cell) and
+        ``obsm["X_xtrimo"]``. Until it is complete, its name ends in ``.partial``.
     prepare
-        Called with the cells of every data set first, for instance
+        Called with the cells of every data set before they are embedded, for instance
         :meth:`~scxtrimo.model.XTrimoGene.prepare_query_anndata`.
     **kwargs
         Passed to :meth:`~scxtrimo.model.XTrimoGene.get_latent_representation`.
@@ -51,7 +49,7 @@ def embed_store(
     Raises
     ------
     FileExistsError
-        If there is something at ``out``.
+        If ``out`` exists.
 
     Examples
     --------
@@ -66,7 +64,7 @@ def embed_store(
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
-    parts = [CellStore(store, split) for split in SPLITS]  # type: ignore[arg-type]
+    parts = [CellStore(store, split) for split in SPLITS]
     n_cells = sum(part.n_cells for part in parts)
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The training plan for stores: metrics by step, steps that are not finite, sharded models."""
+"""The training plan for stores: non-finite steps, sharding, metrics by step, speed."""
 
 from __future__ import annotations
 
@@ -29,21 +29,17 @@ from ..train.plan import (
 
 MAX_SKIPPED_IN_A_ROW = 20
 OnNonFinite = Literal["raise", "skip"]
+FORWARD_AND_BACKWARD = 3  # the backward pass is twice the forward pass
+# The counter of torch knows the attention kernels of GPUs only.
+ATTENTION_ON_CPU: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
+        lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)
+    )
+}
 
 
 class PretrainingPlan(XTrimoGenePlan):
-    """:class:`XTrimoGenePlan` for batches of a store.
-
-    Parameters
-    ----------
-    module, optimizer, masking, seed
-        See :class:`XTrimoGenePlan`.
-    on_non_finite
-        What to do in a step of which the gradient is not finite, as it is where a loss is not:
-        ``"raise"``, or ``"skip"`` the step and count it. All processes have the same gradient.
-    resumed_from
-        The checkpoint that this process found, if any.
-    """
+    """:class:`XTrimoGenePlan` for batches of a store, on any number of processes."""
 
     def __init__(
         self,
@@ -80,7 +76,7 @@ class PretrainingPlan(XTrimoGenePlan):
         of_first = self.trainer.strategy.broadcast(self.resumed_from)
         if of_first != self.resumed_from:
             raise ValueError(
-                f"The first process goes on from {of_first}, this one from {self.resumed_from}: "
+                f"The first process resumes from {of_first}, this one from {self.resumed_from}: "
                 "`out` must be on a file system that all processes see."
             )
 
@@ -98,7 +94,7 @@ class PretrainingPlan(XTrimoGenePlan):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm of the gradient, unless it is not finite."""
+        """Clip the norm of the gradient (equal in all processes), or skip a non-finite step."""
         parameters = [p for p in self.parameters() if p.grad is not None and p.numel()]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
@@ -111,48 +107,46 @@ class PretrainingPlan(XTrimoGenePlan):
             for name, value in self._pending.items():
                 self.sums[name] += value
         else:
-            self._refuse_step(parameters)
+            self._skip_step(parameters)
         self._losses, self._pending = [], defaultdict(float)
 
-    def _refuse_step(self, parameters: list[nn.Parameter]) -> None:
-        message = f"Step {self.global_step}: {self._name_cells()}"
+    def _skip_step(self, parameters: list[nn.Parameter]) -> None:
+        message = f"Step {self.global_step}: {self._non_finite_batch()}"
         self._n_in_a_row += 1
         if self.on_non_finite == "raise" or self._n_in_a_row > MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(
                 f"{message} Lower the learning rate, or leave such steps out: "
-                "`on_non_finite: skip`. Checkpoints written before are whole."
+                "`on_non_finite: skip`. Checkpoints written before are intact."
             )
         logger.warning(f"Left out: {message}")
         self.n_skipped_steps += 1
         for parameter in parameters:
             parameter.grad = None
 
-    def _name_cells(self) -> str:
-        """Say which batch of this process has a loss that is not finite, and where it is from."""
+    def _non_finite_batch(self) -> str:
+        """Name the cells of the batch of this process whose loss is not finite."""
         for loss, cell_ids in self._losses:
             if torch.isfinite(loss):
                 continue
             rows = cell_ids.cpu().numpy()
-            text = f"the loss is {loss.item()} for {len(rows)} cells, rows {rows.min()} to "
-            text += f"{rows.max()} of the store"
-            store = getattr(getattr(self.trainer, "datamodule", None), "store", None)
-            if store is not None:
-                origin = store.origin(rows)
-                first = origin.iloc[0]
-                files = ", ".join(sorted(set(origin["source"]))[:3])
-                text += f" (the first is cell {first['source_row']} of {first['source']}; files: "
-                text += f"{files})"
-            return f"{text}."
-        return "a gradient is not finite, though the losses of this process are."
+            origin = self.trainer.datamodule.store.origin(rows)  # type: ignore[attr-defined]
+            first = origin.iloc[0]
+            files = ", ".join(sorted(set(origin["source"]))[:3])
+            return (
+                f"the loss is {loss.item()} for {len(rows)} cells, rows {rows.min()} to "
+                f"{rows.max()} of the store (the first is cell {first['source_row']} of "
+                f"{first['source']}; files: {files})."
+            )
+        return "a gradient is not finite, although the losses of this process are."
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history, the counters and the number of batches per step."""
+        """Keep the history and the counters."""
         checkpoint["scxtrimo_plan"] = type(self).__name__
         checkpoint["scxtrimo_history"] = history_to_dict(self.step_history)
         checkpoint["scxtrimo_skipped"] = [self.n_skipped_steps, self.n_skipped_cells]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the history, and count batches as this number of processes does."""
+        """Restore the history, and count batches as this number of processes does."""
         self.step_history = history_from_dict(checkpoint.get("scxtrimo_history", {}))
         self.n_skipped_steps, self.n_skipped_cells = checkpoint.get("scxtrimo_skipped", [0, 0])
         n_batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
@@ -164,23 +158,17 @@ class PretrainingPlan(XTrimoGenePlan):
 
 
 class StepMeter(Callback):
-    """Average metrics over some steps and all processes, and measure the speed.
+    """Averages metrics over steps and processes, and measures the speed.
 
-    Parameters
-    ----------
-    every_n_steps
-        Steps of the optimiser per entry of the history.
-    flops_per_token
-        Floating-point operations of a training step per token.
-    peak_flops
-        What one device can do in a second; ``None`` if it is not known.
+    ``flops_per_token`` of a training step and ``peak_flops`` per second and device are set by the
+    run; without them there is no model FLOPs utilisation.
     """
 
-    def __init__(
-        self, every_n_steps: int, flops_per_token: float = 0.0, peak_flops: float | None = None
-    ) -> None:
+    flops_per_token: float = 0.0
+    peak_flops: float | None = None
+
+    def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
         self.started = time.monotonic()
         self.last_step = -1
         self.n_skipped = 0  # cells that the loader of this process left out
@@ -192,7 +180,7 @@ class StepMeter(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
     ) -> None:
-        """Make an entry, if a step with one was completed."""
+        """Make an entry every so many steps."""
         step = trainer.global_step
         assert isinstance(pl_module, PretrainingPlan)
         if step == self.last_step or step % self.every_n_steps or not pl_module.sums:
@@ -201,10 +189,9 @@ class StepMeter(Callback):
         loader = trainer.datamodule.train_loader  # type: ignore[attr-defined]
         sums["skipped"], self.n_skipped = loader.n_skipped - self.n_skipped, loader.n_skipped
         names = sorted(sums)
-        local = torch.stack([torch.as_tensor(sums[n], dtype=torch.float64).cpu() for n in names])
-        total = local
+        total = torch.stack([torch.as_tensor(sums[n], dtype=torch.float64).cpu() for n in names])
         if trainer.world_size > 1:
-            reduced = trainer.strategy.reduce(local.to(pl_module.device), reduce_op="sum")
+            reduced = trainer.strategy.reduce(total.to(pl_module.device), reduce_op="sum")
             assert isinstance(reduced, Tensor)
             total = reduced.cpu()
         values = dict(zip(names, total.tolist(), strict=True))
@@ -213,11 +200,11 @@ class StepMeter(Callback):
         pl_module.n_skipped_cells += int(values.pop("skipped"))
         entry = self._entry(values, seconds, trainer.world_size)
         _append(pl_module.step_history, step, entry)
-        shown = {"train_loss", "cells_per_second", "tokens_per_second", "mfu"}
         for name, value in entry.items():
             if name == "train_loss":
                 pl_module.log(PROGRESS_METRIC, value, prog_bar=True, logger=False)
-            pl_module.log(name, value, prog_bar=name in shown - {"train_loss"}, on_step=True)
+            in_bar = name in ("cells_per_second", "tokens_per_second", "mfu")
+            pl_module.log(name, value, prog_bar=in_bar, on_step=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make an entry of the held-out cells."""
@@ -251,28 +238,10 @@ def _append(history: dict[str, pd.DataFrame], step: int, entry: dict[str, float]
         history[name] = pd.concat([history[name], row]) if name in history else row
 
 
-FORWARD_AND_BACKWARD = 3  # the backward pass is twice the forward pass
-# torch's counter knows the attention kernels of GPUs only
-ATTENTION_ON_CPU: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *_, out_shape=None, **__: sdpa_flop_count(q, k, v)
-    )
-}
-
-
 def training_flops(module: nn.Module, batch: dict[str, Tensor]) -> float:
-    """Count the floating-point operations of a training step on a batch.
+    """Count the floating-point operations of a training step on a masked batch.
 
-    Parameters
-    ----------
-    module
-        The network; a copy of it is run once, on the CPU.
-    batch
-        A masked batch; a few cells will do.
-
-    Returns
-    -------
-    Three times those of the forward pass. What is computed again to save memory does not count.
+    A copy of the module runs once on the CPU. Recomputation does not count.
     """
     copied = deepcopy(module).cpu().train().requires_grad_(False)
     on_cpu = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -282,43 +251,24 @@ def training_flops(module: nn.Module, batch: dict[str, Tensor]) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> float:
-    """Return the operations per second that a device can do at best.
-
-    Parameters
-    ----------
-    device, dtype
-        What multiplies, and in what precision.
-
-    Returns
-    -------
-    For a GPU that Lightning knows, what its maker says; otherwise that of a large matrix product,
-    measured.
-    """
+    """Return the peak operations per second of a device: as specified, or else as measured."""
     if device.type == "cuda" and (known := get_available_flops(device, dtype)):
         return float(known)
     size = 1024 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)
-    seconds = min(_time(lambda: a @ a, device) for _ in range(3))
-    return 2 * size**3 / seconds
-
-
-def _time(run: Callable[[], Any], device: torch.device) -> float:
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - start
+    seconds = []
+    for _ in range(3):
+        wait()
+        start = time.perf_counter()
+        torch.matmul(a, a)
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
 
 
-def activation_bytes(run: Callable[[], Tensor]) -> int:
-    """Return the bytes that a forward pass keeps for the backward pass, on any device.
-
-    Parameters
-    ----------
-    run
-        Computes a loss.
-    """
+def activation_bytes(loss: Callable[[], Tensor]) -> int:
+    """Return the bytes that computing a loss keeps for the backward pass, on any device."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -327,6 +277,6 @@ def activation_bytes(run: Callable[[], Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = run()
-    del loss
+        graph = loss()  # keeps the tensors alive, so that none shares its address with another
+    del graph
     return sum(kept.values())

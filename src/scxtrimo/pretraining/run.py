@@ -1,4 +1,4 @@
-"""A pretraining run: from a store to a saved model, interrupted as often as it may be."""
+"""A pretraining run: from a store to a saved model, resumable at any time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import statistics
 import time
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from anndata import AnnData
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from .._logging import logger
@@ -34,34 +34,33 @@ from ..nn.masking import MaskingConfig
 from ..train.initialization import MAX_CELLS
 from ..train.plan import OptimizerConfig, parameter_groups
 from ..train.trainer import quiet_lightning
-from .config import PretrainConfig, from_dict
+from .config import EngineConfig, PretrainConfig, from_dict
 from .plan import PretrainingPlan, StepMeter, activation_bytes, peak_flops, training_flops
 from .store import CellStore, require_annbatch
 from .stream import StoreDataModule, ragged_batch
 
 MAX_SAMPLE_TOKENS = 5_000_000
 WARMUP_STEPS = 1000
-FEW_CELLS = 8
-# What a run may be resumed with another value of.
+FEW_CELLS = 8  # to count floating-point operations
+MEASURED_STEPS = 3  # of a dry run
+BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in single precision
+# A run may be resumed with other values of these fields.
 FREE = {"out", "engine", "record"}
 FREE_DATA = {"store", "on_damage", "batches_per_step"}
 HEADER, MODEL, CHECKPOINTS, SUMMARY = "run.json", "model", "checkpoints", "summary.json"
-NO_SETUP: dict[str, Any] = {
-    "layer": None,
-    "batch_key": None,
-    "labels_key": None,
-    "categorical_covariate_keys": None,
-    "gene_id_key": None,
-    "modality": None,
-}
+CHECKPOINT_NAME = "step-{step:09d}"
+SETUP_ARGUMENTS = (
+    *("layer", "batch_key", "labels_key", "categorical_covariate_keys", "gene_id_key"),
+    "modality",
+)
 
 
 def pretrain(
     config: PretrainConfig | str | os.PathLike, dry_run: bool = False
 ) -> XTrimoGene | DryRun:
-    """Pretrain a model on a store of any size, or go on with a run that was interrupted.
+    """Pretrain a model on a store of any size, or resume a run that was interrupted.
 
-    Started again with the same configuration, a run goes on from its last checkpoint with
+    Started again with the same configuration, a run continues from its last checkpoint with
     optimiser, schedule, masks, dropout and position in the store: on a CPU the losses are those of
     an uninterrupted run, bit for bit.
 
@@ -70,11 +69,11 @@ def pretrain(
     config
         The run, or the path of a YAML file with it.
     dry_run
-        Train a few steps without writing anything, and say what the run will take.
+        Train a few steps without writing anything, and estimate what the run will take.
 
     Returns
     -------
-    The trained model, which is saved in ``<out>/model`` too; in a dry run, the estimate.
+    The trained model, which is also saved in ``<out>/model``; in a dry run, the estimate.
 
     Raises
     ------
@@ -83,7 +82,7 @@ def pretrain(
     FileNotFoundError
         If there is no configuration or no store.
     ValueError
-        If ``out`` has a run with another configuration, or what is asked for is impossible.
+        If ``out`` has a run with another configuration, or the configuration is impossible.
     scxtrimo.pretraining.DamagedStoreError
         If cells cannot be read; the message names them.
     FloatingPointError
@@ -94,8 +93,8 @@ def pretrain(
     Notes
     -----
     The encoder reads all genes that a cell expresses, unless ``n_input_genes`` is given in
-    ``model``. What a training starts from, and its latent space, come from at most 20,000 cells
-    drawn at random.
+    ``model``. The data-driven start of the training and the latent space are computed from at
+    most 20,000 cells drawn at random.
 
     Examples
     --------
@@ -119,458 +118,6 @@ def pretrain(
     return _Run(config).train()
 
 
-class _Run:
-    """One run, in one of its processes."""
-
-    def __init__(self, config: PretrainConfig) -> None:
-        self.config, self.out = config, Path(config.out)
-        CellStore(config.data.store)  # raises before a trainer is made
-        self.meter = StepMeter(config.record.log_every_n_steps)
-        self.trainer = make_trainer(config, self.out / CHECKPOINTS, self.meter)
-        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
-            raise ValueError(
-                "Several devices cannot be used from a notebook: start the run on the command "
-                "line, `scxtrimo pretrain`, or set `engine: {devices: 1}`."
-            )
-        world_size = self.trainer.world_size
-        self.n_lanes = config.data.batches_per_step or world_size
-        if self.n_lanes % world_size:
-            raise ValueError(
-                f"batches_per_step={self.n_lanes} cannot be shared by {world_size} devices: "
-                "choose a multiple of their number."
-            )
-        self.data = StoreDataModule(
-            config.data.store,
-            config.data.batch_size,
-            config.data.tokens_per_batch,
-            self.n_lanes,
-            window_size=config.data.window_size,
-            chunk_size=config.data.chunk_size,
-            seed=config.seed,
-            on_damage=config.data.on_damage,
-        )
-        self.store, self.plan = self.data.store, self.data.plan
-        self.n_tokens = int(self.store.n_tokens.sum(dtype="int64"))
-        self.n_steps = self._count_steps()
-        self.data.n_steps = self.n_steps
-        self.trainer.fit_loop.epoch_loop.max_steps = self.n_steps
-        self.trainer.accumulate_grad_batches = self.n_lanes // world_size
-        self.model = self._make_model()
-
-    def _count_steps(self) -> int:
-        config = self.config
-        if config.steps is not None:
-            return config.steps
-        if config.epochs is not None:
-            return math.ceil(config.epochs * self.plan.n_steps)
-        assert config.tokens is not None
-        return math.ceil(config.tokens / self.n_tokens * self.plan.n_steps)
-
-    def _make_model(self) -> XTrimoGene:
-        size = self.config.size
-        if size == "auto":
-            on_gpu = self.trainer.strategy.root_device.type == "cuda"
-            size = choose_size(self.store.n_cells, on_gpu)
-        hyperparameters = {"n_input_genes": None} | self.config.model
-        model = XTrimoGene(
-            registry=registry_of_genes(XTrimoGene, self.store.vocabulary.gene_ids, NO_SETUP),
-            size=size,
-            seed=self.config.seed,
-            **hyperparameters,
-        )
-        model.module.net.encoder.recompute = self.config.engine.recompute
-        if self.config.engine.compile:
-            model.compile()
-        return model
-
-    def _make_plan(self, checkpoint: Path | None = None) -> PretrainingPlan:
-        config, module = self.config, self.model.module
-        optimizer = {"lr": default_lr(module.config.n_hidden), "warmup_steps": WARMUP_STEPS}
-        masking: dict[str, Any] = {"natural_weights": module.config.read_depth_aware}
-        if not module.config.has_bottleneck:
-            masking = asdict(MaskingConfig.published())
-        return PretrainingPlan(
-            module,
-            from_dict(OptimizerConfig, optimizer | config.optimizer, "optimizer"),
-            from_dict(MaskingConfig, masking | config.masking, "masking"),
-            seed=config.seed,
-            on_non_finite=config.engine.on_non_finite,
-            resumed_from=None if checkpoint is None else str(checkpoint),
-        )
-
-    def train(self) -> XTrimoGene:
-        """Train, or go on, and save the model."""
-        header = self._header()
-        self._check_out(header)
-        if (self.out / MODEL / "model.json").is_file():
-            logger.info(f"The run in {self.out} is complete.")
-            return XTrimoGene.load(self.out / MODEL, adata=False)
-        checkpoint = last_checkpoint(self.out / CHECKPOINTS)
-        if self.trainer.is_global_zero:
-            self.out.mkdir(parents=True, exist_ok=True)
-            _write_text(self.out / "config.yaml", self.config.to_yaml())
-            _write_text(self.out / HEADER, json.dumps(header, indent=1))
-        if checkpoint is None:
-            self._start()
-        elif self.trainer.is_global_zero:
-            logger.info(f"Going on from {checkpoint}.")
-        plan = self._make_plan(checkpoint)
-        self._set_up_meter(plan)
-        self._set_up_validation()
-        self._announce(plan)
-        self.model.module.train()
-        with quiet_lightning():
-            self.trainer.fit(plan, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
-        if self.trainer.global_step < self.n_steps:
-            raise RuntimeError(
-                f"Interrupted at step {self.trainer.global_step} of {self.n_steps}. Start the "
-                "same command again, to go on."
-            )
-        if self.n_steps % self.config.record.checkpoint_every_n_steps:
-            last = checkpoint_path(self.out / CHECKPOINTS, self.n_steps)
-            self.trainer.save_checkpoint(last, weights_only=False)  # the optimiser as well
-        return self._finish(plan)
-
-    def _set_up_validation(self) -> None:
-        every = self.config.record.validate_every_n_steps
-        if not every or self.data.validation_store.n_cells < self.trainer.world_size:
-            self.trainer.limit_val_batches = 0
-            return
-        self.trainer.val_check_interval = every * self.trainer.accumulate_grad_batches
-
-    def _header(self) -> dict[str, Any]:
-        """Return what must stay the same when a run is resumed."""
-        stored = asdict(self.config) | {"size": self.model.size_}  # "auto" depends on the device
-        engine = self.config.engine
-        data = {k: v for k, v in stored.pop("data").items() if k not in FREE_DATA}
-        return {
-            "config": {k: v for k, v in stored.items() if k not in FREE} | {"data": data},
-            "cells": self.store.n_cells,
-            "genes": hash_genes(self.store.vocabulary.gene_ids),
-            "tokens": self.n_tokens,
-            "batches_per_step": self.n_lanes,
-            "store": self.store.header["digest"],
-            "sharded": engine.strategy == "fsdp2",
-            "gradient_clip_val": engine.gradient_clip_val,
-        }
-
-    def _check_out(self, header: dict[str, Any]) -> None:
-        path = self.out / HEADER
-        if not path.is_file():
-            return
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged: {error}. Remove it to go on.") from error
-        now = json.loads(json.dumps(header))
-        if different := [*_differences(known, now)]:
-            raise ValueError(
-                f"{self.out} has a run of another configuration: {'; '.join(different)}. Choose "
-                "another `out`, or remove it to start anew."
-            )
-
-    def _start(self) -> None:
-        """Take from a sample of the cells what the training starts from."""
-        sample = self._sample()
-        self.model._attach(sample)
-        self.model._prepare_training(_all_rows(sample))
-        self._detach()
-
-    def _sample(self) -> AnnData:
-        per_cell = self.n_tokens / self.store.n_cells
-        n_cells = int(min(MAX_CELLS, max(1000, MAX_SAMPLE_TOKENS / per_cell)))
-        return self._some_cells(n_cells)
-
-    def _some_cells(self, n_cells: int, chunk: int = 64) -> AnnData:
-        skip = self.config.data.on_damage == "skip"
-        return self.store.sample(n_cells, self.config.seed, chunk, skip_damaged=skip)
-
-    def _detach(self) -> None:
-        self.model._adata = self.model._adata_manager = None  # type: ignore[assignment]
-
-    def _set_up_meter(self, plan: PretrainingPlan) -> None:
-        few = self._some_cells(FEW_CELLS, FEW_CELLS)
-        batch = ragged_batch(few.X, np.arange(few.n_obs))
-        flops = training_flops(plan.module, plan.prepare(batch))
-        self.meter.flops_per_token = flops / len(batch["counts"])
-        is_half = "16" in str(self.trainer.precision)
-        dtype = torch.bfloat16 if is_half else torch.float32
-        self.meter.peak_flops = peak_flops(self.trainer.strategy.root_device, dtype)
-
-    def _announce(self, plan: PretrainingPlan) -> None:
-        if not self.trainer.is_global_zero:
-            return
-        n_parameters = sum(p.numel() for p in plan.module.parameters())
-        logger.info(
-            f"Pretraining {self.model.size_!r} ({n_parameters:,} parameters) on "
-            f"{self.store.n_cells:,} cells, {self.n_tokens:,} expressed genes, "
-            f"{len(self.store.vocabulary):,} genes in all: {self.n_steps:,} steps "
-            f"({self.n_steps / self.plan.n_steps:.2f} epochs) of about "
-            f"{self.plan.cells_per_step:,.0f} cells, learning rate "
-            f"{plan.optimizer_config.lr:g}, {self.trainer.world_size} process(es) on "
-            f"{self.trainer.strategy.root_device.type}, {self.trainer.precision}."
-        )
-
-    def _finish(self, plan: PretrainingPlan) -> XTrimoGene:
-        """Fit the latent space and save the model, in the first process."""
-        weights = self.trainer.strategy.lightning_module_state_dict()
-        if self.trainer.is_global_zero:
-            self.model = self._make_model()
-            own = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-            self.model.module.load_state_dict(own)
-            self.model.is_trained_ = True
-            self.model.history_ = plan.step_history
-            self.model.to_device(self.trainer.strategy.root_device)
-            self.model._attach(self._sample())
-            self.model.module.eval()
-            self.model._finish_training(_all_rows(self.model.adata))
-            self._detach()
-            summary = self._summary(plan)
-            self.model.provenance_ = {name: str(value) for name, value in summary.items()}
-            self.model.save(self.out / MODEL)
-            _write_text(self.out / SUMMARY, json.dumps(summary, indent=1))
-            logger.info(f"Written to {self.out / MODEL}.")
-        self.trainer.strategy.barrier("saved")
-        return XTrimoGene.load(self.out / MODEL, adata=False)
-
-    def _summary(self, plan: PretrainingPlan) -> dict[str, Any]:
-        speed = {"cells_per_second", "tokens_per_second", "mfu", "gradient_norm"}
-        last = {
-            f"last {name}": float(frame[name].iloc[-1])
-            for name, frame in plan.step_history.items()
-            if name not in speed
-        }
-        files = [Path(name).name for name in self.store.report["file"]]
-        return {
-            "source": "scxtrimo pretrain",
-            "cells": self.store.n_cells,
-            "genes": len(self.store.vocabulary),
-            "files": len(files),
-            "file names": ", ".join(files[:20]) + (", ..." if len(files) > 20 else ""),
-            "steps": self.n_steps,
-            "epochs": round(self.n_steps / self.plan.n_steps, 4),
-            "cells_seen": round(self.n_steps * self.plan.cells_per_step),
-            "steps_left_out": plan.n_skipped_steps,
-            "cells_left_out": plan.n_skipped_cells,
-            **last,
-        }
-
-    def dry_run(self) -> DryRun:
-        """Train a few steps and say what the run will take."""
-        self._start()
-        plan = self._make_plan()
-        return estimate(plan, self.data, self.n_steps, self.trainer, self.model.size_)
-
-
-def _all_rows(adata: Any) -> np.ndarray:
-    return np.arange(adata.n_obs)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write at once: another process may be reading."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def _differences(known: Any, now: Any, place: str = "") -> Any:
-    """Name what differs between two nested mappings."""
-    if isinstance(known, dict) and isinstance(now, dict):
-        for name in known.keys() | now.keys():
-            yield from _differences(known.get(name), now.get(name), f"{place}{name}: ")
-    elif known != now:
-        yield f"{place}{known} there, {now} here"
-
-
-PARTIAL = ".partial"
-NAME = "step-{step:09d}"
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place and move it there when it is complete.
-
-    Lightning writes to the temporary directory first, which may be another file system: the move
-    is a copy then, and can be cut short.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
-    ) -> None:
-        """Write a checkpoint.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written, for instance as the disk is full. Earlier ones stay.
-        """
-        path = Path(path)
-        partial = path.with_name(path.name + PARTIAL)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except (OSError, RuntimeError) as error:  # torch wraps what the disk says
-            partial.unlink(missing_ok=True)
-            earlier = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
-            raise OSError(
-                getattr(error, "errno", None) or 0,
-                f"The checkpoint {path} could not be written: {error}. Earlier ones are whole "
-                f"({earlier}). Free some space and start the same command again, to go on from "
-                "the last of them",
-            ) from error
-
-
-def step_checkpoints(directory: str | os.PathLike, every_n_steps: int, keep: int) -> Any:
-    """Return Lightning's callback that keeps the last few checkpoints.
-
-    Parameters
-    ----------
-    directory
-        Where to write.
-    every_n_steps
-        Steps of the optimiser from one to the next.
-    keep
-        How many are kept; -1 for all.
-    """
-    return ModelCheckpoint(
-        dirpath=Path(directory),
-        filename=NAME,
-        auto_insert_metric_name=False,
-        every_n_train_steps=every_n_steps,
-        save_on_train_epoch_end=False,
-        monitor="step",
-        mode="max",
-        save_top_k=keep,
-        enable_version_counter=False,
-    )
-
-
-def checkpoint_path(directory: str | os.PathLike, step: int) -> Path:
-    """Return the path of the checkpoint of a step."""
-    return Path(directory) / f"{NAME.format(step=step)}.ckpt"
-
-
-def checkpoints_in(directory: str | os.PathLike) -> list[Path]:
-    """Return the checkpoints of a directory, the last one first."""
-    return sorted(Path(directory).glob("step-*.ckpt"), reverse=True)
-
-
-def last_checkpoint(directory: str | os.PathLike) -> Path | None:
-    """Return the last checkpoint that is whole, if there is one; nothing in it is executed.
-
-    Parameters
-    ----------
-    directory
-        Where the checkpoints are.
-    """
-    for path in checkpoints_in(directory):
-        try:
-            torch.load(path, map_location="meta", mmap=True, weights_only=True)
-        except Exception as error:  # noqa: BLE001 - truncated files fail in many ways
-            logger.warning(f"{path} is damaged ({error}); going on from the one before.")
-        else:
-            return path
-    return None
-
-
-def make_trainer(config: PretrainConfig, checkpoints: Path, meter: StepMeter) -> pl.Trainer:
-    """Return Lightning's trainer for a run; how long it trains is set later.
-
-    Parameters
-    ----------
-    config
-        The run.
-    checkpoints
-        Directory for checkpoints.
-    meter
-        What measures metrics and speed.
-    """
-    engine, record = config.engine, config.record
-    callbacks: list[Any] = [meter]
-    if record.progress_bar:
-        callbacks.append(_Bar())
-    callbacks.append(step_checkpoints(checkpoints, record.checkpoint_every_n_steps, record.keep))
-    with quiet_lightning():
-        on_gpu = engine.accelerator != "cpu" and torch.cuda.is_available()
-        return pl.Trainer(
-            accelerator=engine.accelerator,
-            devices=engine.devices,
-            num_nodes=engine.num_nodes,
-            strategy=_strategy(config),
-            precision=engine.precision or ("bf16-mixed" if on_gpu else "32-true"),
-            plugins=[AtomicCheckpointIO()],
-            callbacks=callbacks,
-            logger=[_logger(name, Path(config.out)) for name in record.loggers],
-            max_epochs=-1,
-            default_root_dir=config.out,  # where Lightning looks when SLURM starts it again
-            gradient_clip_val=engine.gradient_clip_val,
-            log_every_n_steps=record.log_every_n_steps,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_progress_bar=record.progress_bar,
-            enable_model_summary=False,
-        )
-
-
-def _strategy(config: PretrainConfig) -> str | Strategy:
-    engine = config.engine
-    if engine.strategy == "ddp":
-        return DDPStrategy(find_unused_parameters=False)
-    if engine.strategy != "fsdp2":
-        return engine.strategy
-    devices = engine.devices
-    if devices in ("auto", -1, "-1"):
-        devices = max(1, torch.cuda.device_count()) if engine.accelerator != "cpu" else 1
-    n_devices = len(devices) if isinstance(devices, list) else int(devices)
-    # By default the devices of a node would share one batch, each with a part of every matrix.
-    return ModelParallelStrategy(
-        data_parallel_size=n_devices * engine.num_nodes,
-        tensor_parallel_size=1,
-        save_distributed_checkpoint=False,
-    )
-
-
-def _logger(name: str, out: Path) -> Any:
-    if name == "csv":
-        return CSVLogger(out, name="logs")
-    if name == "tensorboard":
-        if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
-            raise ImportError('loggers: "tensorboard" needs `pip install tensorboard`.')
-        return TensorBoardLogger(out, name="tensorboard", version="")
-    if find_spec("wandb") is None:
-        raise ImportError('loggers: "wandb" needs `pip install wandb`.')
-    out.mkdir(parents=True, exist_ok=True)
-    run_id = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]  # a run goes on in it
-    return WandbLogger(save_dir=out, project="scxtrimo", name=out.name, id=run_id, resume="allow")
-
-
-class _Bar(TQDMProgressBar):
-    """Lightning's progress bar over all steps; there are no epochs of its own."""
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Show what is done, not an epoch."""
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description("Pretraining")
-
-    def get_metrics(self, *args: Any) -> dict[str, Any]:
-        """Show metrics alone."""
-        metrics = super().get_metrics(*args)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
-
-    @property
-    def total_train_batches(self) -> int:
-        """Batches of the whole run, not steps."""
-        return int(self.trainer.num_training_batches)
-
-
-MEASURED_STEPS = 3
-BYTES_PER_PARAMETER = 16  # weight, gradient and two moments, in single precision
-
-
 @dataclass(frozen=True)
 class DryRun:
     """What a pretraining run will take, measured on one device.
@@ -580,25 +127,25 @@ class DryRun:
     size
         Name of the size.
     n_parameters
-        Parameters, those of the gene embeddings among them.
+        Number of parameters, including the gene embeddings.
     n_cells, n_genes, tokens_per_cell
         Cells of the store to train on, genes of its vocabulary, expressed genes of a cell.
     flops_per_cell
         Floating-point operations of a training step per cell.
     state_bytes
-        Weights, gradients and moments of a device, before anything is sharded.
+        Weights, gradients and moments of a device, without sharding.
     activation_bytes
         What is kept of a batch for the backward pass.
     seconds_per_step
-        Median of the measured steps of the optimiser, reading included.
+        Median of the measured steps of the optimiser, including reading.
     cells_per_step
         Cells of a step, over all devices.
     n_steps, epochs
         Length of the run.
     device, n_devices, precision
-        What was measured, and how many will train.
+        The device that was measured, and how many will train.
     mfu
-        Part of what the device can do at best.
+        Fraction of the peak floating-point operations of the device.
 
     Examples
     --------
@@ -645,7 +192,7 @@ class DryRun:
             "step": f"{self.seconds_per_step:.3f} s for {self.cells_per_step:,.0f} cells on "
             f"{self.n_devices} x {self.device}, {self.precision}",
             "speed": f"{speed:,.0f} cells/s, {speed * self.tokens_per_cell:,.0f} tokens/s, "
-            f"{self.mfu:.0%} of what the device can do",
+            f"{self.mfu:.0%} of the peak of the device",
             "length": f"{self.n_steps:,} steps = {self.epochs:.2f} epochs = {tokens:.3g} tokens",
             "time": _duration(self.hours),
         }
@@ -658,79 +205,443 @@ def _duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def estimate(
-    plan: PretrainingPlan, data: StoreDataModule, n_steps: int, trainer: pl.Trainer, size: str
-) -> DryRun:
-    """Train a few steps on one device, and say what the run will take.
+class _Run:
+    """One run, in one of its processes."""
 
-    Parameters
-    ----------
-    plan, data, trainer
-        Those of the run. The trainer is asked for its devices and precision only.
-    n_steps
-        Steps of the run.
-    size
-        Name of the size.
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config, self.out = config, Path(config.out)
+        CellStore(config.data.store)  # raises before a trainer is made
+        self.meter = StepMeter(config.record.log_every_n_steps)
+        self.trainer = _make_trainer(config, self.meter)
+        if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError(
+                "Several devices cannot be used from a notebook: start the run on the command "
+                "line, `scxtrimo pretrain`, or set `engine: {devices: 1}`."
+            )
+        world_size = self.trainer.world_size
+        self.n_lanes = config.data.batches_per_step or world_size
+        if self.n_lanes % world_size:
+            raise ValueError(
+                f"batches_per_step={self.n_lanes} cannot be shared by {world_size} devices: "
+                "choose a multiple of their number."
+            )
+        self.data = StoreDataModule(
+            config.data.store,
+            config.data.batch_size,
+            config.data.tokens_per_batch,
+            self.n_lanes,
+            window_size=config.data.window_size,
+            chunk_size=config.data.chunk_size,
+            seed=config.seed,
+            on_damage=config.data.on_damage,
+        )
+        self.store, self.plan = self.data.store, self.data.plan
+        self.n_tokens = int(self.store.n_tokens.sum(dtype="int64"))
+        self.n_steps = self._count_steps()
+        self.data.n_steps = self.n_steps
+        self.trainer.fit_loop.epoch_loop.max_steps = self.n_steps
+        self.trainer.accumulate_grad_batches = self.n_lanes // world_size
+        self.is_half = "16" in str(self.trainer.precision)
+        self.dtype = torch.bfloat16 if self.is_half else torch.float32
+        self.model = self._make_model()
 
-    Notes
-    -----
-    What several devices lose by waiting for each other is not in the estimate.
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.trainer.strategy.root_device
+
+    def _count_steps(self) -> int:
+        config = self.config
+        if config.steps is not None:
+            return config.steps
+        if config.epochs is not None:
+            return math.ceil(config.epochs * self.plan.n_steps)
+        assert config.tokens is not None
+        return math.ceil(config.tokens / self.n_tokens * self.plan.n_steps)
+
+    def _make_model(self) -> XTrimoGene:
+        size = self.config.size
+        if size == "auto":
+            size = choose_size(self.store.n_cells, self.device.type == "cuda")
+        hyperparameters = {"n_input_genes": None} | self.config.model
+        registry = registry_of_genes(
+            XTrimoGene, self.store.vocabulary.gene_ids, dict.fromkeys(SETUP_ARGUMENTS)
+        )
+        model = XTrimoGene(registry=registry, size=size, seed=self.config.seed, **hyperparameters)
+        model.module.net.encoder.recompute = self.config.engine.recompute
+        if self.config.engine.compile:
+            model.compile()
+        return model
+
+    def _make_plan(self, checkpoint: Path | None = None) -> PretrainingPlan:
+        config, module = self.config, self.model.module
+        optimizer = {"lr": default_lr(module.config.n_hidden), "warmup_steps": WARMUP_STEPS}
+        masking: dict[str, Any] = {"natural_weights": module.config.read_depth_aware}
+        if not module.config.has_bottleneck:
+            masking = asdict(MaskingConfig.published())
+        return PretrainingPlan(
+            module,
+            from_dict(OptimizerConfig, optimizer | config.optimizer, "optimizer"),
+            from_dict(MaskingConfig, masking | config.masking, "masking"),
+            seed=config.seed,
+            on_non_finite=config.engine.on_non_finite,
+            resumed_from=None if checkpoint is None else str(checkpoint),
+        )
+
+    def train(self) -> XTrimoGene:
+        """Train or resume, and save the model."""
+        header = self._header()
+        self._check_out(header)
+        if (self.out / MODEL / "model.json").is_file():
+            logger.info(f"The run in {self.out} is complete.")
+            return XTrimoGene.load(self.out / MODEL, adata=False)
+        checkpoint = _last_checkpoint(self.out / CHECKPOINTS)
+        if self.trainer.is_global_zero:
+            self.out.mkdir(parents=True, exist_ok=True)
+            _write_text(self.out / "config.yaml", self.config.to_yaml())
+            _write_text(self.out / HEADER, json.dumps(header, indent=1))
+        if checkpoint is None:
+            self._start()
+        elif self.trainer.is_global_zero:
+            logger.info(f"Resuming from {checkpoint}.")
+        plan = self._make_plan(checkpoint)
+        self._set_up_meter(plan)
+        record = self.config.record
+        if record.validate_every_n_steps and (
+            self.data.validation_store.n_cells >= self.trainer.world_size
+        ):
+            self.trainer.val_check_interval = (
+                record.validate_every_n_steps * self.trainer.accumulate_grad_batches
+            )
+        else:
+            self.trainer.limit_val_batches = 0
+        self._announce(plan)
+        self.model.module.train()
+        with quiet_lightning():
+            self.trainer.fit(plan, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        if self.trainer.global_step < self.n_steps:
+            raise RuntimeError(
+                f"Interrupted at step {self.trainer.global_step} of {self.n_steps}. Start the "
+                "same command again to resume."
+            )
+        if self.n_steps % record.checkpoint_every_n_steps:
+            last = self.out / CHECKPOINTS / f"{CHECKPOINT_NAME.format(step=self.n_steps)}.ckpt"
+            self.trainer.save_checkpoint(last, weights_only=False)  # the optimiser as well
+        return self._finish(plan)
+
+    def _header(self) -> dict[str, Any]:
+        """Return what must stay the same when a run is resumed."""
+        stored = asdict(self.config) | {"size": self.model.size_}  # "auto" depends on the device
+        engine = self.config.engine
+        data = {k: v for k, v in stored.pop("data").items() if k not in FREE_DATA}
+        return {
+            "config": {k: v for k, v in stored.items() if k not in FREE} | {"data": data},
+            "cells": self.store.n_cells,
+            "genes": hash_genes(self.store.vocabulary.gene_ids),
+            "tokens": self.n_tokens,
+            "batches_per_step": self.n_lanes,
+            "store": self.store.header["digest"],
+            "sharded": engine.strategy == "fsdp2",
+            "gradient_clip_val": engine.gradient_clip_val,
+        }
+
+    def _check_out(self, header: dict[str, Any]) -> None:
+        path = self.out / HEADER
+        if not path.is_file():
+            return
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}. Remove it to continue.") from error
+        now = json.loads(json.dumps(header))
+        if different := [*_differences(known, now)]:
+            raise ValueError(
+                f"{self.out} has a run of another configuration: {'; '.join(different)}. Choose "
+                "another `out`, or remove it to start from scratch."
+            )
+
+    def _start(self) -> None:
+        """Initialise the model from a sample of the cells."""
+        sample = self._sample()
+        self.model._attach(sample)
+        self.model._prepare_training(np.arange(sample.n_obs))
+        self._detach()
+
+    def _sample(self) -> AnnData:
+        per_cell = self.n_tokens / self.store.n_cells
+        return self._draw(int(min(MAX_CELLS, max(1000, MAX_SAMPLE_TOKENS / per_cell))))
+
+    def _draw(self, n_cells: int, chunk: int = 64) -> AnnData:
+        skip = self.config.data.on_damage == "skip"
+        return self.store.sample(n_cells, self.config.seed, chunk, skip_damaged=skip)
+
+    def _detach(self) -> None:
+        self.model._adata = self.model._adata_manager = None  # type: ignore[assignment]
+
+    def _set_up_meter(self, plan: PretrainingPlan) -> None:
+        few = self._draw(FEW_CELLS, FEW_CELLS)
+        batch = ragged_batch(few.X, np.arange(few.n_obs))
+        flops = training_flops(plan.module, plan.prepare(batch))
+        self.meter.flops_per_token = flops / len(batch["counts"])
+        self.meter.peak_flops = peak_flops(self.device, self.dtype)
+
+    def _announce(self, plan: PretrainingPlan) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        n_parameters = sum(p.numel() for p in plan.module.parameters())
+        logger.info(
+            f"Pretraining {self.model.size_!r} ({n_parameters:,} parameters) on "
+            f"{self.store.n_cells:,} cells, {self.n_tokens:,} expressed genes, "
+            f"{len(self.store.vocabulary):,} genes in all: {self.n_steps:,} steps "
+            f"({self.n_steps / self.plan.n_steps:.2f} epochs) of about "
+            f"{self.plan.cells_per_step:,.0f} cells, learning rate "
+            f"{plan.optimizer_config.lr:g}, {self.trainer.world_size} process(es) on "
+            f"{self.device.type}, {self.trainer.precision}."
+        )
+
+    def _finish(self, plan: PretrainingPlan) -> XTrimoGene:
+        """Fit the latent space and save the model, in the first process."""
+        weights = self.trainer.strategy.lightning_module_state_dict()
+        if self.trainer.is_global_zero:
+            self.model = self._make_model()
+            own = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+            self.model.module.load_state_dict(own)
+            self.model.is_trained_ = True
+            self.model.history_ = plan.step_history
+            self.model.to_device(self.device)
+            self.model._attach(self._sample())
+            self.model.module.eval()
+            self.model._finish_training(np.arange(self.model.adata.n_obs))
+            self._detach()
+            summary = self._summary(plan)
+            self.model.provenance_ = {name: str(value) for name, value in summary.items()}
+            self.model.save(self.out / MODEL)
+            _write_text(self.out / SUMMARY, json.dumps(summary, indent=1))
+            logger.info(f"Written to {self.out / MODEL}.")
+        self.trainer.strategy.barrier("saved")
+        return XTrimoGene.load(self.out / MODEL, adata=False)
+
+    def _summary(self, plan: PretrainingPlan) -> dict[str, Any]:
+        speed = {"cells_per_second", "tokens_per_second", "mfu", "gradient_norm"}
+        last = {
+            f"last {name}": float(frame[name].iloc[-1])
+            for name, frame in plan.step_history.items()
+            if name not in speed
+        }
+        files = [Path(name).name for name in self.store.report["file"]]
+        return {
+            "source": "scxtrimo pretrain",
+            "cells": self.store.n_cells,
+            "genes": len(self.store.vocabulary),
+            "files": len(files),
+            "file names": ", ".join(files[:20]) + (", ..." if len(files) > 20 else ""),
+            "steps": self.n_steps,
+            "epochs": round(self.n_steps / self.plan.n_steps, 4),
+            "cells_seen": round(self.n_steps * self.plan.cells_per_step),
+            "steps_left_out": plan.n_skipped_steps,
+            "cells_left_out": plan.n_skipped_cells,
+            **last,
+        }
+
+    def dry_run(self) -> DryRun:
+        """Train a few steps on one device; communication between devices is not measured."""
+        self._start()
+        plan, store, device = self._make_plan(), self.store, self.device
+        module = plan.module
+        module.to(device).train()
+        n_parameters = sum(p.numel() for p in module.parameters())
+        optimizer = torch.optim.AdamW(parameter_groups(module, 0.01, 1e-6), lr=1e-6)
+        world_size = self.trainer.world_size
+        batches = chain.from_iterable(repeat(self.data._loader(store, self.plan, None)))
+
+        def loss_of(batch: dict[str, Any]) -> Any:
+            moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
+            masked = plan.prepare(moved)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.is_half):
+                return module(masked)[2].loss
+
+        first = next(batches)
+        n_cells, kept = len(first["cell_ids"]), activation_bytes(lambda: loss_of(first))
+        flops = training_flops(module, plan.prepare(first))
+        seconds = []
+        for _ in range(1 + MEASURED_STEPS):
+            start = time.perf_counter()
+            for _ in range(self.n_lanes // world_size):
+                loss_of(next(batches)).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+        step_seconds = statistics.median(seconds[1:])
+        rate = flops / n_cells * (self.plan.cells_per_step / world_size) / step_seconds
+        return DryRun(
+            size=self.model.size_,
+            n_parameters=n_parameters,
+            n_cells=store.n_cells,
+            n_genes=len(store.vocabulary),
+            tokens_per_cell=self.n_tokens / store.n_cells,
+            flops_per_cell=flops / n_cells,
+            state_bytes=BYTES_PER_PARAMETER * n_parameters,
+            activation_bytes=kept,
+            seconds_per_step=step_seconds,
+            cells_per_step=self.plan.cells_per_step,
+            n_steps=self.n_steps,
+            epochs=self.n_steps / self.plan.n_steps,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+            n_devices=world_size,
+            precision=str(self.trainer.precision),
+            mfu=rate / peak_flops(device, self.dtype),
+        )
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file in one step, as another process may be reading it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _differences(known: Any, now: Any, place: str = "") -> Any:
+    """Name what differs between two nested mappings."""
+    if isinstance(known, dict) and isinstance(now, dict):
+        for name in known.keys() | now.keys():
+            yield from _differences(known.get(name), now.get(name), f"{place}{name}: ")
+    elif known != now:
+        yield f"{place}{known} there, {now} here"
+
+
+class _AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it when it is complete.
+
+    Lightning writes to the temporary directory first, which may be on another file system: moving
+    it is then a copy that can be cut short.
     """
-    module, device = plan.module, trainer.strategy.root_device
-    is_half = "16" in str(trainer.precision)
-    dtype = torch.bfloat16 if is_half else torch.float32
-    module.to(device).train()
-    n_parameters = sum(p.numel() for p in module.parameters())
-    optimizer = torch.optim.AdamW(parameter_groups(module, 0.01, 1e-6), lr=1e-6)
-    loader = data._loader(data.store, data.plan, None)
-    per_process = max(1, data.n_lanes // trainer.world_size)
-    batches = islice(_endless(loader), (1 + MEASURED_STEPS) * per_process)
 
-    def loss_of(batch: dict[str, Any]) -> Any:
-        moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
-        masked = plan.prepare(moved)
-        with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
-            return module(masked)[2].loss
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(partial, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except (OSError, RuntimeError) as error:  # torch wraps errors of the disk
+            partial.unlink(missing_ok=True)
+            earlier = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
+            raise OSError(
+                getattr(error, "errno", None) or 0,
+                f"The checkpoint {path} could not be written: {error}. Earlier ones are intact "
+                f"({earlier}). Free some space and start the same command again to resume from "
+                "the last of them",
+            ) from error
 
-    seconds, kept, flops, n_cells = [], 0, 0.0, 0
-    for step in range(1 + MEASURED_STEPS):
-        start = time.perf_counter()
-        for _ in range(per_process):
-            batch = next(batches)
-            if step == 0 and not kept:
-                kept = activation_bytes(lambda b=batch: loss_of(b))
-                flops = training_flops(module, plan.prepare(batch))
-                n_cells = len(batch["cell_ids"])
-            loss_of(batch).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    step_seconds = statistics.median(seconds[1:])
-    per_device = data.plan.cells_per_step / trainer.world_size
-    rate = flops / n_cells * per_device / step_seconds
-    n_tokens = float(data.store.n_tokens.sum(dtype="int64"))
-    return DryRun(
-        size=size,
-        n_parameters=n_parameters,
-        n_cells=data.store.n_cells,
-        n_genes=len(data.store.vocabulary),
-        tokens_per_cell=n_tokens / data.store.n_cells,
-        flops_per_cell=flops / n_cells,
-        state_bytes=BYTES_PER_PARAMETER * n_parameters,
-        activation_bytes=kept,
-        seconds_per_step=step_seconds,
-        cells_per_step=data.plan.cells_per_step,
-        n_steps=n_steps,
-        epochs=n_steps / data.plan.n_steps,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        n_devices=trainer.world_size,
-        precision=str(trainer.precision),
-        mfu=rate / peak_flops(device, dtype),
+
+def checkpoints_in(directory: str | os.PathLike) -> list[Path]:
+    """Return the checkpoints of a directory, the last one first."""
+    return sorted(Path(directory).glob("step-*.ckpt"), reverse=True)
+
+
+def _last_checkpoint(directory: Path) -> Path | None:
+    """Return the last intact checkpoint, if any; loading it executes nothing."""
+    for path in checkpoints_in(directory):
+        try:
+            torch.load(path, map_location="meta", mmap=True, weights_only=True)
+        except Exception as error:  # noqa: BLE001 - truncated files fail in many ways
+            logger.warning(f"{path} is damaged ({error}); using the one before.")
+        else:
+            return path
+    return None
+
+
+def _make_trainer(config: PretrainConfig, meter: StepMeter) -> pl.Trainer:
+    """Return Lightning's trainer for a run; how long it trains is set later."""
+    engine, record = config.engine, config.record
+    callbacks: list[Any] = [meter]
+    if record.progress_bar:
+        callbacks.append(_ProgressBar())
+    checkpoints: Any = ModelCheckpoint(
+        dirpath=Path(config.out) / CHECKPOINTS,
+        filename=CHECKPOINT_NAME,
+        auto_insert_metric_name=False,
+        every_n_train_steps=record.checkpoint_every_n_steps,
+        save_on_train_epoch_end=False,
+        monitor="step",
+        mode="max",
+        save_top_k=record.keep,
+        enable_version_counter=False,
+    )
+    with quiet_lightning():
+        on_gpu = engine.accelerator != "cpu" and torch.cuda.is_available()
+        return pl.Trainer(
+            accelerator=engine.accelerator,
+            devices=engine.devices,
+            num_nodes=engine.num_nodes,
+            strategy=_strategy(engine),
+            precision=engine.precision or ("bf16-mixed" if on_gpu else "32-true"),
+            plugins=[_AtomicCheckpointIO()],
+            callbacks=[*callbacks, checkpoints],
+            logger=[_logger(name, Path(config.out)) for name in record.loggers],
+            max_epochs=-1,
+            default_root_dir=config.out,  # where Lightning looks when SLURM restarts it
+            gradient_clip_val=engine.gradient_clip_val,
+            log_every_n_steps=record.log_every_n_steps,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_progress_bar=record.progress_bar,
+            enable_model_summary=False,
+        )
+
+
+def _strategy(engine: EngineConfig) -> str | Strategy:
+    if engine.strategy != "fsdp2":
+        return engine.strategy
+    devices = engine.devices
+    if devices in ("auto", -1, "-1"):
+        devices = max(1, torch.cuda.device_count()) if engine.accelerator != "cpu" else 1
+    n_devices = len(devices) if isinstance(devices, list) else int(devices)
+    # By default the devices of a node would share one batch, each with a part of every matrix.
+    return ModelParallelStrategy(
+        data_parallel_size=n_devices * engine.num_nodes,
+        tensor_parallel_size=1,
+        save_distributed_checkpoint=False,
     )
 
 
-def _endless(loader: Any) -> Any:
-    while True:
-        yield from loader
+def _logger(name: str, out: Path) -> Any:
+    if name == "csv":
+        return CSVLogger(out, name="logs")
+    if name == "tensorboard":
+        if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
+            raise ImportError('loggers: "tensorboard" needs `pip install tensorboard`.')
+        return TensorBoardLogger(out, name="tensorboard", version="")
+    if find_spec("wandb") is None:
+        raise ImportError('loggers: "wandb" needs `pip install wandb`.')
+    out.mkdir(parents=True, exist_ok=True)
+    run_id = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]  # same when resumed
+    return WandbLogger(save_dir=out, project="scxtrimo", name=out.name, id=run_id, resume="allow")
+
+
+class _ProgressBar(TQDMProgressBar):
+    """Lightning's progress bar over all steps of a run, without epochs."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Replace the name of the epoch."""
+        super().on_train_epoch_start(trainer, *args)
+        self.train_progress_bar.set_description("Pretraining")
+
+    def get_metrics(self, *args: Any) -> dict[str, Any]:
+        """Return the metrics without the version number of the logger."""
+        metrics = super().get_metrics(*args)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+    @property
+    def total_train_batches(self) -> int:
+        """Batches of the whole run."""
+        return int(self.trainer.num_training_batches)

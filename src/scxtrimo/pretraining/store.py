@@ -1,4 +1,4 @@
-"""A store of shuffled cells on disk, of which any number of cells can be read at a time."""
+"""A store of shuffled cells on disk, from which any cells can be read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import anndata
 import numpy as np
@@ -23,118 +23,11 @@ from .._logging import logger
 from ..data.reading import NOT_DAMAGE, backed_anndata
 from ..data.vocabulary import GeneVocabulary
 
-ZARRS = "zarrs.ZarrsCodecPipeline"
-
-
-def require_annbatch() -> None:
-    """Raise an :class:`ImportError` that says how to get annbatch, if it is not there."""
-    if find_spec("annbatch") is not None:
-        return
-    if sys.version_info < (3, 12):
-        raise ImportError(
-            "Streaming cells from disk needs annbatch, which needs Python 3.12 or newer; this is "
-            f"Python {sys.version_info.major}.{sys.version_info.minor}. Make an environment with "
-            'Python 3.12 or 3.13 and `pip install "scxtrimo[stream]"`.'
-        )
-    raise ImportError(
-        'Streaming cells from disk needs annbatch: `pip install "scxtrimo[stream]"`.'
-    )
-
-
-class _Codecs:
-    """Who uses zarrs at the moment; the choice is one for the whole process."""
-
-    lock = threading.Lock()
-    n_users = 0
-    setting: Any = None
-
-
-@contextmanager
-def fast_codecs() -> Iterator[None]:
-    """Let zarrs, if it is there, read and write chunks: several times as fast as zarr itself."""
-    if find_spec("zarrs") is None:
-        yield
-        return
-    with _Codecs.lock:
-        _Codecs.n_users += 1
-        if _Codecs.n_users == 1:
-            _Codecs.setting = zarr.config.set({"codec_pipeline.path": ZARRS})
-            _Codecs.setting.__enter__()
-    try:
-        yield
-    finally:
-        with _Codecs.lock:
-            _Codecs.n_users -= 1
-            if _Codecs.n_users == 0:
-                _Codecs.setting.__exit__(None, None, None)
-
-
-def make_requests() -> Any:
-    """Return a sampler of annbatch that asks for one window of cells, as it is."""
-    from annbatch.abc import Sampler
-
-    class Requests(Sampler):
-        batch_size, shuffle = None, False
-
-        def __init__(self) -> None:
-            self.slices: list[slice] = []
-
-        def n_batches(self, n_obs: int) -> int:
-            return 1
-
-        def validate(self, n_obs: int) -> None:
-            pass
-
-        def _sample(self, n_obs: int) -> Iterator[Any]:
-            n_cells = sum(one.stop - one.start for one in self.slices)
-            yield {"requests": self.slices, "splits": [np.arange(n_cells)]}
-
-    return Requests()
-
-
-CELLS_AT_A_TIME = 128
-
-
-def gene_weights(n_genes: int) -> np.ndarray:
-    """Return a fixed random number per gene, uint64, that checksums weigh its counts with."""
-    return np.random.default_rng(0).integers(0, 2**64, n_genes, dtype=np.uint64)
-
-
-def checksums(counts: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
-    """Return a number per cell that other counts, or the same of other genes, would change.
-
-    Codecs do not notice everything: where a file is missing zarr fills in zeros, and zarrs leaves
-    the checksums of parts of chunks alone.
-
-    Parameters
-    ----------
-    counts
-        Counts without empty cells.
-    weights
-        See :func:`gene_weights`.
-
-    Returns
-    -------
-    uint32, shape ``(n_cells,)``.
-    """
-    starts = counts.indptr[:-1]
-    if len(starts) == 0 or (np.diff(counts.indptr) == 0).any():
-        return np.zeros(len(starts), np.uint32)
-    sums = np.empty(len(starts), np.uint64)
-    for first in range(0, len(starts), CELLS_AT_A_TIME):  # what is small stays in the cache
-        place = slice(first, first + CELLS_AT_A_TIME)
-        ends = counts.indptr[first : place.stop + 1]
-        tokens = slice(ends[0], ends[-1])
-        weighted = weights[counts.indices[tokens]]
-        weighted *= counts.data[tokens].astype(np.uint64)
-        sums[place] = np.add.reduceat(weighted, ends[:-1] - ends[0])
-    return (sums >> np.uint64(32)).astype(np.uint32)
-
-
 STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
-ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 CHECKSUM = "checksum"
+CELLS_PER_CHECK = 128  # few enough to stay in the processor's cache
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 class DamagedStoreError(OSError):
@@ -160,8 +53,76 @@ class DamagedStoreError(OSError):
         self.rows = rows
 
 
+def require_annbatch() -> None:
+    """Raise an :class:`ImportError` that says how to install annbatch, if it is missing."""
+    if find_spec("annbatch") is not None:
+        return
+    if sys.version_info < (3, 12):
+        raise ImportError(
+            "Streaming cells from disk needs annbatch, which needs Python 3.12 or newer; this is "
+            f"Python {sys.version_info.major}.{sys.version_info.minor}. Make an environment with "
+            'Python 3.12 or 3.13 and `pip install "scxtrimo[stream]"`.'
+        )
+    raise ImportError(
+        'Streaming cells from disk needs annbatch: `pip install "scxtrimo[stream]"`.'
+    )
+
+
+class _Codecs:
+    """The current users of zarrs: zarr's choice of codecs applies to the whole process."""
+
+    lock = threading.Lock()
+    n_users = 0
+    setting: Any = None
+
+
+@contextmanager
+def fast_codecs() -> Iterator[None]:
+    """Read and write chunks with zarrs, if installed, which is several times as fast as zarr."""
+    if find_spec("zarrs") is None:
+        yield
+        return
+    with _Codecs.lock:
+        _Codecs.n_users += 1
+        if _Codecs.n_users == 1:
+            _Codecs.setting = zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+            _Codecs.setting.__enter__()
+    try:
+        yield
+    finally:
+        with _Codecs.lock:
+            _Codecs.n_users -= 1
+            if _Codecs.n_users == 0:
+                _Codecs.setting.__exit__(None, None, None)
+
+
+def gene_weights(n_genes: int) -> np.ndarray:
+    """Return a fixed random weight per gene for checksums, uint64, shape ``(n_genes,)``."""
+    return np.random.default_rng(0).integers(0, 2**64, n_genes, dtype=np.uint64)
+
+
+def checksums(counts: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
+    """Return a checksum of the counts and genes of every cell, uint32, shape ``(n_cells,)``.
+
+    Codecs miss some damage: zarr reads missing files as zeros, and zarrs does not verify the
+    checksum of a chunk that it reads in part.
+    """
+    starts = counts.indptr[:-1]
+    if len(starts) == 0 or (np.diff(counts.indptr) == 0).any():
+        return np.zeros(len(starts), np.uint32)
+    sums = np.empty(len(starts), np.uint64)
+    for first in range(0, len(starts), CELLS_PER_CHECK):
+        cells = slice(first, first + CELLS_PER_CHECK)
+        ends = counts.indptr[first : cells.stop + 1]
+        tokens = slice(ends[0], ends[-1])
+        weighted = weights[counts.indices[tokens]]
+        weighted *= counts.data[tokens].astype(np.uint64)
+        sums[cells] = np.add.reduceat(weighted, ends[:-1] - ends[0])
+    return (sums >> np.uint64(32)).astype(np.uint32)
+
+
 def is_store(path: str | os.PathLike) -> bool:
-    """Return whether there is a store of ours at a path or URL."""
+    """Return whether there is a store of scxtrimo at a path or URL."""
     try:
         return STORE_KEY in zarr.open_group(str(path), mode="r").attrs
     except (OSError, KeyError, ValueError):
@@ -183,7 +144,7 @@ class CellStore:
     FileNotFoundError
         If there is no store.
     ValueError
-        If it is none of ours, is incomplete or was written by a newer version.
+        If it is not a store of scxtrimo, is incomplete or was written by a newer version.
 
     Examples
     --------
@@ -229,14 +190,11 @@ class CellStore:
         names = [name for name in list(self.group) if name.startswith("dataset_")]
         self.names = sorted(names, key=lambda name: int(name.removeprefix("dataset_")))
         self._damaged: set[int] = set()
-        self._check_complete()
-
-    def _check_complete(self) -> None:
-        expected = int(self.report.get(self.split, pd.Series(dtype=int)).sum())
+        expected = int(self.report.get(split, pd.Series(dtype=int)).sum())
         if self.n_cells != expected:
             raise ValueError(
-                f"{self.path} is incomplete: {self.n_cells:,} of {expected:,} cells for "
-                f"{self.split} are there. Copy or write it again."
+                f"{self.path} is incomplete: it has {self.n_cells:,} of {expected:,} cells for "
+                f"{split}. Copy or write it again."
             )
 
     @cached_property
@@ -264,7 +222,7 @@ class CellStore:
     def n_tokens(self) -> np.ndarray:
         """Number of expressed genes of all cells, int32."""
         parts = [np.diff(self._array(name, "X/indptr")).astype(np.int32) for name in self.names]
-        # Of a part that is missing zarr reads zeros, and a store has no cells without counts.
+        # zarr reads missing chunks as zeros, and a store has no cells without counts.
         for name, n_tokens in zip(self.names, parts, strict=True):
             if n_lost := int((n_tokens <= 0).sum()):
                 raise DamagedStoreError(
@@ -274,8 +232,18 @@ class CellStore:
                 )
         return np.concatenate([*parts, np.empty(0, np.int32)])
 
+    @cached_property
+    def _gene_weights(self) -> np.ndarray:
+        return gene_weights(len(self.vocabulary))
+
+    @cached_property
+    def _checksums(self) -> np.ndarray:
+        """Checksums of all cells, uint32."""
+        parts = [self._array(name, f"obs/{CHECKSUM}") for name in self.names]
+        return np.concatenate([*parts, np.empty(0, np.uint32)])
+
     def _array(self, name: str, place: str) -> np.ndarray:
-        """Read an array that all of a data set depends on."""
+        """Read an array without which a data set cannot be used."""
         try:
             return self.group[f"{name}/{place}"][:]
         except NOT_DAMAGE:
@@ -288,24 +256,29 @@ class CellStore:
             ) from error
 
     @cached_property
-    def _gene_weights(self) -> np.ndarray:
-        return gene_weights(len(self.vocabulary))
-
-    @cached_property
-    def _checksums(self) -> np.ndarray:
-        """Checksums of all cells, uint32."""
-        parts = [self._array(name, f"obs/{CHECKSUM}") for name in self.names]
-        return np.concatenate([*parts, np.empty(0, np.uint32)])
-
-    @cached_property
     def _loader(self) -> Any:
-        """Return annbatch's loader, driven by requests of ours."""
+        """Loader of annbatch, with a sampler that asks for the slices it is given."""
         require_annbatch()
         from annbatch import Loader
+        from annbatch.abc import Sampler
 
-        loader = Loader(batch_sampler=make_requests(), preload_to_gpu=False)
-        matrices = [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
-        loader.add_datasets(matrices)
+        class Requests(Sampler):
+            batch_size, shuffle = None, False
+            slices: Sequence[slice] = ()
+
+            def n_batches(self, n_obs: int) -> int:
+                return 1
+
+            def validate(self, n_obs: int) -> None:
+                pass
+
+            def _sample(self, n_obs: int) -> Iterator[Any]:
+                yield {"requests": self.slices, "splits": [np.arange(count_cells(self.slices))]}
+
+        loader = Loader(batch_sampler=Requests(), preload_to_gpu=False)
+        loader.add_datasets(
+            [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
+        )
         return loader
 
     def read(self, slices: Sequence[slice]) -> sparse.csr_matrix:
@@ -327,27 +300,26 @@ class CellStore:
         """
         expected = np.concatenate([self._checksums[one] for one in slices])
         try:
-            with fast_codecs():  # arrays are opened in the first reading
+            with fast_codecs():  # arrays are opened at the first read
                 self._loader.batch_sampler.slices = list(slices)
                 (batch,) = iter(self._loader)
             counts = batch["X"]
-            is_lost = np.diff(counts.indptr) == 0  # a store has no cells without counts
-            if is_lost.any():
-                raise ValueError(f"{int(is_lost.sum())} cells have no counts, as if lost")
+            if n_lost := int((np.diff(counts.indptr) == 0).sum()):
+                raise ValueError(f"{n_lost} cells have no counts, so they may be lost")
             if not np.array_equal(checksums(counts, self._gene_weights), expected):
-                raise ValueError("these are not the counts that were written")
+                raise ValueError("the counts are not those that were written")
         except NOT_DAMAGE:
             raise
         except Exception as error:  # every codec and file system has its own
             parts = [part for one in slices for part in self._within_datasets(one)]
             if len(parts) == 1:
                 raise self._damage(parts[0], error) from error
-            # One by one, to find the cells; what fails for a moment is read again.
+            # Read them one by one to find the damaged cells, or to retry after a passing failure.
             return sparse.vstack([self.read([part]) for part in parts], format="csr")
         return counts
 
     def readable(self, slices: Sequence[slice]) -> list[slice]:
-        """Return those of some slices that can be read; of the others a warning is given once.
+        """Return the slices that can be read, and warn of every other one once.
 
         Parameters
         ----------
@@ -371,7 +343,7 @@ class CellStore:
         return found
 
     def _within_datasets(self, rows: slice) -> list[slice]:
-        """Cut a slice where a data set ends."""
+        """Split a slice where data sets end."""
         inside = self.ends[(self.ends > rows.start) & (self.ends < rows.stop)].tolist()
         return [slice(*pair) for pair in pairwise([rows.start, *inside, rows.stop])]
 
@@ -387,7 +359,7 @@ class CellStore:
         )
 
     def origin(self, rows: Sequence[int] | np.ndarray) -> pd.DataFrame:
-        """Say where cells come from.
+        """Return where cells come from.
 
         Parameters
         ----------
@@ -396,7 +368,7 @@ class CellStore:
 
         Returns
         -------
-        One row per cell: the file, the row in it, and what else was kept of the cell.
+        One row per cell: the file, the row in it, and the other columns that were kept.
         """
         rows = np.asarray(rows)
         datasets = np.searchsorted(self.ends, rows, side="right")
@@ -411,7 +383,7 @@ class CellStore:
     def sample(
         self, n_cells: int, seed: int, chunk: int = 64, skip_damaged: bool = False
     ) -> AnnData:
-        """Draw about so many cells at random.
+        """Draw about ``n_cells`` cells at random.
 
         Parameters
         ----------
@@ -433,14 +405,14 @@ class CellStore:
         chosen = np.sort(np.random.default_rng(seed).choice(starts, n_chunks, replace=False))
         slices = [slice(int(s), int(min(s + chunk, self.n_cells))) for s in chosen]
         if skip_damaged:
-            slices = self.readable(slices) or slices  # of which reading then says what is wrong
+            slices = self.readable(slices) or slices  # if none is readable, reading says why
         rows = np.concatenate([np.arange(s.start, s.stop) for s in slices])
         obs = pd.DataFrame(index=rows.astype(str))
         var = pd.DataFrame(index=list(self.vocabulary.gene_ids))
         return AnnData(self.read(slices).astype(np.float32), obs, var)
 
     def datasets(self) -> Iterator[AnnData]:
-        """Iterate over the data sets of the split, counts backed by the store.
+        """Iterate over the data sets of the split.
 
         Yields
         ------
@@ -448,3 +420,8 @@ class CellStore:
         """
         for name in self.names:
             yield backed_anndata(self.group[name])
+
+
+def count_cells(slices: Sequence[slice]) -> int:
+    """Return the number of rows of some slices."""
+    return sum(one.stop - one.start for one in slices)

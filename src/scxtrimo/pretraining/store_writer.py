@@ -1,4 +1,8 @@
-"""From files of any size to a store of shuffled cells that training streams from."""
+"""Write the cells of many files, shuffled and on one gene vocabulary, into a store.
+
+The writer reads the files twice: once to align their genes, check their counts and decide which
+cells are kept (``Source``), and once to write the cells (``_Writer``).
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from .._logging import logger
+from .._validation import Fraction, check
 from ..data.counts import CHUNK, RowReader, looks_raw, problem_with
 from ..data.dataset import to_ragged
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
@@ -39,9 +44,9 @@ from ..data.vocabulary import (
     warn_of_source,
 )
 from .store import (
-    ANNBATCH_ENCODING,
     CHECKSUM,
     FORMAT_VERSION,
+    SPLITS,
     STORE_KEY,
     CellStore,
     checksums,
@@ -52,357 +57,17 @@ from .store import (
 )
 
 AUTO, RAW = "auto", "raw"
-ROWS_LOOKED_AT = 256
+ROWS_TO_RECOGNIZE = 256  # rows that are read to find out whether a matrix holds raw counts
 MAX_CSC_ENTRIES = 50_000_000
-
-
-class CellFile:
-    """An ``.h5ad`` file or an AnnData zarr store, local or remote, of which only rows are read.
-
-    Other formats that :func:`read_cells` knows are read into memory.
-
-    Parameters
-    ----------
-    path
-        Path or URL; what ends in ``.zarr`` is a zarr store.
-    layer
-        Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` for the first of these
-        that looks like raw counts.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is empty, truncated or no AnnData, or if no matrix in it holds raw counts.
-
-    Examples
-    --------
-    >>> from scxtrimo.pretraining.cell_file import CellFile
-    >>> adata.write_h5ad("pbmc.h5ad")
-    >>> file = CellFile("pbmc.h5ad")
-    >>> file.layer, file.n_cells
-    ('X', 700)
-    >>> file.obs(["bulk_labels"]).shape
-    (700, 1)
-    """
-
-    def __init__(self, path: str | os.PathLike, layer: str = AUTO) -> None:
-        self.path = str(path)
-        self.group = _open(self.path)
-        if "var" not in self.group or "obs" not in self.group:
-            raise ValueError(f"{self.path} holds no AnnData: it has {sorted(self.group)}.")
-        self.layer = self._find_counts() if layer == AUTO else layer
-        self.reader = RowReader(self._matrix(self._place(self.layer)))
-        owner = "raw/var" if self.layer == RAW else "var"
-        self.var: pd.DataFrame = anndata.io.read_elem(self.group[owner])
-        self.n_cells = self.reader.shape[0]
-        if self.n_cells == 0 or self.reader.shape[1] == 0:
-            raise ValueError(
-                f"{self.path} is empty: {self.n_cells} cells x {self.reader.shape[1]} genes."
-            )
-        self._obs = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
-
-    def obs(self, columns: list[str]) -> pd.DataFrame:
-        """Return columns of ``obs``, read once.
-
-        Parameters
-        ----------
-        columns
-            Their names; those that the file lacks are missing values.
-
-        Returns
-        -------
-        The columns, one row per cell.
-        """
-        for name in columns:
-            if name not in self._obs:
-                found = name in self.group["obs"]
-                self._obs[name] = anndata.io.read_elem(self.group["obs"][name]) if found else None
-        return self._obs[columns]
-
-    def _matrix(self, place: str) -> Any:
-        node = self.group[place]
-        encoding = str(node.attrs.get("encoding-type", ""))
-        if encoding.startswith("csc") and node["data"].shape[0] > MAX_CSC_ENTRIES:
-            raise ValueError(
-                f"{self.path} stores {place} gene by gene (CSC), which cannot be read cell by "
-                f"cell and is too large to convert here ({node['data'].shape[0]:,} entries). "
-                "Write it again as CSR: `adata.X = adata.X.tocsr()`."
-            )
-        return anndata.io.sparse_dataset(node) if encoding.startswith("cs") else node
-
-    def _place(self, layer: str) -> str:
-        places = self._candidates()
-        if layer not in places:
-            raise ValueError(
-                f"{self.path} has no {layer!r}; it has {list(places)}. Choose one of these with "
-                "`layer=`."
-            )
-        return places[layer]
-
-    def _candidates(self) -> dict[str, str]:
-        """Return the places where counts may be, the most likely first."""
-        layers = sorted(self.group["layers"]) if "layers" in self.group else []
-        layers.sort(key=lambda name: name != "counts")
-        places = {"X": "X", RAW: "raw/X"}
-        for name in layers:  # one called raw or X is no other one
-            places[f"layers/{name}" if name in places else name] = f"layers/{name}"
-        return {name: place for name, place in places.items() if place in self.group}
-
-    def _find_counts(self) -> str:
-        candidates = self._candidates()
-        for name, place in candidates.items():
-            reader = RowReader(self._matrix(place))
-            if min(reader.shape) == 0:  # an empty file is reported as such
-                return name
-            head = reader.read(slice(0, ROWS_LOOKED_AT)).data
-            if len(head) and looks_raw(head):
-                return name
-        raise ValueError(
-            f"{self.path} has no raw counts: none of {list(candidates)} holds non-negative "
-            "integers."
-        )
-
-
-def _in_memory(adata: anndata.AnnData) -> Any:
-    """Return cells of a format that cannot be read by rows in the form of those that can."""
-    store = zarr.storage.MemoryStore()
-    adata.write_zarr(store)
-    return zarr.open_group(store, mode="r")
-
-
-def _open(path: str) -> Any:
-    """Open a file for reading; what goes wrong is said with its name."""
-    is_local = "://" not in path
-    if is_local and not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist.")
-    if is_local and Path(path).is_file() and Path(path).stat().st_size == 0:
-        raise ValueError(f"{path} is an empty file (0 bytes).")
-    try:
-        if path.rstrip("/").endswith(".zarr"):
-            return zarr.open_group(path, mode="r")
-        if is_local and (Path(path).is_dir() or path.endswith((".h5mu", ".h5", ".mtx"))):
-            return _in_memory(read_cells(path))
-        if is_local:
-            return h5py.File(path, "r")
-        import fsspec
-
-        return h5py.File(fsspec.open(path, "rb").open(), "r")
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read, it may be truncated: {error}") from error
-
-
 MAX_VALIDATION_CELLS = 20_000
 KEPT, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE = range(4)
 FATES = {TOO_FEW_GENES: "too_few_genes", TOO_MANY_GENES: "too_many_genes", DUPLICATE: "duplicate"}
-
-
-@dataclass
-class Source:
-    """What is known of a file: its genes after the first look, its cells after the second."""
-
-    path: str
-    layer: str
-    n_cells: int
-    var: pd.DataFrame
-    alignment: GeneAlignment | None = None
-    n_genes_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    hash_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
-    fate_c: np.ndarray = field(default_factory=lambda: np.empty(0, np.int8))
-
-    @property
-    def column_to_gene(self) -> np.ndarray:
-        """Positions of the columns in the vocabulary."""
-        assert self.alignment is not None
-        return self.alignment.column_to_gene
-
-    def report(self, is_validation_c: np.ndarray) -> dict[str, Any]:
-        """Return what became of cells and genes, given which cells are held out."""
-        assert self.alignment is not None
-        kept = self.fate_c == KEPT
-        return {
-            "file": self.path,
-            "layer": self.layer,
-            "cells": self.n_cells,
-            "train": int((kept & ~is_validation_c).sum()),
-            "validation": int((kept & is_validation_c).sum()),
-            **{name: int((self.fate_c == fate).sum()) for fate, name in FATES.items()},
-            **self.alignment.counts(),
-        }
-
-
-def align_sources(
-    sources: list[Source],
-    given: GeneVocabulary | None,
-    gene_id_key: str | None,
-    aliases: Mapping[str, str] | GeneTable,
-    min_overlap: float,
-    refuse: Callable[[str, Exception], None],
-) -> tuple[list[Source], GeneVocabulary]:
-    """Align all files to one vocabulary, by default the union of their genes."""
-    accepted, genes = [], given
-    for source in sources:
-        key = gene_id_key if gene_id_key in source.var or gene_id_key == VAR_NAMES else None
-        alignment = None if genes is None else align_genes(genes, source.var, key, aliases)
-        if given is None or alignment is None:  # its genes become part of the vocabulary
-            column = key if alignment is None else alignment.source
-            try:
-                found = own_identifiers(source.var, column, f"{source.path}: var")
-                ids = tuple(found[found != ""])
-            except ValueError as error:
-                refuse(source.path, error)
-                continue
-        elif alignment.repeated:
-            refuse(source.path, _repeated(source, alignment))
-            continue
-        if genes is None or alignment is None:
-            genes = GeneVocabulary(ids, ids)
-            alignment = align_genes(genes, source.var, key, aliases)
-        n_found = int((alignment.column_to_gene >= 0).sum())
-        overlap = n_found / max(1, min(len(genes), len(source.var)))
-        if n_found == 0 or overlap < min_overlap:
-            refuse(source.path, _other_genes(source, genes, n_found, min_overlap, given is None))
-            continue
-        if given is None:
-            new = tuple(gene for gene in alignment.unused if gene)
-            genes = GeneVocabulary(genes.gene_ids + new, genes.gene_ids + new)
-        accepted.append(source)
-    if genes is None or not accepted:
-        raise ValueError("No file is left: see the messages above.")
-    for source in accepted:
-        key = gene_id_key if gene_id_key in source.var or gene_id_key == VAR_NAMES else None
-        source.alignment = align_genes(genes, source.var, key, aliases)
-        warn_of_source(source.alignment, key, f"{source.path}: var")
-        if source.alignment.repeated:  # under names that later files brought
-            refuse(source.path, _repeated(source, source.alignment))
-            accepted = [other for other in accepted if other is not source]
-        source.var = pd.DataFrame()
-    return accepted, genes
-
-
-def hash_cells(counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
-    """Return a number per cell that is equal for equal counts of the same genes.
-
-    Parameters
-    ----------
-    counts, gene_ids, cu_seqlens
-        A ragged batch, see :class:`RaggedDataset`.
-
-    Returns
-    -------
-    uint64, shape ``(n_cells,)``. The order of the genes does not matter.
-    """
-    with np.errstate(over="ignore"):
-        x = gene_ids.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x, dtype=np.uint64)])
-        return total[cu_seqlens[1:]] - total[cu_seqlens[:-1]]
-
-
-def scan_cells(source: Source, n_genes: int, bar: Any) -> tuple[np.ndarray, float]:
-    """Check all counts of a file, and count the genes of its cells."""
-    reader = CellFile(source.path, source.layer).reader
-    totals, largest = np.zeros(n_genes), 0.0
-    lengths, hashes = [], []
-    for start in range(0, source.n_cells, CHUNK):
-        place = f"cells {start} to {min(start + CHUNK, source.n_cells) - 1}"
-        try:
-            chunk = reader.read(slice(start, start + CHUNK))
-        except NOT_DAMAGE:
-            raise
-        except Exception as error:  # every codec and file system has its own
-            raise ValueError(
-                f"{source.path}, {source.layer}, {place}, cannot be read: {error}"
-            ) from error
-        if (problem := problem_with(chunk.data)) is not None:
-            raise ValueError(f"{source.path}, {source.layer}, {place}, {problem}")
-        ragged = to_ragged(chunk, source.column_to_gene)
-        totals += np.bincount(ragged["gene_ids"], ragged["counts"], minlength=n_genes)
-        largest = max(largest, float(ragged["counts"].max(initial=0)))
-        lengths.append(np.diff(ragged["cu_seqlens"]))
-        hashes.append(hash_cells(ragged["counts"], ragged["gene_ids"], ragged["cu_seqlens"]))
-        bar.update(chunk.shape[0])
-    source.n_genes_c = np.concatenate(lengths).astype(np.int32)
-    source.hash_c = np.concatenate(hashes)
-    return totals, largest
-
-
-def decide(
-    sources: list[Source], min_genes: int, max_genes: int | None, drop_duplicates: bool
-) -> None:
-    """Say of every cell whether it is kept, and why not."""
-    for source in sources:
-        source.fate_c = np.full(source.n_cells, KEPT, dtype=np.int8)
-        source.fate_c[source.n_genes_c < max(1, min_genes)] = TOO_FEW_GENES
-        if max_genes is not None:
-            source.fate_c[source.n_genes_c > max_genes] = TOO_MANY_GENES
-    if not drop_duplicates or not sources:
-        return
-    hashes = np.concatenate([source.hash_c for source in sources])
-    kept = np.flatnonzero(np.concatenate([source.fate_c for source in sources]) == KEPT)
-    first = kept[np.unique(hashes[kept], return_index=True)[1]]
-    is_duplicate = np.zeros(len(hashes), dtype=bool)
-    is_duplicate[kept] = True
-    is_duplicate[first] = False
-    ends = list(accumulate(source.n_cells for source in sources))
-    for source, part in zip(sources, np.split(is_duplicate, ends[:-1]), strict=True):
-        source.fate_c[part] = DUPLICATE
-
-
-def drop_silent(
-    sources: list[Source], genes: GeneVocabulary, totals: np.ndarray
-) -> GeneVocabulary:
-    """Leave out genes that no cell expresses."""
-    expressed = np.flatnonzero(totals > 0)
-    new_place = np.full(len(genes) + 1, -1, dtype=np.int64)  # the last entry is for "none", -1
-    new_place[expressed] = np.arange(len(expressed))
-    for source in sources:
-        assert source.alignment is not None
-        source.alignment = source.alignment.onto(new_place, genes)
-    ids = tuple(genes.gene_ids[i] for i in expressed)
-    return GeneVocabulary(ids, ids)
-
-
-def draw_validation(
-    sources: list[Source], held_out: set[str], size: float, seed: int
-) -> list[np.ndarray]:
-    """Return which cells are held out, a mask per file."""
-    rng = np.random.default_rng(seed)
-    n_kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
-    size = min(size, MAX_VALIDATION_CELLS / max(n_kept, 1))
-    masks = []
-    for source in sources:
-        if source.path in held_out:
-            masks.append(np.ones(source.n_cells, dtype=bool))
-        else:
-            masks.append(rng.random(source.n_cells) < size)
-    return masks
-
-
-def _repeated(source: Source, alignment: GeneAlignment) -> ValueError:
-    return ambiguous_error(alignment, f"{source.path}: var")
-
-
-def _other_genes(
-    source: Source, genes: GeneVocabulary, found: int, min_overlap: float, is_union: bool
-) -> ValueError:
-    of_what = "the files before it" if is_union else "the vocabulary"
-    return ValueError(
-        f"{source.path} has other genes: only {found:,} of its {len(source.var):,} are among the "
-        f"{len(genes):,} of {of_what}, at least {min_overlap:.0%} are needed. It has "
-        f"{preview(source.var.index, 3)}, the others {preview(genes.gene_ids, 3)}. Pass "
-        '`gene_aliases="hgnc"` to translate identifiers, `gene_id_key=` to name their column, '
-        'lower `min_gene_overlap`, or leave such files out with `on_bad_file="skip"`.'
-    )
-
-
-BLOCK = 256  # neighbouring cells of a file that are moved together before the last shuffle
+BLOCK = 256  # neighbouring cells of a file that are dealt to a data set together
 CELLS_PER_CHUNK = 64
-BYTES_PER_TOKEN = 32  # of a data set while it is shuffled and written
+BYTES_PER_TOKEN = 32  # memory of a data set while it is shuffled and written
 SOURCE, SOURCE_ROW = "source", "source_row"
-SPLITS = ("train", "validation")
+OnBadFile = Literal["raise", "skip"]
+ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 
 
 def write_store(
@@ -420,7 +85,7 @@ def write_store(
     validation_size: float = 0.01,
     validation_files: Sequence[str | os.PathLike] = (),
     obs_columns: Sequence[str] = (),
-    on_bad_file: Literal["raise", "skip"] = "raise",
+    on_bad_file: OnBadFile = "raise",
     memory: float = 5e8,
     seed: int = 0,
     overwrite: bool = False,
@@ -440,7 +105,7 @@ def write_store(
         Path of the store, ending in ``.zarr``.
     vocabulary
         The genes of the store. By default all genes of all files that a cell expresses, in the
-        order in which they are met.
+        order in which they are found.
     layer
         Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` for the first of these
         that looks like raw counts.
@@ -456,18 +121,18 @@ def write_store(
     validation_size
         Fraction of the cells, drawn at random, that are held out; at most 20,000.
     validation_files
-        Files of which all cells are held out, besides.
+        Files all of whose cells are held out in addition.
     obs_columns
-        Columns of ``obs`` to keep, as text, beside ``source`` and ``source_row``.
+        Columns of ``obs`` to keep, as text, in addition to ``source`` and ``source_row``.
     on_bad_file
         What to do with a file that cannot be read or has other genes: ``"raise"``, or ``"skip"``
-        it and say so in the report.
+        it and record it in the report.
     memory
-        Bytes for the cells that are shuffled at a time. More shuffles better.
+        Bytes for the cells that are shuffled at a time. More memory shuffles better.
     seed
         Seed of the order and of the held-out cells.
     overwrite
-        Replace a store that is there.
+        Replace an existing store.
 
     Returns
     -------
@@ -479,10 +144,10 @@ def write_store(
     ImportError
         If annbatch is not installed, which needs Python 3.12 or newer.
     FileExistsError
-        If there is something at ``out`` and ``overwrite`` is false.
+        If ``out`` exists and ``overwrite`` is false, or ``out`` is not a store.
     ValueError
         If a file cannot be read, has no raw counts or other genes, or no cell is left. The message
-        names the file and the way out.
+        names the file and what to do.
     OSError
         If the disk is full; nothing is left behind.
 
@@ -511,7 +176,7 @@ def write_store(
         skipped[path] = str(error)
 
     sources = []
-    for path in tqdm(paths, desc="Looking at genes", unit="file", delay=3):
+    for path in tqdm(paths, desc="Reading genes", unit="file", delay=3):
         try:
             file = CellFile(path, layer)
             sources.append(Source(path, file.layer, file.n_cells, file.var))
@@ -519,30 +184,19 @@ def write_store(
             refuse(path, error)
     aliases = read_aliases(gene_aliases)
     given = _as_vocabulary(vocabulary)
-    sources, genes = align_sources(sources, given, gene_id_key, aliases, min_gene_overlap, refuse)
-    totals = np.zeros(len(genes))
-    largest = 0.0
-    with tqdm(total=sum(s.n_cells for s in sources), desc="Checking", unit="cell", delay=3) as bar:
-        for source in list(sources):
-            try:
-                of_file, high = scan_cells(source, len(genes), bar)
-            except (ValueError, OSError) as error:
-                sources.remove(source)
-                refuse(source.path, error)
-                continue
-            totals += of_file
-            largest = max(largest, high)
+    sources, genes = _align_sources(sources, given, gene_id_key, aliases, min_gene_overlap, refuse)
+    sources, totals, largest = _scan_sources(sources, len(genes), refuse)
     if largest >= 2**32:
         raise ValueError(f"The largest count is {largest:g}: counts must be below 2^32.")
     if len(skipped) > len(paths) / 2:
         logger.warning(
             f"{len(skipped)} of {len(paths)} files were left out. The first file that can be read "
-            "says which genes there are: if it is the odd one, name another first."
+            "determines the genes: if it is the exception, list another file first."
         )
-    decide(sources, min_genes, max_genes, drop_duplicates)
+    _decide(sources, min_genes, max_genes, drop_duplicates)
     if given is None:
-        genes = drop_silent(sources, genes, totals)
-    validation = draw_validation(sources, held_out, validation_size, seed)
+        genes = _drop_unexpressed(sources, genes, totals)
+    validation = _draw_validation(sources, held_out, validation_size, seed)
     kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
     n_validation = sum(int(v.sum()) for v in validation)
     if kept - n_validation < 1:
@@ -565,54 +219,9 @@ def write_store(
         },
     }
     dtype = np.uint16 if largest < 2**16 else np.uint32
-    partial = out.with_name(f"{out.name}.scxtrimo-partial")
     writer = _Writer(sources, genes, list(obs_columns), dtype, max(1, int(memory)), seed)
-    try:
-        with warnings.catch_warnings(), fast_codecs():
-            # of consolidated metadata, which all readers of AnnData in zarr know
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            _write(partial, writer, sources, validation, header)
-        _put_in_place(partial, out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno,
-                f"The disk is full: {out} could not be written and was removed again. Free some "
-                "space or choose another path",
-            ) from error
-        raise
-    finally:
-        _open_file.cache_clear()
-        shutil.rmtree(partial, ignore_errors=True)
+    _write_in_place(out, writer, validation, header)
     return CellStore(out)
-
-
-def _write(
-    path: Path,
-    writer: _Writer,
-    sources: list[Source],
-    validation: list[np.ndarray],
-    header: dict[str, Any],
-) -> None:
-    """Write both splits, and last what makes them a store."""
-    root = zarr.open_group(str(path), mode="w", zarr_format=3)
-    for name, is_wanted in zip(SPLITS, (False, True), strict=True):
-        rows = [
-            np.flatnonzero((source.fate_c == KEPT) & (is_validation == is_wanted))
-            for source, is_validation in zip(sources, validation, strict=True)
-        ]
-        writer.write(root.create_group(name), rows, name)
-    root.attrs.update({STORE_KEY: header | {"digest": writer.digest.hexdigest()}})
-    zarr.consolidate_metadata(root.store)
-
-
-def _put_in_place(partial: Path, out: Path) -> None:
-    """Rename a complete store; the one before goes only then."""
-    before = out.with_name(f"{out.name}.scxtrimo-before")
-    if out.exists():
-        os.replace(out, before)
-    os.replace(partial, out)
-    shutil.rmtree(before, ignore_errors=True)
 
 
 def _check(
@@ -628,10 +237,12 @@ def _check(
     if not paths:
         raise ValueError("files is empty: name at least one.")
     resolved = [path if "://" in path else os.path.realpath(path) for path in paths]
-    if repeated := repeated_of(resolved):
+    if repeated := _repeated_names(resolved):
         raise ValueError(f"files has {preview(repeated)} more than once.")
     if unknown := sorted(held_out - set(paths)):
         raise ValueError(f"validation_files has {preview(unknown)}, which are not among `files`.")
+    check("validation_size", validation_size, Fraction)
+    check("on_bad_file", on_bad_file, OnBadFile)
     if out.suffix != ".zarr":
         raise ValueError(f"out={str(out)!r} must end in .zarr.")
     if "://" in str(given):
@@ -641,17 +252,12 @@ def _check(
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists. Choose another path, or pass `overwrite=True`.")
     if out.exists() and not is_store(out):
-        raise FileExistsError(f"{out} is no store of scxtrimo and is not replaced.")
+        raise FileExistsError(f"{out} is not a store of scxtrimo and is not replaced.")
     if reserved := sorted({SOURCE, SOURCE_ROW, CHECKSUM} & obs_columns):
-        raise ValueError(f"obs_columns has {reserved}, which every store has of its own.")
-    if not 0 <= validation_size < 1:
-        raise ValueError(f"validation_size={validation_size} must be at least 0 and below 1.")
-    if on_bad_file not in ("raise", "skip"):
-        raise ValueError(f"on_bad_file={on_bad_file!r} must be 'raise' or 'skip'.")
+        raise ValueError(f"obs_columns has {reserved}: these names are reserved. Rename them.")
 
 
-def repeated_of(names: Sequence[str]) -> list[str]:
-    """Return the names that are there more than once."""
+def _repeated_names(names: Sequence[str]) -> list[str]:
     index = pd.Index(names)
     return list(index[index.duplicated()].unique())
 
@@ -660,9 +266,311 @@ def _as_vocabulary(genes: GeneVocabulary | Sequence[str] | None) -> GeneVocabula
     if genes is None or isinstance(genes, GeneVocabulary):
         return genes
     ids = tuple(map(str, genes))
-    if repeated := repeated_of(ids):
+    if repeated := _repeated_names(ids):
         raise ValueError(f"vocabulary has genes twice: {preview(repeated)}.")
     return GeneVocabulary(ids, ids)
+
+
+class CellFile:
+    """An AnnData file or zarr store, local or remote, from which rows of raw counts are read."""
+
+    def __init__(self, path: str | os.PathLike, layer: str = AUTO) -> None:
+        self.path = str(path)
+        self.group = _open(self.path)
+        if "var" not in self.group or "obs" not in self.group:
+            raise ValueError(f"{self.path} holds no AnnData: it has {sorted(self.group)}.")
+        self.layer = self._find_counts() if layer == AUTO else layer
+        places = self._candidates()
+        if self.layer not in places:
+            raise ValueError(
+                f"{self.path} has no {layer!r}; it has {list(places)}. Choose one of these with "
+                "`layer=`."
+            )
+        self.reader = RowReader(self._matrix(places[self.layer]))
+        owner = "raw/var" if self.layer == RAW else "var"
+        self.var: pd.DataFrame = anndata.io.read_elem(self.group[owner])
+        self.n_cells = self.reader.shape[0]
+        if self.n_cells == 0 or self.reader.shape[1] == 0:
+            raise ValueError(
+                f"{self.path} is empty: {self.n_cells} cells x {self.reader.shape[1]} genes."
+            )
+        self._obs = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
+
+    def obs(self, columns: list[str]) -> pd.DataFrame:
+        """Return columns of ``obs``; those that the file lacks are missing values."""
+        for name in columns:
+            if name not in self._obs:
+                found = name in self.group["obs"]
+                self._obs[name] = anndata.io.read_elem(self.group["obs"][name]) if found else None
+        return self._obs[columns]
+
+    def read(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Read increasing rows in runs of at most ``CHUNK``, rows between them included."""
+        parts = []
+        for part in np.split(rows, np.flatnonzero(np.diff(rows // CHUNK)) + 1):
+            run = self.reader.read(slice(int(part[0]), int(part[-1]) + 1))
+            parts.append(run[part - part[0]])
+        return sparse.vstack(parts, format="csr")
+
+    def _matrix(self, place: str) -> Any:
+        node = self.group[place]
+        encoding = str(node.attrs.get("encoding-type", ""))
+        if encoding.startswith("csc") and node["data"].shape[0] > MAX_CSC_ENTRIES:
+            raise ValueError(
+                f"{self.path} stores {place} gene by gene (CSC), which cannot be read cell by "
+                f"cell and is too large to convert here ({node['data'].shape[0]:,} entries). "
+                "Write it again as CSR: `adata.X = adata.X.tocsr()`."
+            )
+        return anndata.io.sparse_dataset(node) if encoding.startswith("cs") else node
+
+    def _candidates(self) -> dict[str, str]:
+        """Return where counts may be, by the name of the layer, the most likely place first."""
+        layers = sorted(self.group["layers"]) if "layers" in self.group else []
+        layers.sort(key=lambda name: name != "counts")
+        places = {"X": "X", RAW: "raw/X"}
+        for name in layers:  # a layer may be called "raw" or "X", too
+            places[f"layers/{name}" if name in places else name] = f"layers/{name}"
+        return {name: place for name, place in places.items() if place in self.group}
+
+    def _find_counts(self) -> str:
+        candidates = self._candidates()
+        for name, place in candidates.items():
+            reader = RowReader(self._matrix(place))
+            if min(reader.shape) == 0:  # reported as an empty file
+                return name
+            head = reader.read(slice(0, ROWS_TO_RECOGNIZE)).data
+            if len(head) and looks_raw(head):
+                return name
+        raise ValueError(
+            f"{self.path} has no raw counts: none of {list(candidates)} holds non-negative "
+            "integers."
+        )
+
+
+def _open(path: str) -> Any:
+    """Open a file; formats that cannot be read by rows are read into memory."""
+    is_local = "://" not in path
+    if is_local and not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    if is_local and Path(path).is_file() and Path(path).stat().st_size == 0:
+        raise ValueError(f"{path} is an empty file (0 bytes).")
+    try:
+        if path.rstrip("/").endswith(".zarr"):
+            return zarr.open_group(path, mode="r")
+        if is_local and (Path(path).is_dir() or path.endswith((".h5mu", ".h5", ".mtx"))):
+            in_memory = zarr.storage.MemoryStore()
+            read_cells(path).write_zarr(in_memory)
+            return zarr.open_group(in_memory, mode="r")
+        if is_local:
+            return h5py.File(path, "r")
+        import fsspec
+
+        return h5py.File(fsspec.open(path, "rb").open(), "r")
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read, it may be truncated: {error}") from error
+
+
+@dataclass
+class Source:
+    """A file: its genes, and after they were scanned the fate of its cells."""
+
+    path: str
+    layer: str
+    n_cells: int
+    var: pd.DataFrame
+    alignment: GeneAlignment = field(init=False)
+    n_genes_c: np.ndarray = field(init=False)  # expressed genes of the cells, int32
+    hash_c: np.ndarray = field(init=False)  # see :func:`hash_cells`
+    fate_c: np.ndarray = field(init=False)  # KEPT or why not, int8
+
+    def report(self, is_validation_c: np.ndarray) -> dict[str, Any]:
+        """Return what became of cells and genes, given which cells are held out."""
+        kept = self.fate_c == KEPT
+        return {
+            "file": self.path,
+            "layer": self.layer,
+            "cells": self.n_cells,
+            "train": int((kept & ~is_validation_c).sum()),
+            "validation": int((kept & is_validation_c).sum()),
+            **{name: int((self.fate_c == fate).sum()) for fate, name in FATES.items()},
+            **self.alignment.counts(),
+        }
+
+
+Refuse = Callable[[str, Exception], None]  # raises an error about a file, or skips the file
+
+
+def _align_sources(
+    sources: list[Source],
+    given: GeneVocabulary | None,
+    gene_id_key: str | None,
+    aliases: Mapping[str, str] | GeneTable,
+    min_overlap: float,
+    refuse: Refuse,
+) -> tuple[list[Source], GeneVocabulary]:
+    """Align all files to one vocabulary, by default the union of their genes."""
+
+    def key_of(source: Source) -> str | None:
+        has_key = gene_id_key in source.var or gene_id_key == VAR_NAMES
+        return gene_id_key if has_key else None
+
+    accepted, genes = [], given
+    for source in sources:
+        key, what = key_of(source), f"{source.path}: var"
+        alignment = None if genes is None else align_genes(genes, source.var, key, aliases)
+        if given is None or alignment is None:  # its genes become part of the vocabulary
+            column = key if alignment is None else alignment.source
+            try:
+                found = own_identifiers(source.var, column, what)
+                ids = tuple(found[found != ""])
+            except ValueError as error:
+                refuse(source.path, error)
+                continue
+        elif alignment.repeated:
+            refuse(source.path, ambiguous_error(alignment, what))
+            continue
+        if genes is None or alignment is None:
+            genes = GeneVocabulary(ids, ids)
+            alignment = align_genes(genes, source.var, key, aliases)
+        n_found = int((alignment.column_to_gene >= 0).sum())
+        overlap = n_found / max(1, min(len(genes), len(source.var)))
+        if n_found == 0 or overlap < min_overlap:
+            refuse(source.path, _other_genes(source, genes, n_found, min_overlap, given is None))
+            continue
+        if given is None:
+            new = tuple(gene for gene in alignment.unused if gene)
+            genes = GeneVocabulary(genes.gene_ids + new, genes.gene_ids + new)
+        accepted.append(source)
+    if genes is None or not accepted:
+        raise ValueError("No file is left: see the messages above.")
+    for source in list(accepted):
+        key, what = key_of(source), f"{source.path}: var"
+        source.alignment = align_genes(genes, source.var, key, aliases)
+        warn_of_source(source.alignment, key, what)
+        if source.alignment.repeated:  # under names that later files added
+            refuse(source.path, ambiguous_error(source.alignment, what))
+            accepted = [other for other in accepted if other is not source]
+        source.var = pd.DataFrame()
+    return accepted, genes
+
+
+def _other_genes(
+    source: Source, genes: GeneVocabulary, found: int, min_overlap: float, is_union: bool
+) -> ValueError:
+    of_what = "the files before it" if is_union else "the vocabulary"
+    return ValueError(
+        f"{source.path} has other genes: only {found:,} of its {len(source.var):,} are among the "
+        f"{len(genes):,} of {of_what}, at least {min_overlap:.0%} are needed. It has "
+        f"{preview(source.var.index, 3)}, the others {preview(genes.gene_ids, 3)}. Pass "
+        '`gene_aliases="hgnc"` to translate identifiers, `gene_id_key=` to name their column, '
+        'lower `min_gene_overlap`, or leave such files out with `on_bad_file="skip"`.'
+    )
+
+
+def _scan_sources(
+    sources: list[Source], n_genes: int, refuse: Refuse
+) -> tuple[list[Source], np.ndarray, float]:
+    """Check all files: return the good ones, sums of counts per gene and the largest count."""
+    accepted, totals, largest = [], np.zeros(n_genes), 0.0
+    with tqdm(total=sum(s.n_cells for s in sources), desc="Checking", unit="cell", delay=3) as bar:
+        for source in sources:
+            try:
+                totals_of_file, largest_of_file = _scan_cells(source, n_genes, bar)
+            except (ValueError, OSError) as error:
+                refuse(source.path, error)
+                continue
+            accepted.append(source)
+            totals += totals_of_file
+            largest = max(largest, largest_of_file)
+    return accepted, totals, largest
+
+
+def _scan_cells(source: Source, n_genes: int, bar: Any) -> tuple[np.ndarray, float]:
+    """Check all counts of a file, and count the expressed genes of its cells."""
+    reader = CellFile(source.path, source.layer).reader
+    totals, largest = np.zeros(n_genes), 0.0
+    lengths, hashes = [], []
+    for start in range(0, source.n_cells, CHUNK):
+        place = f"cells {start} to {min(start + CHUNK, source.n_cells) - 1}"
+        try:
+            chunk = reader.read(slice(start, start + CHUNK))
+        except NOT_DAMAGE:
+            raise
+        except Exception as error:  # every codec and file system has its own
+            raise ValueError(
+                f"{source.path}, {source.layer}, {place}, cannot be read: {error}"
+            ) from error
+        if (problem := problem_with(chunk.data)) is not None:
+            raise ValueError(f"{source.path}, {source.layer}, {place}, {problem}")
+        ragged = to_ragged(chunk, source.alignment.column_to_gene)
+        totals += np.bincount(ragged["gene_ids"], ragged["counts"], minlength=n_genes)
+        largest = max(largest, float(ragged["counts"].max(initial=0)))
+        lengths.append(np.diff(ragged["cu_seqlens"]))
+        hashes.append(hash_cells(ragged["counts"], ragged["gene_ids"], ragged["cu_seqlens"]))
+        bar.update(chunk.shape[0])
+    source.n_genes_c = np.concatenate(lengths).astype(np.int32)
+    source.hash_c = np.concatenate(hashes)
+    return totals, largest
+
+
+def hash_cells(counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
+    """Return a uint64 per cell, equal for equal counts of the same genes in any order."""
+    with np.errstate(over="ignore"):
+        x = gene_ids.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x, dtype=np.uint64)])
+        return total[cu_seqlens[1:]] - total[cu_seqlens[:-1]]
+
+
+def _decide(
+    sources: list[Source], min_genes: int, max_genes: int | None, drop_duplicates: bool
+) -> None:
+    """Set the fate of every cell."""
+    for source in sources:
+        source.fate_c = np.full(source.n_cells, KEPT, dtype=np.int8)
+        source.fate_c[source.n_genes_c < max(1, min_genes)] = TOO_FEW_GENES
+        if max_genes is not None:
+            source.fate_c[source.n_genes_c > max_genes] = TOO_MANY_GENES
+    if not drop_duplicates or not sources:
+        return
+    hashes = np.concatenate([source.hash_c for source in sources])
+    kept = np.flatnonzero(np.concatenate([source.fate_c for source in sources]) == KEPT)
+    first = kept[np.unique(hashes[kept], return_index=True)[1]]
+    is_duplicate = np.zeros(len(hashes), dtype=bool)
+    is_duplicate[kept] = True
+    is_duplicate[first] = False
+    ends = list(accumulate(source.n_cells for source in sources))
+    for source, part in zip(sources, np.split(is_duplicate, ends[:-1]), strict=True):
+        source.fate_c[part] = DUPLICATE
+
+
+def _drop_unexpressed(
+    sources: list[Source], genes: GeneVocabulary, totals: np.ndarray
+) -> GeneVocabulary:
+    """Remove the genes that no cell expresses."""
+    expressed = np.flatnonzero(totals > 0)
+    new_place = np.full(len(genes) + 1, -1, dtype=np.int64)  # the last entry is for -1, no gene
+    new_place[expressed] = np.arange(len(expressed))
+    for source in sources:
+        source.alignment = source.alignment.onto(new_place, genes)
+    ids = tuple(genes.gene_ids[i] for i in expressed)
+    return GeneVocabulary(ids, ids)
+
+
+def _draw_validation(
+    sources: list[Source], held_out: set[str], size: float, seed: int
+) -> list[np.ndarray]:
+    """Return which cells are held out, a mask per file."""
+    rng = np.random.default_rng(seed)
+    n_kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
+    size = min(size, MAX_VALIDATION_CELLS / max(n_kept, 1))
+    return [
+        np.ones(source.n_cells, dtype=bool)
+        if source.path in held_out
+        else rng.random(source.n_cells) < size
+        for source in sources
+    ]
 
 
 @lru_cache(maxsize=8)
@@ -670,18 +578,8 @@ def _open_file(path: str, layer: str) -> CellFile:
     return CellFile(path, layer)
 
 
-def _read_rows(file: CellFile, rows: np.ndarray) -> sparse.csr_matrix:
-    """Read rows in runs, with what is left out in between, but never far more than is needed."""
-    far = np.flatnonzero(np.diff(rows // CHUNK)) + 1
-    parts = []
-    for part in np.split(rows, far):
-        run = file.reader.read(slice(int(part[0]), int(part[-1]) + 1))
-        parts.append(run[part - part[0]])
-    return sparse.vstack(parts, format="csr")
-
-
 class _Writer:
-    """Write cells of many files in random order, a data set that fits in memory at a time."""
+    """Writes cells of many files in random order, one data set that fits in memory at a time."""
 
     def __init__(
         self,
@@ -695,7 +593,7 @@ class _Writer:
         self.sources, self.genes, self.obs_columns = sources, genes, obs_columns
         self.dtype, self.memory, self.seed = dtype, memory, seed
         self.weights = gene_weights(len(genes))
-        self.digest = hashlib.sha256()  # of what is written, in its order
+        self.digest = hashlib.sha256()  # of the checksums of all cells, in order
 
     def write(self, group: Any, rows: list[np.ndarray], name: str) -> None:
         """Write the given rows of every file."""
@@ -704,7 +602,7 @@ class _Writer:
         rng = np.random.default_rng((self.seed, SPLITS.index(name)))
         n_cells = sum(map(len, rows))
         with tqdm(total=n_cells, desc=f"Writing {name}", unit="cell", delay=3) as bar:
-            for i, blocks in enumerate(self._groups(rows, rng)):
+            for i, blocks in enumerate(self._deal(rows, rng)):
                 cells = self._read(sorted(blocks, key=lambda block: (block[0], block[1][0])))
                 cells = cells[rng.permutation(cells.n_obs)].copy()
                 write_sharded(
@@ -717,10 +615,10 @@ class _Writer:
                 bar.update(cells.n_obs)
         group.attrs.update(ANNBATCH_ENCODING)
 
-    def _groups(
+    def _deal(
         self, rows: list[np.ndarray], rng: np.random.Generator
     ) -> Iterator[list[tuple[int, np.ndarray]]]:
-        """Deal blocks of neighbouring cells to data sets at random, as evenly as they go."""
+        """Deal blocks of neighbouring cells (file, rows) to data sets at random and evenly."""
         blocks = [
             (i, part)
             for i, of_file in enumerate(rows)
@@ -730,18 +628,18 @@ class _Writer:
         if not blocks:
             return
         n_tokens = np.array([self.sources[i].n_genes_c[part].sum() for i, part in blocks])
-        n_groups = -(-int(n_tokens.sum()) * BYTES_PER_TOKEN // self.memory)
+        n_datasets = -(-int(n_tokens.sum()) * BYTES_PER_TOKEN // self.memory)
         order = rng.permutation(len(blocks))
-        for part in np.array_split(order, min(n_groups, len(blocks))):
+        for part in np.array_split(order, min(n_datasets, len(blocks))):
             yield [blocks[i] for i in part]
 
     def _read(self, blocks: list[tuple[int, np.ndarray]]) -> anndata.AnnData:
-        """Return cells on the vocabulary."""
+        """Read cells, with the genes of the vocabulary as columns."""
         matrices, tables = [], []
         for i, rows in blocks:
             source = self.sources[i]
             file = _open_file(source.path, source.layer)
-            ragged = to_ragged(_read_rows(file, rows), source.column_to_gene)
+            ragged = to_ragged(file.read(rows), source.alignment.column_to_gene)
             matrix = sparse.csr_matrix(
                 (
                     ragged["counts"].astype(self.dtype),
@@ -762,3 +660,39 @@ class _Writer:
         obs[CHECKSUM] = checksums(counts, self.weights)
         self.digest.update(obs[CHECKSUM].to_numpy().tobytes())
         return anndata.AnnData(counts, obs, pd.DataFrame(index=list(self.genes.gene_ids)))
+
+
+def _write_in_place(
+    out: Path, writer: _Writer, validation: list[np.ndarray], header: dict[str, Any]
+) -> None:
+    """Write both splits beside ``out``, and replace ``out`` when they are complete."""
+    partial = out.with_name(f"{out.name}.scxtrimo-partial")
+    before = out.with_name(f"{out.name}.scxtrimo-before")
+    try:
+        with warnings.catch_warnings(), fast_codecs():
+            # All readers of AnnData in zarr know consolidated metadata.
+            warnings.filterwarnings("ignore", message="Consolidated metadata")
+            root = zarr.open_group(str(partial), mode="w", zarr_format=3)
+            for name, is_wanted in zip(SPLITS, (False, True), strict=True):
+                rows = [
+                    np.flatnonzero((source.fate_c == KEPT) & (is_validation == is_wanted))
+                    for source, is_validation in zip(writer.sources, validation, strict=True)
+                ]
+                writer.write(root.create_group(name), rows, name)
+            root.attrs.update({STORE_KEY: header | {"digest": writer.digest.hexdigest()}})
+            zarr.consolidate_metadata(root.store)
+        if out.exists():
+            os.replace(out, before)
+        os.replace(partial, out)
+        shutil.rmtree(before, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno,
+                f"The disk is full: {out} could not be written and was removed again. Free some "
+                "space or choose another path",
+            ) from error
+        raise
+    finally:
+        _open_file.cache_clear()
+        shutil.rmtree(partial, ignore_errors=True)

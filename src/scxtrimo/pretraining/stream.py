@@ -1,4 +1,4 @@
-"""Ragged batches of a store on disk, for one process of a training."""
+"""The batches of a store: in what order its cells are read, and by which process."""
 
 from __future__ import annotations
 
@@ -18,56 +18,26 @@ from torch import Tensor
 from ..data.dataset import gather_rows
 from ..data.prefetching import prefetch
 from ..train.sampler import divide_evenly
-from .store import CellStore, DamagedStoreError
+from .store import CellStore, DamagedStoreError, count_cells
+
+OnDamage = Literal["raise", "skip"]
 
 
 @dataclass(frozen=True)
 class Window:
-    """Cells that are read together and then shuffled.
-
-    Parameters
-    ----------
-    slices
-        Rows of the store, runs of neighbours.
-    n_batches
-        How many batches they make.
-    key
-        Seed of their order.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scxtrimo.pretraining.stream_plan import Window
-    >>> window = Window([slice(0, 4), slice(8, 12)], n_batches=2, key=(0,))
-    >>> window.n_cells, window.batches(np.full(8, 500), by_tokens=False, shuffle=False)
-    (8, [array([0, 1, 2, 3]), array([4, 5, 6, 7])])
-    """
+    """Cells (slices of rows of the store) that are read together, shuffled and made batches."""
 
     slices: list[slice]
     n_batches: int
-    key: tuple[int, ...]
+    key: tuple[int, ...]  # seed of the order
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return sum(one.stop - one.start for one in self.slices)
+        return count_cells(self.slices)
 
     def batches(self, n_tokens: np.ndarray, by_tokens: bool, shuffle: bool) -> list[np.ndarray]:
-        """Divide the cells of the window into its batches.
-
-        Parameters
-        ----------
-        n_tokens
-            Expressed genes of the cells of the window, in the order of ``slices``.
-        by_tokens
-            Divide tokens evenly, not cells.
-        shuffle
-            Whether cells change their order.
-
-        Returns
-        -------
-        Places in the window, one array per batch. Every cell is in one of them.
-        """
+        """Divide the cells, of which the expressed genes are given, by tokens or evenly."""
         order = np.arange(len(n_tokens))
         if shuffle:
             order = np.random.default_rng(self.key).permutation(order)
@@ -76,13 +46,13 @@ class Window:
 
 
 class StreamPlan:
-    """The batches of every epoch over a store.
+    """The batches of every epoch over a store, a pure function of the seed and the step.
 
     An epoch deals runs of neighbouring cells to ``n_lanes`` lanes at random. Every lane reads some
     runs at a time (a window), shuffles their cells and divides them into batches; a step of the
     optimiser takes one batch of each lane. Processes share the lanes: two with one lane each and
     one with both (and two batches per step) see the same cells in every step, so that a training
-    can go on with another number of devices.
+    can be resumed with another number of devices.
 
     Parameters
     ----------
@@ -91,8 +61,8 @@ class StreamPlan:
     batch_size
         Cells per batch, on average at most.
     tokens_per_batch
-        Expressed genes per batch, instead of cells, on average at most: what is left of it by
-        chance is kept small by an allowance of half of the longest cell.
+        Expressed genes per batch, instead of cells, on average at most: batches are planned
+        smaller by half of the longest cell, so that few exceed it.
     n_lanes
         Batches per step of the optimiser, over all processes.
     window_size
@@ -146,15 +116,15 @@ class StreamPlan:
         else:
             assert batch_size is not None
             n_steps = -(-n_cells // (n_lanes * batch_size))
-        # So small runs in a small store that no lane has much more of it than another
+        # In a small store runs are short, so that all lanes have about as many cells.
         self.chunk_size = int(np.clip(n_cells // (16 * n_lanes), 1, chunk_size))
         self.n_chunks = -(-n_cells // self.chunk_size)
         fewest = self.n_chunks // n_lanes  # runs of a lane
         n_windows = round(n_cells / window_size)
         self.n_windows = int(np.clip(n_windows, 1, max(1, fewest // 2)))
-        # Equally many in every window, or batches would differ by what is left over.
+        # All windows have the same number of batches, so that batches are of the same size.
         n_steps = self.n_windows * -(-n_steps // self.n_windows)
-        # No batch is empty: a lane has at least so many whole runs, and one may be a short one.
+        # No batch is empty: a lane has at least `fewest` runs, one of which may be shorter.
         self.n_steps = int(np.clip(n_steps, 1, max(1, (fewest - 1) * self.chunk_size)))
         self.n_windows = min(self.n_windows, self.n_steps)
         starts = np.arange(0, n_cells, self.chunk_size)
@@ -200,7 +170,7 @@ class StreamPlan:
 
 
 def _share(n_batches: int, weights: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Share batches among windows by weight; every window has from one to as many as cells."""
+    """Share batches among windows by weight: at least one, and at most one per cell."""
     ends = np.rint(np.cumsum(weights) / weights.sum() * n_batches).astype(np.int64)
     shares = np.clip(np.diff(ends, prepend=0), 1, sizes)
     while (left := n_batches - int(shares.sum())) != 0:
@@ -210,15 +180,12 @@ def _share(n_batches: int, weights: np.ndarray, sizes: np.ndarray) -> np.ndarray
     return shares
 
 
-OnDamage = Literal["raise", "skip"]
-
-
 class StreamLoader:
-    """Batches of one process, from any step on.
+    """Batches of one process, starting at any step.
 
     While the cells of one window are trained on, a thread reads those of the next; no more than
-    two windows are in memory. Worker processes would have to send batches to this one, which takes
-    longer than making them.
+    two windows are in memory. Worker processes would be slower: sending a batch takes longer than
+    making it.
 
     Parameters
     ----------
@@ -227,19 +194,19 @@ class StreamLoader:
     plan
         Which cells are in which batch.
     n_steps
-        Steps of the optimiser, over all epochs.
+        Steps of the optimiser, over all epochs; by default those of one epoch.
     rank, world_size
-        Which of how many processes this is.
+        Number of this process, and how many there are.
     on_damage
-        What to do with cells that cannot be read: ``"raise"``, or ``"skip"`` and count them. Where
-        that leaves a window without cells, others stand in.
+        What to do with cells that cannot be read: ``"raise"``, or ``"skip"`` and count them. A
+        window without readable cells gets cells from elsewhere.
     pin_memory
         Whether batches go to a GPU.
 
     Attributes
     ----------
     n_skipped
-        Cells of this process that were left out so far, those of all epochs.
+        Cells of this process that were left out so far, in all epochs.
 
     Raises
     ------
@@ -248,9 +215,9 @@ class StreamLoader:
 
     Notes
     -----
-    Yields dictionaries as :class:`~scxtrimo.data.RaggedDataset` has them, of tensors, with the
-    ``epoch`` and ``lane`` of the batch beside. Where it is (:meth:`state_dict`) is the step alone,
-    so that another number of processes can go on.
+    Yields dictionaries of tensors as in :class:`~scxtrimo.data.RaggedDataset`, with the ``epoch``
+    and ``lane`` of the batch. Its state (:meth:`state_dict`) is the step alone, so that another
+    number of processes can continue from it.
 
     Examples
     --------
@@ -293,7 +260,7 @@ class StreamLoader:
         return self.n_steps * len(self.lanes)
 
     def state_dict(self) -> dict[str, int]:
-        """Say where the loader is.
+        """Return the position of the loader.
 
         Returns
         -------
@@ -302,7 +269,7 @@ class StreamLoader:
         return {"step": self.first_step + self.n_yielded // len(self.lanes)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a step.
+        """Continue from a step.
 
         Parameters
         ----------
@@ -327,7 +294,7 @@ class StreamLoader:
     def _batches(self, lane: int) -> Generator[dict[str, Any]]:
         """Iterate over the batches of a lane, without end."""
         for epoch, window, skip, counts, rows, n_lost in prefetch(self._windows(lane), 1):
-            if not skip:  # not again, if a run goes on inside a window
+            if not skip:  # a run that is resumed within a window has counted them before
                 self.n_skipped += n_lost
             n_tokens = np.diff(counts.indptr)
             places = window.batches(n_tokens, self.plan.by_tokens, self.plan.shuffle)
@@ -358,30 +325,23 @@ class StreamLoader:
                 if self.on_damage == "raise":
                     raise
                 slices = self.store.readable(slices)
-                n_lost = window.n_cells - _n_cells(slices)
-                if _n_cells(slices) < window.n_batches:
+                n_lost = window.n_cells - count_cells(slices)
+                if count_cells(slices) < window.n_batches:
                     slices = slices + self._stand_ins(window)
                 counts = self.store.read(slices)
         rows = np.concatenate([np.arange(one.start, one.stop) for one in slices])
         return counts, rows, n_lost
 
     def _stand_ins(self, window: Window) -> list[slice]:
-        """Return cells from elsewhere for a window of which hardly any can be read.
-
-        All processes take all steps, so that no batch may be empty.
-        """
+        """Return cells from elsewhere, as every process needs a batch in every step."""
         size, first = self.plan.chunk_size, window.slices[0].start // self.plan.chunk_size
         found: list[slice] = []
         for i in range(1, self.plan.n_chunks):
             start = (first + i) % self.plan.n_chunks * size
             found += self.store.readable([slice(start, min(start + size, self.store.n_cells))])
-            if _n_cells(found) >= window.n_batches:
+            if count_cells(found) >= window.n_batches:
                 return found
-        raise OSError(f"{self.store.path}: too few cells can be read to go on.")
-
-
-def _n_cells(slices: list[slice]) -> int:
-    return sum(one.stop - one.start for one in slices)
+        raise OSError(f"{self.store.path}: too few cells can be read to continue.")
 
 
 def ragged_batch(
@@ -396,7 +356,7 @@ def ragged_batch(
     place
         Which rows.
     cell_ids
-        What they are called, by default ``place``.
+        Their identifiers, by default ``place``.
 
     Returns
     -------
@@ -406,7 +366,7 @@ def ragged_batch(
     --------
     >>> import numpy as np
     >>> from scxtrimo.pretraining import ragged_batch
-    >>> batch = ragged_batch(adata.X, np.arange(8))  # of adata, all genes
+    >>> batch = ragged_batch(adata.X, np.arange(8))  # the vocabulary is all genes of adata
     >>> batch["library_size"].shape, batch["cell_ids"]
     (torch.Size([8]), tensor([0, 1, 2, 3, 4, 5, 6, 7]))
     """
@@ -502,15 +462,11 @@ class StoreDataModule(pl.LightningDataModule):
         -------
         A loader; an empty list if there are fewer cells than processes.
         """
-        if self.validation_store.n_cells < self._process()[1]:
+        store, (_, world_size) = self.validation_store, self._process()
+        if store.n_cells < world_size:
             return []
-        plan = StreamPlan(
-            self.validation_store.n_tokens,
-            n_lanes=self._process()[1],
-            shuffle=False,
-            **self._sizes,
-        )
-        return self._loader(self.validation_store, plan, None)
+        plan = StreamPlan(store.n_tokens, n_lanes=world_size, shuffle=False, **self._sizes)
+        return self._loader(store, plan, None)
 
     def _loader(self, store: CellStore, plan: StreamPlan, n_steps: int | None) -> StreamLoader:
         rank, world_size = self._process()
