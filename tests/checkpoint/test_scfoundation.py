@@ -6,7 +6,7 @@ from helpers import make_cells
 from published import GENES, write_checkpoint
 
 from scxtrimo.checkpoint.scfoundation import read_scfoundation
-from scxtrimo.data.gene_index import read_gene_index
+from scxtrimo.data.gene_table import read_gene_index
 from scxtrimo.model.xtrimogene import XTrimoGene
 
 

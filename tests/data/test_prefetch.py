@@ -7,8 +7,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 import scxtrimo
-from scxtrimo.data.dataset import RaggedDataset
-from scxtrimo.data.prefetching import PrefetchLoader, prefetch
+from scxtrimo.data.dataset import PrefetchLoader, RaggedDataset, prefetch
 from scxtrimo.train.sampler import EpochShuffler
 
 

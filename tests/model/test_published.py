@@ -9,7 +9,7 @@ import torch
 from published import GENES, N_GENES, Reference, write_checkpoint
 from scipy import sparse
 
-from scxtrimo.data.gene_index import read_gene_index
+from scxtrimo.data.gene_table import read_gene_index
 from scxtrimo.model.xtrimogene import XTrimoGene
 from scxtrimo.nn import performer
 

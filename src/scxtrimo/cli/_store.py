@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from ..data.gene_index import read_genes
+    from ..data.gene_table import read_genes
     from ..pretraining.store_writer import write_store
 
     store = write_store(

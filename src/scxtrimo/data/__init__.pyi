@@ -1,10 +1,10 @@
+from .dataset import PrefetchLoader as PrefetchLoader
 from .dataset import RaggedDataManager as RaggedDataManager
 from .dataset import RaggedDataset as RaggedDataset
+from .dataset import prefetch as prefetch
 from .dataset import to_ragged as to_ragged
-from .gene_index import read_gene_index as read_gene_index
 from .gene_table import GeneTable as GeneTable
-from .prefetching import PrefetchLoader as PrefetchLoader
-from .prefetching import prefetch as prefetch
+from .gene_table import read_gene_index as read_gene_index
 from .reading import read_cells as read_cells
 from .vocabulary import GeneAlignment as GeneAlignment
 from .vocabulary import GeneVocabulary as GeneVocabulary

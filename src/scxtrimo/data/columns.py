@@ -1,4 +1,4 @@
-"""Columns of obs and var: finding one, and writing and comparing categories in one way."""
+"""Columns of obs and var: look-up, and categories as text."""
 
 from __future__ import annotations
 
@@ -14,26 +14,11 @@ from .._logging import logger
 
 NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")  # not 2E1, which may be a well of a plate
 MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "None"})
-"""What a missing value becomes when a table is written to a text file and read again."""
+"""Text that missing values become when a table is written to a file and read again."""
 
 
 def get_column(frame: pd.DataFrame, what: str, key: str) -> pd.Series:
-    """Return a column of a table.
-
-    Parameters
-    ----------
-    frame
-        The table.
-    what
-        What it is, such as ``"adata.obs"``, for messages.
-    key
-        Name of the column.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column, or more than one.
-    """
+    """Return the only column of this name; ``what`` names the table, for messages."""
     if key not in frame:
         raise ValueError(f"{key!r} is not a column of {what}, which has {list(frame.columns)}.")
     column = frame[key]
@@ -45,10 +30,7 @@ def get_column(frame: pd.DataFrame, what: str, key: str) -> pd.Series:
 
 
 def canonical(value: object) -> str:
-    """Return the text that stands for a category in registries, files and reports.
-
-    Whole numbers have no decimal point, so that a column that became float for a missing value
-    still has the same categories.
+    """Return a category as text; whole numbers have no decimal point, whatever their type.
 
     Examples
     --------
@@ -62,34 +44,15 @@ def canonical(value: object) -> str:
 
 
 def as_text(values: Any) -> pd.Series:
-    """Return the canonical text of every value, ``None`` where one is missing.
-
-    Parameters
-    ----------
-    values
-        A column, an index or a list.
-    """
+    """Return the canonical text of every value, ``None`` where one is missing."""
     series = values if isinstance(values, pd.Series) else pd.Series(values)
     codes, distinct = pd.factorize(series)
-    texts = np.array([*map(canonical, distinct), None], dtype=object)  # the last is for -1
+    texts = np.array([*map(canonical, distinct), None], dtype=object)  # None for code -1
     return pd.Series(texts[codes], index=series.index, name=series.name, dtype=object)
 
 
 def categories_of(column: pd.Series, key: str) -> np.ndarray:
-    """Return the categories in use as text, in the order of the column's own categories.
-
-    Parameters
-    ----------
-    column
-        The column.
-    key
-        Its name, for the message.
-
-    Raises
-    ------
-    ValueError
-        If a value is neither text nor a number nor a boolean.
-    """
+    """Return the categories in use as text, in the order of the column's own categories."""
     present = column.dropna().unique()
     values = present.tolist() if isinstance(present, pd.Categorical) else list(present)
     allowed = (str, bool, np.bool_, Real)
@@ -102,7 +65,7 @@ def categories_of(column: pd.Series, key: str) -> np.ndarray:
     if missing := sorted(set(map(canonical, values)) & MISSING):
         logger.warning(
             f"adata.obs[{key!r}] has a category {missing[0]!r}. If that stands for a missing "
-            "value, make it one, or leave these cells out."
+            "value, replace it by NaN or remove these cells."
         )
     if isinstance(column.dtype, pd.CategoricalDtype):
         kept = set(values)
@@ -114,7 +77,7 @@ def categories_of(column: pd.Series, key: str) -> np.ndarray:
 
 
 def kind_of(values: Iterable[Any]) -> str:
-    """Return what kind of values the text of categories stands for.
+    """Return the type of the values that became text: bool, int, float or str.
 
     Examples
     --------
@@ -130,7 +93,7 @@ def kind_of(values: Iterable[Any]) -> str:
 
 
 def from_text(categories: Sequence[str] | np.ndarray, kind: str) -> np.ndarray:
-    """Return categories as the values that they were made of.
+    """Return categories as values of their original type.
 
     Examples
     --------
@@ -145,22 +108,10 @@ def from_text(categories: Sequence[str] | np.ndarray, kind: str) -> np.ndarray:
 
 
 def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Return the number of every value among known categories, -1 for a missing or unknown one.
+    """Return the position (int64) of every value among known categories, -1 if missing or unknown.
 
-    A value is the category with the same text. Failing that, it is the only category that means
-    the same: a column of numbers or booleans that went through a text file may come back as
-    ``"1.0"``, ``"01"`` or ``"TRUE"``.
-
-    Parameters
-    ----------
-    column
-        The column.
-    categories
-        Known categories, canonical text.
-
-    Returns
-    -------
-    int64, of the length of the column.
+    A value is the category with the same text or, failing that, the only category with the same
+    meaning: numbers and booleans from a text file may read ``"1.0"``, ``"01"`` or ``"TRUE"``.
 
     Examples
     --------
@@ -176,7 +127,7 @@ def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.nd
 
 
 def _unambiguous(categories: Iterable[str]) -> dict[str | float, int]:
-    """Return the category by what its name means, where no two mean the same."""
+    """Return the position of categories by meaning, -1 where two mean the same."""
     place: dict[str | float, int] = {}
     for i, name in enumerate(categories):
         meaning = _meaning(name)
@@ -185,8 +136,15 @@ def _unambiguous(categories: Iterable[str]) -> dict[str | float, int]:
 
 
 def _meaning(text: str) -> str | float:
-    """Return the number that a text stands for, or the text without surrounding space."""
+    """Return the number that a text stands for, or the text without surrounding spaces."""
     text = text.strip()
     if text.lower() in ("true", "false"):
         return float(text.lower() == "true")
     return float(text) if NUMBER.fullmatch(text) else text
+
+
+def preview(items: Iterable[object], n: int = 5) -> str:
+    """Name the first few of many items, for a message."""
+    items = list(items)
+    shown = ", ".join(map(repr, map(str, items[:n])))
+    return shown if len(items) <= n else f"{shown}, ..."

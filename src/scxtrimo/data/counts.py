@@ -1,33 +1,27 @@
-"""Read rows of counts, whatever holds them, and check that counts is what they are."""
+"""Rows of count matrices in any format, and checks that they hold raw counts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import zarr
 from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
-from .vocabulary import preview
+from .columns import preview
 
 CHUNK = 1024
 
 
 class RowReader:
-    """Rows of a cells x genes matrix as CSR, in any order, in memory or from a backed file.
+    """Rows of a cells x genes matrix as CSR, in any order, from memory or a file.
 
-    Only the requested rows are ever converted, except that a CSC matrix (which cannot be read by
-    row) is converted as a whole.
-
-    Parameters
-    ----------
-    matrix
-        scipy sparse matrix or array, NumPy array, backed anndata matrix, HDF5 data set or
-        zarr array, of shape ``(n_cells, n_columns)``.
+    Only the requested rows are converted; a CSC matrix is converted as a whole.
     """
 
     def __init__(self, matrix: Any) -> None:
@@ -35,7 +29,7 @@ class RowReader:
             matrix = matrix.to_memory()
         if sparse.issparse(matrix) and matrix.format != "csr":
             if matrix.format == "coo":
-                matrix = _summable(matrix)  # as it becomes CSR, entries are added up
+                matrix = _summable(matrix)  # `tocsr` adds up repeated entries
             matrix = matrix.tocsr()
         is_known = sparse.issparse(matrix) or isinstance(
             matrix, np.ndarray | h5py.Dataset | zarr.Array | CSRDataset
@@ -59,7 +53,7 @@ class RowReader:
         """Return the given rows, in the given order."""
         if isinstance(rows, slice) or not self.on_disk:
             return _canonical(_as_csr(self.matrix[rows]))
-        # HDF5 wants increasing, distinct rows; a contiguous run is one read instead of many.
+        # HDF5 needs increasing, distinct rows; a contiguous run is a single read.
         wanted, position = np.unique(rows, return_inverse=True)
         if wanted[-1] - wanted[0] + 1 == len(wanted):
             chunk = _as_csr(self.matrix[wanted[0] : wanted[-1] + 1])
@@ -69,10 +63,7 @@ class RowReader:
         return _canonical(chunk if in_order else chunk[position])
 
     def n_stored(self) -> np.ndarray:
-        """Return the number of entries of every row, int64, shape ``(n_cells,)``.
-
-        What is stored need not be read again: zeros among it are counted.
-        """
+        """Return the number of stored entries of every row (n_cells,), explicit zeros included."""
         if sparse.issparse(self.matrix):
             return np.diff(self.matrix.indptr).astype(np.int64)
         if self.on_disk and not self.is_dense:
@@ -80,7 +71,7 @@ class RowReader:
         return np.concatenate([np.diff(chunk.indptr) for chunk in self.chunks()]).astype(np.int64)
 
     def chunks(self) -> Iterator[sparse.csr_matrix]:
-        """Iterate over all rows, a thousand at a time."""
+        """Iterate over all rows, ``CHUNK`` at a time."""
         for start in range(0, self.shape[0], CHUNK):
             yield self.read(slice(start, start + CHUNK))
 
@@ -88,35 +79,29 @@ class RowReader:
 def _as_csr(rows: Any) -> sparse.csr_matrix:
     if rows.dtype.kind not in "buif":
         raise ValueError(
-            f"Counts are of dtype {rows.dtype}, which does not hold numbers that can be counted. "
-            "Convert them: `adata.X = adata.X.astype(np.float32)`."
+            f"Counts are of dtype {rows.dtype}, which cannot be used as counts. Convert them: "
+            "`adata.X = adata.X.astype(np.float32)`."
         )
-    # scipy has no sparse matrices of half precision or of another byte order.
+    # scipy supports neither half precision nor foreign byte order in sparse matrices.
     native = np.float32 if rows.dtype == np.float16 else rows.dtype.newbyteorder("=")
     return sparse.csr_matrix(rows.astype(native, copy=False))
 
 
 def _canonical(chunk: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Add up entries that a matrix has twice: a gene must not become two tokens."""
+    """Add up repeated entries, so that a gene does not become two tokens."""
     if not chunk.has_canonical_format:
-        chunk = _summable(chunk.copy())  # it may share its memory with the user's matrix
+        chunk = _summable(chunk.copy())  # it may share memory with the user's matrix
         chunk.sum_duplicates()
     return chunk
 
 
 def _summable(matrix: Any) -> Any:
-    """Return entries in a type that sums of them fit into."""
+    """Return a matrix whose type can hold the sums of its entries."""
     return matrix.astype(np.int64) if matrix.dtype.kind in "bui" else matrix
 
 
 def get_layer(adata: AnnData, layer: str | None) -> Any:
-    """Return ``adata.X`` or ``adata.layers[layer]``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such layer; the message names those that exist.
-    """
+    """Return ``adata.X`` or ``adata.layers[layer]``."""
     if layer is None:
         if adata.X is None:
             raise ValueError("adata.X is empty (None). Name the layer with counts: `layer=...`.")
@@ -135,33 +120,15 @@ def _layer_names(adata: AnnData) -> list[str]:
 
 
 def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = None) -> np.ndarray:
-    """Read all counts once and make sure that they are raw counts of non-empty cells.
+    """Check that all counts are raw counts of non-empty cells; return the sum of every column.
 
-    Parameters
-    ----------
-    adata
-        The data.
-    layer
-        Layer with the counts; ``None`` for ``adata.X``.
-    used
-        Which columns count, bool, shape ``(n_columns,)``; ``None`` for all.
-
-    Returns
-    -------
-    Sum of the counts of every column, float64, shape ``(n_columns,)``.
-
-    Raises
-    ------
-    ValueError
-        If there are no cells or genes, if a count is NaN, infinite, negative or not an integer,
-        or if a cell has no counts at all. The message names the field, an offending value and
-        the way out.
+    Counts of columns that are not ``used`` (bool) do not make a cell non-empty.
     """
     field = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(
-            f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Check the filters "
-            "that produced it."
+            f"The AnnData is empty: {adata.n_obs} cells x {adata.n_vars} genes. Check how it was "
+            "filtered."
         )
     reader = RowReader(get_layer(adata, layer))
     totals = np.zeros(adata.n_vars)
@@ -177,25 +144,25 @@ def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = No
             expressed = expressed[:, used]
         empty_cells.append(np.flatnonzero(expressed.sum(axis=1) == 0) + i * CHUNK)
     if totals.sum() == 0:
-        raise ValueError(f"{field} holds no counts: all of its values are 0.")
+        raise ValueError(f"{field} holds no counts: all values are 0. Choose another `layer`.")
     empty = np.concatenate(empty_cells)
     if len(empty):
         of_what = "" if used is None else " of genes that the model knows"
         raise ValueError(
             f"{len(empty):,} of {adata.n_obs:,} cells have no counts{of_what} in {field}, for "
-            f"instance {preview(adata.obs_names[empty[:6]])}. Remove them first: "
-            "`sc.pp.filter_cells(adata, min_genes=1)`, or by `adata.obs_names`."
+            f"instance {preview(adata.obs_names[empty[:6]])}. Remove them first, for example with "
+            "`sc.pp.filter_cells(adata, min_genes=1)`."
         )
     return totals
 
 
 def looks_raw(values: np.ndarray) -> bool:
-    """Return whether values could be raw counts: finite, non-negative integers."""
+    """Return whether all values are finite, non-negative integers."""
     return problem_with(values) is None
 
 
 def problem_with(values: np.ndarray) -> str | None:
-    """Say what keeps values from being raw counts, and the first of them that does; or None."""
+    """Say why values are not raw counts, with an example; ``None`` if they could be."""
     if values.dtype.kind in "ub":
         return None
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -210,7 +177,7 @@ def problem_with(values: np.ndarray) -> str | None:
 
 
 def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
-    """Point to the first other matrix of the AnnData that could hold the raw counts."""
+    """Name the first other matrix of the AnnData that could hold raw counts."""
     others = {
         f"`layer={name!r}`": adata.layers[name] for name in _layer_names(adata) if name != layer
     }
@@ -222,12 +189,12 @@ def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
     for name, matrix in others.items():
         try:
             head = RowReader(matrix).read(slice(0, 256)).data
-        except (TypeError, ValueError):  # of a kind that could not be used either
+        except (TypeError, ValueError):  # not a usable matrix either
             continue
         if len(head) and looks_raw(head):
             return f" {name} looks raw."
     return (
-        " If X was normalised, keep the raw counts next time: "
+        " If X was normalised, keep a copy of the raw counts before: "
         '`adata.layers["counts"] = adata.X.copy()`.'
     )
 
@@ -235,17 +202,35 @@ def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
 def log_normalized(
     counts: sparse.csr_matrix, totals: np.ndarray | None = None
 ) -> sparse.csr_matrix:
-    """Return ``log1p`` of counts per 10,000, in the precision of the totals.
-
-    Parameters
-    ----------
-    counts
-        Raw counts, shape ``(n_cells, n_genes)``.
-    totals
-        Total counts of the cells, shape ``(n_cells,)``; by default the sums of the rows, float64.
-    """
+    """Return ``log1p`` of counts per 10,000; totals default to the row sums, in float64."""
     if totals is None:
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     logged = sparse.csr_matrix(sparse.diags_array(1e4 / np.maximum(totals, 1e-9)) @ counts)
     logged.data = np.log1p(logged.data)
     return logged
+
+
+def as_rows(indices: Sequence[Any] | np.ndarray | None, n_cells: int) -> np.ndarray:
+    """Return row numbers, given row numbers or a boolean mask; all rows for ``None``."""
+    if indices is None:
+        return np.arange(n_cells)
+    rows = np.asarray(indices).ravel()
+    if rows.dtype == object and pd.api.types.infer_dtype(rows, skipna=False) == "boolean":
+        rows = rows.astype(bool)
+    if rows.dtype == bool:
+        if len(rows) != n_cells:
+            raise ValueError(f"indices is a mask of {len(rows)} cells, the data have {n_cells}.")
+        rows = np.flatnonzero(rows)
+    if len(rows) == 0:
+        raise ValueError("indices is empty: name at least one cell.")
+    if rows.dtype.kind not in "iu":
+        raise ValueError(
+            f"indices must be row numbers or a boolean mask, got {rows[0]!r}. For names of cells: "
+            "`adata.obs_names.get_indexer(names)`."
+        )
+    lowest, highest = int(np.min(rows)), int(np.max(rows))
+    if lowest < 0 or highest >= n_cells:
+        raise ValueError(
+            f"indices must lie between 0 and {n_cells - 1}, got {lowest} to {highest}."
+        )
+    return rows

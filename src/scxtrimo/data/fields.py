@@ -1,4 +1,4 @@
-"""Fields of an AnnData that scxtrimo models register with scvi-tools."""
+"""Fields of an AnnData that models register with scvi-tools."""
 
 from __future__ import annotations
 
@@ -14,49 +14,34 @@ from scvi.data import _constants
 from scvi.data.fields import BaseAnnDataField
 
 from .._logging import logger
-from .columns import as_text, canonical, categories_of, codes_of, get_column, kind_of
+from .columns import as_text, canonical, categories_of, codes_of, get_column, kind_of, preview
 from .counts import check_counts, get_layer
 from .vocabulary import (
     COVERAGE_KEY,
     DEFAULT_MIN_GENE_OVERLAP,
     VAR_NAMES,
-    GeneAlignment,
     GeneVocabulary,
-    align_genes,
-    ambiguous_error,
-    best_other_column,
+    find_genes,
     identifiers,
     own_identifiers,
-    preview,
     warn_of_numbers,
-    warn_of_source,
 )
 
 UNKNOWN_CATEGORY = -1
-MANY_GENES = 10  # found without regard to case, from which it is no accident
+MANY_GENES = 10
+"""So many genes found only by ignoring case are no coincidence."""
 
 
 class CountsField(BaseAnnDataField):
-    """Raw counts and the genes they belong to.
-
-    Registering derives the vocabulary from the data; transferring aligns other data to it.
-
-    Parameters
-    ----------
-    layer
-        Layer with the counts; ``None`` for ``adata.X``.
-    gene_id_key
-        Column of ``adata.var`` with gene identifiers; ``None`` for ``adata.var_names``.
-    gene_aliases
-        From identifiers as in the data to identifiers as in the vocabulary.
-    min_gene_overlap
-        Smallest acceptable fraction of the vocabulary found in transferred data.
-    """
+    """Raw counts and their genes: registering makes the vocabulary, transferring aligns to it."""
 
     VOCABULARY_KEY = "vocabulary"
     COLUMN_TO_GENE_KEY = "column_to_gene"
     N_OBS_KEY = "n_obs"
     COVERAGE_KEY = "coverage"
+
+    registry_key = REGISTRY_KEYS.X_KEY
+    is_empty = False
 
     def __init__(
         self,
@@ -73,9 +58,6 @@ class CountsField(BaseAnnDataField):
         self.gene_id_key = gene_id_key
         self.gene_aliases = gene_aliases
         self.min_gene_overlap = min_gene_overlap
-
-    registry_key = REGISTRY_KEYS.X_KEY
-    is_empty = False
 
     @property
     def attr_name(self) -> str:
@@ -116,27 +98,28 @@ class CountsField(BaseAnnDataField):
         self.validate_field(adata_target)
         vocabulary = GeneVocabulary.from_dict(state_registry[self.VOCABULARY_KEY])
         has_key = self.gene_id_key in adata_target.var or self.gene_id_key == VAR_NAMES
-        key = self.gene_id_key if has_key else None
-        alignment = align_genes(vocabulary, adata_target.var, key, self.gene_aliases)
-        if alignment.repeated:
-            raise ambiguous_error(alignment)
-        self._check_overlap(vocabulary, alignment, adata_target)
+        alignment = find_genes(
+            vocabulary,
+            adata_target.var,
+            self.gene_id_key if has_key else None,
+            self.gene_aliases,
+            self.min_gene_overlap,
+        )
         check_counts(adata_target, self.attr_key, used=alignment.column_to_gene >= 0)
-        warn_of_source(alignment, key)
         if alignment.source == VAR_NAMES:
             warn_of_numbers(identifiers(adata_target.var_names), "adata.var_names")
         if alignment.shadowed:
             logger.warning(
-                f"{len(alignment.shadowed):,} columns are aliases of genes that were found under "
-                f"another alias, and are not read: {preview(alignment.shadowed)}."
+                f"{len(alignment.shadowed):,} columns are not read because another column is the "
+                f"same gene under another alias: {preview(alignment.shadowed)}."
             )
         coverage = alignment.to_uns()
         adata_target.uns[COVERAGE_KEY] = coverage
         if alignment.n_case >= MANY_GENES and alignment.n_case > alignment.matched:
             logger.warning(
                 f"{alignment.n_case:,} genes were found only because upper and lower case were "
-                "ignored, as for symbols of another species, such as mouse. If that is what they "
-                "are, translate them to their orthologues and pass `gene_aliases=`."
+                "ignored. If they are symbols of another species, such as mouse, map them to "
+                "their orthologues and pass `gene_aliases=`."
             )
         if alignment.missing or alignment.renamed:
             logger.info(f"{alignment}. Report in adata.uns[{COVERAGE_KEY!r}].")
@@ -144,31 +127,11 @@ class CountsField(BaseAnnDataField):
         return state | {self.COVERAGE_KEY: coverage}
 
     def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Return the columns beside ``var_names`` that genes were found with."""
+        """Return the columns of var that the genes were found by."""
         source = state.get(self.COVERAGE_KEY, {}).get("source")
         if source not in (None, VAR_NAMES, self.gene_id_key):
-            return [("var", name) for name in adata.var]  # the best of all columns was taken
+            return [("var", name) for name in adata.var]  # the best of all columns was used
         return [] if self.gene_id_key in (None, VAR_NAMES) else [("var", self.gene_id_key)]
-
-    def _check_overlap(
-        self, vocabulary: GeneVocabulary, alignment: GeneAlignment, adata: AnnData
-    ) -> None:
-        if alignment.overlap == 0 or alignment.overlap < self.min_gene_overlap:
-            better = best_other_column(vocabulary, adata.var, self.gene_aliases or {})
-            hint = ""
-            if better is not None and better.overlap > alignment.overlap:
-                hint = f" adata.var[{better.source!r}] has {better.overlap:.1%} of them."
-            raise ValueError(
-                f"Only {alignment.overlap:.1%} of the model's {len(vocabulary):,} genes are among "
-                f"the {adata.n_vars:,} genes of this AnnData, at least "
-                f"{self.min_gene_overlap:.0%} are needed. The model knows "
-                f"{preview(vocabulary.gene_ids, 3)}; the data have "
-                f"{preview(adata.var_names, 3)}.{hint} If they are other names of the same genes, "
-                "pass "
-                '`gene_aliases="hgnc"`; if the identifiers are in a column of adata.var, '
-                "`gene_id_key=...`; to accept fewer genes, lower `min_gene_overlap`. These are "
-                "arguments of `model.prepare_query_anndata`, `load` and `from_scfoundation`."
-            )
 
     def _state(
         self, adata: AnnData, vocabulary: GeneVocabulary, column_to_gene: np.ndarray
@@ -187,34 +150,26 @@ class CountsField(BaseAnnDataField):
         }
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> None:
-        """Nothing to show beyond the summary statistics."""
+        """Show nothing beyond the summary statistics."""
 
 
 class CategoryField(BaseAnnDataField):
-    """A categorical column of ``adata.obs``, such as batch or label.
+    """A categorical column of ``adata.obs``, such as batch or label; ``None`` if it is unknown.
 
-    The codes are kept in the registry, not in ``adata.obs``, where the set-up of another model
-    would replace them.
-
-    Parameters
-    ----------
-    registry_key
-        Name within the model, for instance ``"batch"``.
-    obs_key
-        Column of ``adata.obs``; ``None`` for data of which no category is known.
+    The codes are kept in the registry: in ``adata.obs``, other models would overwrite them.
     """
 
     CODES_KEY = "codes"
     MAPPING_KEY = "categorical_mapping"
     ORIGINAL_KEY = "original_key"
 
+    attr_name = _constants._ADATA_ATTRS.OBS
+    is_empty = False
+
     def __init__(self, registry_key: str, obs_key: str | None) -> None:
         super().__init__()
         self._registry_key = registry_key
         self.obs_key = obs_key
-
-    attr_name = _constants._ADATA_ATTRS.OBS
-    is_empty = False
 
     @property
     def registry_key(self) -> str:
@@ -227,7 +182,7 @@ class CategoryField(BaseAnnDataField):
         return self.obs_key
 
     def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Return the column that the codes are made of."""
+        """Return the column that the codes come from."""
         return [] if self.obs_key is None else [("obs", self.obs_key)]
 
     def validate_field(self, adata: AnnData) -> None:
@@ -240,7 +195,7 @@ class CategoryField(BaseAnnDataField):
                 f"adata.obs[{self.obs_key!r}] has {len(missing):,} missing values (NaN), for "
                 f"instance in {preview(adata.obs_names[missing[:6]])}. Give them a category, such "
                 f"as `adata.obs[{self.obs_key!r}].astype(str).replace('nan', 'unknown')`, or "
-                "leave these cells out."
+                "remove these cells."
             )
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
@@ -252,22 +207,17 @@ class CategoryField(BaseAnnDataField):
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
-        """Encode other data; unseen categories and a missing column become unknown (-1)."""
+        """Encode other data; unseen categories or a missing column are unknown (-1)."""
         mapping = np.asarray(state_registry[self.MAPPING_KEY], dtype=object)
-        is_there = self.obs_key in adata_target.obs
-        if self.registry_key == REGISTRY_KEYS.LABELS_KEY:
-            if is_there:
-                assert self.obs_key is not None
-                get_column(adata_target.obs, "adata.obs", self.obs_key)  # one, not two
+        if self.obs_key is None:
             return self._encode(adata_target, mapping)
-        if self.obs_key is not None and not is_there:
+        if self.obs_key not in adata_target.obs:
             logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {self._consequence()}")
-        if is_there:
-            self.validate_field(adata_target)
+            return self._encode(adata_target, mapping)
+        self.validate_field(adata_target)
         state = self._encode(adata_target, mapping)
         unseen = state[self.CODES_KEY] < 0
-        if is_there and unseen.any():
-            assert self.obs_key is not None
+        if unseen.any():
             names = as_text(adata_target.obs[self.obs_key][unseen]).unique()
             all_are = unseen.all()
             logger.log(
@@ -282,7 +232,8 @@ class CategoryField(BaseAnnDataField):
     def _encode(self, adata: AnnData, mapping: np.ndarray) -> dict[str, Any]:
         codes = np.full(adata.n_obs, UNKNOWN_CATEGORY)
         if self.obs_key in adata.obs:
-            codes = codes_of(adata.obs[self.obs_key], mapping)
+            assert self.obs_key is not None
+            codes = codes_of(get_column(adata.obs, "adata.obs", self.obs_key), mapping)
         return {
             self.MAPPING_KEY: mapping,
             self.ORIGINAL_KEY: self.obs_key,
@@ -299,24 +250,32 @@ class CategoryField(BaseAnnDataField):
         return {f"n_{self.registry_key}": len(state_registry[self.MAPPING_KEY])}
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> None:
-        """Nothing to show beyond the summary statistics."""
+        """Show nothing beyond the summary statistics."""
 
 
-class LabelsField(CategoryField):
-    """A column of ``adata.obs`` with labels, which some cells may lack.
+class CompleteLabelsField(CategoryField):
+    """A column of ``adata.obs`` with a label for every cell; other data may lack labels."""
 
-    Parameters
-    ----------
-    obs_key
-        Column of ``adata.obs``.
-    unlabeled_category
-        What the column holds where there is no label, besides missing values.
+    def __init__(self, obs_key: str | None) -> None:
+        super().__init__(REGISTRY_KEYS.LABELS_KEY, obs_key)
+
+    def transfer_field(
+        self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Encode other data; unknown and missing labels are -1."""
+        return self._encode(adata_target, np.asarray(state_registry[self.MAPPING_KEY], object))
+
+
+class LabelsField(CompleteLabelsField):
+    """A column of ``adata.obs`` with labels; some cells may have none.
+
+    The column is missing or ``unlabeled_category`` where there is no label.
     """
 
     KIND_KEY = "kind"
 
     def __init__(self, obs_key: str | None, unlabeled_category: object = None) -> None:
-        super().__init__(REGISTRY_KEYS.LABELS_KEY, obs_key)
+        super().__init__(obs_key)
         self.unlabeled_category = (
             None if unlabeled_category is None else canonical(unlabeled_category)
         )
@@ -332,20 +291,17 @@ class LabelsField(CategoryField):
         labels = as_text(self._labels(adata)).dropna().unique()
         if len(labels) < 2:
             found = f"the single label {labels[0]!r}" if len(labels) else "no labels"
-            beside = (
-                ""
-                if self.unlabeled_category is None
-                else f" beside unlabeled_category={self.unlabeled_category!r}"
-            )
+            beside = ""
+            if self.unlabeled_category is not None:
+                beside = f" beside unlabeled_category={self.unlabeled_category!r}"
             raise ValueError(
-                f"adata.obs[{self.obs_key!r}] has {found}{beside}; at least two are needed to "
-                "tell apart."
+                f"adata.obs[{self.obs_key!r}] has {found}{beside}; at least two are needed."
             )
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
-        """Encode other data; labels that the model does not know count as none."""
+        """Encode other data; labels that the model does not know count as unlabelled."""
         state = super().transfer_field(state_registry, adata_target, **kwargs)
         state[self.KIND_KEY] = state_registry.get(self.KIND_KEY, "str")
         if self.obs_key in adata_target.obs:
@@ -354,7 +310,7 @@ class LabelsField(CategoryField):
             if n_other := int(is_other.sum()):
                 logger.info(
                     f"{n_other:,} cells have labels in adata.obs[{self.obs_key!r}] that the model "
-                    f"does not know, such as {labels[is_other].iloc[0]!r}: they are treated as "
+                    f"does not know, such as {labels[is_other].iloc[0]!r}; they count as "
                     "unlabelled."
                 )
         return state

@@ -1,37 +1,57 @@
-"""Which identifiers mean the same gene: approved, previous and alias symbols, Ensembl ids."""
+"""Gene identifiers: spellings, aliases of one gene, and the index of published checkpoints."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 
-from .identifiers import fold
+from .columns import preview
 
 HGNC_URL = (
     "https://storage.googleapis.com/public-download-files/hgnc/tsv/tsv/hgnc_complete_set.txt"
 )
 HGNC = "hgnc"
-# Columns of the HGNC table by how much their identifiers are to be trusted.
 COLUMNS = ("symbol", "ensembl_gene_id", "hgnc_id", "prev_symbol", "alias_symbol")
+"""Columns of the HGNC table; identifiers of earlier ones take precedence."""
 REQUIRED = {"symbol", "prev_symbol", "alias_symbol"}
+
+# SHA-256 of the 19,264 symbols of the published checkpoints, in their order and sorted.
+PUBLISHED_N_GENES = 19_264
+PUBLISHED_ORDER = "6037e1bc9b3b48a5112ffdc29261383f747a3c3f8b568a8899b0c69d13565df8"
+PUBLISHED_GENES = "e5322ead657fa5ac90d431e2d04e94edb56a1ecde3f4f94988404631ab436df1"
+
+_ENSEMBL_VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
+
+
+def strip_version(identifier: str) -> str:
+    """Remove the version of an Ensembl gene id, as in ``"ENSG00000112773.16"``."""
+    return _ENSEMBL_VERSION.sub(r"\1", identifier)
+
+
+def fold(identifier: str) -> str:
+    """Return an identifier without version and surrounding spaces, in upper case."""
+    return strip_version(identifier.strip()).upper()
 
 
 class GeneTable:
     """Identifiers that mean the same gene.
 
     An identifier that is the approved symbol of one gene and a previous symbol or alias of another
-    means the former. A previous symbol or alias of several genes means none of them.
+    stands for the former. A previous symbol or alias of several genes stands for none of them.
 
     Parameters
     ----------
     table
         One gene per row, columns as in the table of the HUGO Gene Nomenclature Committee:
-        ``symbol``, ``prev_symbol`` and ``alias_symbol`` (several separated by ``|``) and, if
-        there, ``ensembl_gene_id`` and ``hgnc_id``.
+        ``symbol``, ``prev_symbol`` and ``alias_symbol`` (several separated by ``|``) and,
+        optionally, ``ensembl_gene_id`` and ``hgnc_id``.
 
     Raises
     ------
@@ -63,7 +83,7 @@ class GeneTable:
                 self._add(table[name], rank)
 
     def _add(self, column: pd.Series, rank: int) -> None:
-        """Add a column of identifiers, which those of earlier columns take precedence over."""
+        """Add the identifiers of a column that no earlier column has."""
         claimed: dict[str, int | None] = {}
         texts = column.fillna("").astype(str).to_numpy()
         for gene, text in enumerate(texts):
@@ -81,8 +101,8 @@ class GeneTable:
         Parameters
         ----------
         path
-            The table, tab-separated, compressed or not. By default it is downloaded once and kept
-            in the user's cache directory.
+            The tab-separated table, compressed or not. By default it is downloaded once and
+            cached.
 
         Returns
         -------
@@ -93,7 +113,7 @@ class GeneTable:
         FileNotFoundError
             If there is no such file.
         OSError
-            If the table cannot be downloaded; the message says where to get it.
+            If the table cannot be downloaded.
         ValueError
             If the file is not such a table.
 
@@ -126,7 +146,7 @@ class GeneTable:
 
         Returns
         -------
-        From names, in upper case and without versions, to identifiers in the vocabulary.
+        Mapping from names, in upper case and without versions, to identifiers in the vocabulary.
         """
         return self.translate(self._gene_of, vocabulary)
 
@@ -142,7 +162,7 @@ class GeneTable:
 
         Returns
         -------
-        From identifiers in the data to those in the vocabulary, where both mean the same gene.
+        Mapping from identifiers in the data to those in the vocabulary that mean the same gene.
         """
         best: dict[int, tuple[int, str | None]] = {}
         for known in vocabulary:
@@ -152,7 +172,7 @@ class GeneTable:
             if gene not in best or rank < best[gene][0]:
                 best[gene] = (rank, known)
             elif rank == best[gene][0]:
-                best[gene] = (rank, None)  # two genes of the vocabulary that are one by now
+                best[gene] = (rank, None)  # two entries of the vocabulary are the same gene
         aliases = {}
         for identifier in ids:
             found = self._gene_of.get(fold(identifier))
@@ -166,7 +186,7 @@ GeneAliases: TypeAlias = Mapping[str, str] | GeneTable | str | os.PathLike | Non
 
 
 def read_aliases(aliases: GeneAliases) -> Mapping[str, str] | GeneTable:
-    """Turn ``"hgnc"``, the path of a table, a table or a mapping into one of the latter two."""
+    """Return a mapping or table, given one of these, ``"hgnc"`` or the path of a table."""
     if aliases is None:
         return {}
     if isinstance(aliases, Mapping | GeneTable):
@@ -180,7 +200,7 @@ def _fetch() -> str:
     try:
         return pooch.retrieve(
             HGNC_URL,
-            known_hash=None,  # HGNC changes it every week; a copy that is there is kept
+            known_hash=None,  # updated every week; a cached copy is kept
             fname="hgnc_complete_set.txt",
             path=pooch.os_cache("scxtrimo"),
             progressbar=True,
@@ -190,3 +210,89 @@ def _fetch() -> str:
             f"The gene table of HGNC could not be downloaded ({error}). Get it from {HGNC_URL} "
             'and pass its path: `gene_aliases="hgnc_complete_set.txt"`.'
         ) from error
+
+
+def hash_genes(genes: Iterable[str]) -> str:
+    """Return the SHA-256 of gene identifiers in their order."""
+    return hashlib.sha256("\n".join(genes).encode()).hexdigest()
+
+
+def read_gene_index(source: str | os.PathLike | Sequence[str], n_genes: int) -> tuple[str, ...]:
+    """Read and check a gene index.
+
+    Parameters
+    ----------
+    source
+        A table with the columns ``gene_name`` and ``index``, as published, a text file with one
+        gene per line, or the genes themselves.
+    n_genes
+        Number of genes of the checkpoint.
+
+    Returns
+    -------
+    Gene symbols by position.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the number of genes differs, a gene is repeated, positions are missing or, for a
+        checkpoint with the published number of genes, the genes or their order differ.
+
+    Examples
+    --------
+    >>> from scxtrimo.data import read_gene_index
+    >>> read_gene_index(["CD3D", "MS4A1"], 2)
+    ('CD3D', 'MS4A1')
+    """
+    name = "gene_index"
+    if isinstance(source, str | os.PathLike):
+        name = str(source)
+        genes = read_genes(source)
+    else:
+        genes = [str(gene) for gene in source]
+    if len(genes) != n_genes:
+        raise ValueError(
+            f"{name} has {len(genes):,} genes, the checkpoint {n_genes:,}. Use the gene index "
+            "that comes with the checkpoint."
+        )
+    unique, times = np.unique(genes, return_counts=True)
+    if len(unique) != n_genes:
+        raise ValueError(
+            f"{name} has genes twice: {preview(unique[times > 1])}. Use the gene index that comes "
+            "with the checkpoint."
+        )
+    if n_genes == PUBLISHED_N_GENES and hash_genes(genes) != PUBLISHED_ORDER:
+        if hash_genes(sorted(genes)) == PUBLISHED_GENES:
+            raise ValueError(
+                f"{name} has the genes of the published checkpoints in another order (it starts "
+                f"with {preview(genes, 3)}): genes would get the weights of other genes. Use the "
+                "file that comes with the checkpoint, unchanged."
+            )
+        raise ValueError(
+            f"{name} has {n_genes:,} genes, but not those of the published checkpoints (it starts "
+            f"with {preview(genes, 3)}). Use the file that comes with the checkpoint."
+        )
+    return tuple(genes)
+
+
+def read_genes(path: str | os.PathLike) -> list[str]:
+    """Read genes from a text file with one per line, or from a gene index."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file with genes.") from error
+    if not lines or lines[0].split("\t")[0] != "gene_name":
+        return [line.strip() for line in lines if line.strip()]
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    if "index" in table and table["index"].tolist() != [str(i) for i in range(len(table))]:
+        raise ValueError(
+            f"The column 'index' of {path} does not count from 0 to {len(table) - 1} in the order "
+            "of its lines: the table was sorted or truncated. Use the file that comes with the "
+            "checkpoint."
+        )
+    return table["gene_name"].tolist()

@@ -1,4 +1,4 @@
-"""Cells from a file or folder, whatever of the usual formats it has."""
+"""Cells from files and folders in the usual formats."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def read_cells(
     ----------
     path
         An ``.h5ad`` or ``.h5mu`` file, an ``.h5`` file of Cell Ranger, an AnnData or MuData as
-        ``.zarr`` (a path or URL), or a folder with ``matrix.mtx``, compressed or not. Symbols of
-        10x Genomics that stand for several genes get numbers.
+        ``.zarr`` (a path or URL), or a folder with ``matrix.mtx``, compressed or not. Repeated
+        symbols in files of 10x Genomics get numbers.
     modality
-        Which modality of a MuData; by default ``"rna"``, or the only one. Columns of the MuData's
+        Modality of a MuData; by default ``"rna"``, or the only one. Columns of the MuData's
         ``obs`` that it lacks are added.
     backed
-        Leave the counts of an ``.h5ad`` or ``.zarr`` in the file.
+        Do not load the counts of an ``.h5ad`` or ``.zarr`` into memory.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def read_cells(
     FileNotFoundError
         If there is nothing at ``path``.
     ValueError
-        If it is damaged, of another format, or has no such modality; the message names it.
+        If it is damaged, of another format, or has no such modality.
 
     Examples
     --------
@@ -74,15 +74,15 @@ def read_cells(
             raise FileNotFoundError(f"{name} does not exist.")
     try:
         with warnings.catch_warnings():
-            # Repeated symbols are dealt with below.
+            # Repeated symbols get numbers below.
             warnings.filterwarnings("ignore", message=".*names are not unique.*")
             data = _read(name, is_remote, backed)
     except (*NOT_DAMAGE, _NotReadableError, PermissionError):
         raise
-    except Exception as error:  # every reader has its own
+    except Exception as error:  # every reader raises its own types
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{name} cannot be read, it may be damaged or truncated: {reason}"
+            f"{name} cannot be read; it may be damaged or truncated: {reason}"
         ) from error
     if isinstance(data, MuData):
         return _modality(data, modality, name)
@@ -92,7 +92,7 @@ def read_cells(
 
 
 class _NotReadableError(ValueError):
-    """What is there is none of the formats."""
+    """The file has none of the supported formats."""
 
 
 def _read(name: str, is_remote: bool, backed: bool) -> AnnData | MuData:
@@ -111,7 +111,7 @@ def _read(name: str, is_remote: bool, backed: bool) -> AnnData | MuData:
         raise _NotReadableError(f"{name} is an empty file (0 bytes).")
     if not h5py.is_hdf5(path):
         raise _NotReadableError(
-            f"{name} is in none of the formats that can be read, or was damaged: {FORMATS}."
+            f"{name} is in none of the formats that can be read, or is damaged: {FORMATS}."
         )
     with h5py.File(path, "r") as file:
         kind, keys = str(file.attrs.get("encoding-type", "")), set(file)
@@ -125,7 +125,7 @@ def _read(name: str, is_remote: bool, backed: bool) -> AnnData | MuData:
         return _unique_symbols(sc.read_10x_h5(path), path)
     raise _NotReadableError(
         f"{name} is HDF5, but holds neither an AnnData nor a MuData; it has {sorted(keys)[:5]}. "
-        f"What can be read: {FORMATS}."
+        f"Formats that can be read: {FORMATS}."
     )
 
 
@@ -139,13 +139,13 @@ def _read_zarr(name: str, backed: bool) -> AnnData | MuData:
 
 
 def _read_folder(path: Path) -> AnnData:
-    """Read a folder as Cell Ranger and the Gene Expression Omnibus have them."""
+    """Read a folder in the layout of Cell Ranger or the Gene Expression Omnibus."""
     matrices = sorted({*path.glob("*matrix.mtx"), *path.glob("*matrix.mtx.gz")})
     if len(matrices) != 1:
         found = [file.name for file in matrices] or sorted(f.name for f in path.iterdir())[:5]
         raise _NotReadableError(
-            f"{path} must hold one matrix.mtx or matrix.mtx.gz to be read; it has {found}. What "
-            f"can be read: {FORMATS}."
+            f"{path} must hold one matrix.mtx or matrix.mtx.gz to be read; it has {found}. "
+            f"Formats that can be read: {FORMATS}."
         )
     prefix = matrices[0].name.split("matrix.mtx")[0]
     barcodes = _table(path, prefix, "barcodes")
@@ -165,7 +165,7 @@ def _read_folder(path: Path) -> AnnData:
 
 
 def _table(path: Path, prefix: str, *names: str) -> pd.DataFrame:
-    """Read one of the tables beside a matrix, all of it as text."""
+    """Read one of the tables beside a matrix as text."""
     for name in names:
         for end in (".tsv", ".tsv.gz"):
             if (file := path / f"{prefix}{name}{end}").exists():
@@ -176,8 +176,8 @@ def _table(path: Path, prefix: str, *names: str) -> pd.DataFrame:
 def _unique_symbols(adata: AnnData, path: Path) -> AnnData:
     if n_repeated := int(adata.var_names.duplicated().sum()):
         logger.info(
-            f"{path}: {n_repeated:,} genes have a symbol that another gene has, too. They get "
-            "numbers, such as 'TBCE-1'; the identifiers in var['gene_ids'] are as they were."
+            f"{path}: {n_repeated:,} genes share their symbol with another gene and get numbers, "
+            "such as 'TBCE-1'; the identifiers in var['gene_ids'] are unchanged."
         )
         adata.var_names_make_unique()
     return adata
@@ -189,8 +189,8 @@ def _modality(mdata: MuData, modality: str | None, name: str) -> AnnData:
         modality = "rna" if "rna" in known else known[0] if len(known) == 1 else None
     if modality not in known:
         raise ValueError(
-            f"{name} is a MuData with the modalities {known}. Name one of them, "
-            f"modality={modality!r} is none."
+            f"modality={modality!r} is not a modality of {name}, which has {known}. Choose one of "
+            "these."
         )
     adata = mdata.mod[modality]
     for key in mdata.obs:

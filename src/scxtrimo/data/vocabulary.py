@@ -1,4 +1,4 @@
-"""The genes a model knows, and how the columns of an AnnData map onto them."""
+"""The genes of a model, and how columns of an AnnData map to them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ import numpy as np
 import pandas as pd
 
 from .._logging import logger
-from .columns import MISSING, as_text, get_column
-from .gene_table import GeneTable
-from .identifiers import fold, strip_version
+from .columns import MISSING, as_text, get_column, preview
+from .gene_table import GeneTable, fold, strip_version
 
 COVERAGE_KEY = "scxtrimo_gene_coverage"
 DEFAULT_MIN_GENE_OVERLAP = 0.25
 VAR_NAMES = "var_names"
+ADVICE = (
+    'If they are other names of the same genes, pass `gene_aliases="hgnc"`; if the identifiers '
+    "are in a column of adata.var, `gene_id_key=...`; to accept fewer genes, lower "
+    "`min_gene_overlap`. These are arguments of `model.prepare_query_anndata`, `load` and "
+    "`from_scfoundation`."
+)
+"""What to do if too few genes are found."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +35,10 @@ class GeneVocabulary:
     Parameters
     ----------
     gene_ids
-        Unique identifiers, the ones the model was set up with.
+        Unique identifiers, those that the model was set up with.
     gene_names
-        A second identifier per gene (for instance symbols beside Ensembl ids). Equal to
-        ``gene_ids`` where there is none.
+        A second identifier per gene, such as symbols in addition to Ensembl ids; equal to
+        ``gene_ids`` if there is none.
 
     Examples
     --------
@@ -67,7 +73,7 @@ class GeneVocabulary:
         Raises
         ------
         ValueError
-            If a gene is not in the vocabulary; all such genes are counted and some are named.
+            If a gene is not in the vocabulary.
         """
         genes = [genes] if isinstance(genes, str) else list(genes)
         lookup = self.lookup()
@@ -75,14 +81,14 @@ class GeneVocabulary:
         if unknown:
             raise ValueError(
                 f"{len(unknown)} of {len(genes)} genes are not in the model's vocabulary of "
-                f"{len(self):,} genes: {preview(unknown)}.{self._suggestion(unknown)} See "
-                "`model.vocabulary.gene_ids`; genes without a single count in the data that a "
-                "model was made from are not part of it."
+                f"{len(self):,} genes: {preview(unknown)}.{self._suggestion(unknown)} Choose from "
+                "`model.vocabulary.gene_ids`; genes without counts in the data that the model was "
+                "set up with are not part of it."
             )
         return np.array([lookup[gene] for gene in genes], dtype=np.int64)
 
     def _suggestion(self, unknown: list[str]) -> str:
-        """Name genes that differ in case only."""
+        """Name genes that differ only in case."""
         folded = fold_lookup(self.lookup())
         texts = [gene for gene in unknown if isinstance(gene, str)]
         similar = {gene: folded[fold(gene)] for gene in texts if fold(gene) in folded}
@@ -91,11 +97,11 @@ class GeneVocabulary:
         return f" Did you mean {preview(self.gene_ids[i] for i in similar.values())}?"
 
     def lookup(self) -> Mapping[str, int]:
-        """Return the position of every id, and of every name that only one gene has.
+        """Return the position of every id, and of every name that belongs to one gene only.
 
         Returns
         -------
-        From ids and names to positions.
+        Mapping from ids and names to positions.
         """
         return self._places
 
@@ -106,7 +112,7 @@ class GeneVocabulary:
         return MappingProxyType(names | {gene: i for i, gene in enumerate(self.gene_ids)})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is derived; a mapping that cannot be changed cannot be pickled."""
+        """Leave out the cached mapping, which cannot be pickled."""
         return {"gene_ids": self.gene_ids, "gene_names": self.gene_names}
 
     def to_dict(self) -> dict[str, list[str]]:
@@ -114,14 +120,14 @@ class GeneVocabulary:
 
         Returns
         -------
-        ``gene_ids`` and ``gene_names``; the latter are empty where they are the same.
+        ``gene_ids`` and ``gene_names``; the latter are empty if they equal the ids.
         """
         names = [] if self.gene_names == self.gene_ids else list(self.gene_names)
         return {"gene_ids": list(self.gene_ids), "gene_names": names}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Iterable[str]]) -> GeneVocabulary:
-        """Make a vocabulary of plain lists.
+        """Make a vocabulary from plain lists.
 
         Parameters
         ----------
@@ -138,7 +144,7 @@ class GeneVocabulary:
 
 @dataclass(frozen=True)
 class GeneAlignment:
-    """Which column of an AnnData holds which gene of a vocabulary.
+    """The columns of an AnnData that hold the genes of a vocabulary.
 
     Parameters
     ----------
@@ -152,16 +158,16 @@ class GeneAlignment:
         ``(identifier in the data, identifier in the vocabulary)`` of genes found under another
         spelling or an alias.
     missing
-        Genes of the vocabulary that the data do not have.
+        Genes of the vocabulary that are not in the data.
     unused
-        Identifiers of the data that the vocabulary does not have.
+        Identifiers in the data that are not in the vocabulary.
     repeated
-        Genes of the vocabulary that several columns are named after.
+        Genes of the vocabulary that match several columns.
     n_case
-        How many genes were found only because upper and lower case were ignored.
+        Number of genes found only because upper and lower case were ignored.
     shadowed
-        Identifiers of columns that are not read, as another column is the same gene under another
-        alias.
+        Identifiers of columns that are not read because another column is the same gene under
+        another alias.
 
     Examples
     --------
@@ -187,7 +193,7 @@ class GeneAlignment:
 
     @property
     def overlap(self) -> float:
-        """Fraction of the vocabulary that the data have."""
+        """Fraction of the vocabulary that was found."""
         found = self.matched + len(self.renamed)
         return found / max(found + len(self.missing), 1)
 
@@ -203,7 +209,7 @@ class GeneAlignment:
 
         Returns
         -------
-        Its source, overlap and numbers of genes.
+        Source, overlap and numbers of genes.
         """
         return {
             "source": self.source,
@@ -215,18 +221,18 @@ class GeneAlignment:
         }
 
     def onto(self, new_place: np.ndarray, vocabulary: GeneVocabulary) -> GeneAlignment:
-        """Return the same alignment to a part of the vocabulary.
+        """Restrict the alignment to a part of the vocabulary.
 
         Parameters
         ----------
         new_place
-            New positions of the genes, -1 for those that go; its last entry is -1.
+            New positions of the genes, -1 for those that are removed; its last entry is -1.
         vocabulary
-            The vocabulary before.
+            The previous vocabulary.
 
         Returns
         -------
-        The alignment; genes that go are not counted as missing.
+        The alignment; removed genes are not counted as missing.
 
         Examples
         --------
@@ -273,12 +279,11 @@ def align_genes(
 ) -> GeneAlignment:
     """Find the genes of a vocabulary among the columns of an AnnData, by identifier.
 
-    Identifiers are those in ``var[gene_id_key]`` if given, else those in the index of ``var``.
-    Only if not a single gene is found there, the other text columns of ``var`` are tried, and the
-    one that finds most genes is used; the alignment says which. A gene is found
-    under its id or its name, after that under an alias, without Ensembl version suffix, or
-    regardless of upper and lower case where that is unambiguous. A missing identifier matches
-    nothing.
+    Identifiers are those in ``var[gene_id_key]`` if given, else those in the index of ``var``. If
+    no gene is found there, the other text columns of ``var`` are tried and the one with most genes
+    is used; the alignment says which. A gene is found under its id or name, else under an alias,
+    without Ensembl version suffix, or regardless of case where that is unambiguous. Missing
+    identifiers match nothing.
 
     Parameters
     ----------
@@ -289,12 +294,12 @@ def align_genes(
     gene_id_key
         Column of ``var`` with the identifiers, or ``"var_names"`` for its index.
     gene_aliases
-        From identifiers as in the data to identifiers as in the vocabulary, or a table of
+        Mapping from identifiers in the data to identifiers in the vocabulary, or a table of
         identifiers that mean the same gene.
 
     Returns
     -------
-    The alignment. No gene of the vocabulary is assigned to two columns.
+    The alignment. Every gene of the vocabulary is assigned to one column at most.
 
     Examples
     --------
@@ -315,12 +320,33 @@ def align_genes(
     return max([alignment, *_other_columns(vocabulary, var, aliases)], key=lambda a: a.overlap)
 
 
-def best_other_column(
-    vocabulary: GeneVocabulary, var: pd.DataFrame, gene_aliases: Mapping[str, str] | GeneTable
-) -> GeneAlignment | None:
-    """Return the alignment by the text column of ``var`` that finds most genes, if any does."""
-    found = [a for a in _other_columns(vocabulary, var, gene_aliases) if a.overlap > 0]
-    return max(found, key=lambda alignment: alignment.overlap, default=None)
+def find_genes(
+    vocabulary: GeneVocabulary,
+    var: pd.DataFrame,
+    gene_id_key: str | None = None,
+    gene_aliases: Mapping[str, str] | GeneTable | None = None,
+    min_overlap: float = 0.0,
+    what: str = "adata.var",
+    advice: str = ADVICE,
+) -> GeneAlignment:
+    """Align genes; refuse ambiguous columns or too few genes, and warn of a guessed column."""
+    alignment = align_genes(vocabulary, var, gene_id_key, gene_aliases)
+    if alignment.repeated:
+        raise ambiguous_error(alignment, what)
+    if alignment.overlap == 0 or alignment.overlap < min_overlap:
+        others = _other_columns(vocabulary, var, gene_aliases or {})
+        best = max(others, key=lambda other: other.overlap, default=alignment)
+        hint = ""
+        if best.overlap > alignment.overlap:
+            hint = f" {what}[{best.source!r}] has {best.overlap:.1%} of them."
+        raise ValueError(
+            f"Only {alignment.overlap:.1%} of the model's {len(vocabulary):,} genes are among the "
+            f"{len(var):,} genes of {what}, at least {min_overlap:.0%} are needed. The model has "
+            f"{preview(vocabulary.gene_ids, 3)}; the data have {preview(var.index, 3)}.{hint} "
+            f"{advice}"
+        )
+    warn_of_source(alignment, gene_id_key, what)
+    return alignment
 
 
 def _other_columns(
@@ -334,24 +360,13 @@ def _other_columns(
 def warn_of_source(
     alignment: GeneAlignment, gene_id_key: str | None, what: str = "adata.var"
 ) -> None:
-    """Say so if identifiers were taken from a column that nobody named.
-
-    Parameters
-    ----------
-    alignment
-        What :func:`align_genes` returned.
-    gene_id_key
-        The column that was asked for.
-    what
-        The table, for the message.
-    """
+    """Warn if identifiers were taken from a column that was not asked for."""
     if gene_id_key is None and alignment.source != VAR_NAMES:
         found = alignment.matched + len(alignment.renamed)
         logger.warning(
             f"No identifier in {what}_names matches a gene of the model. Identifiers are taken "
-            "from "
-            f"{what}[{alignment.source!r}], which has {found:,} of its "
-            f"{found + len(alignment.missing):,} genes. Name the column to be sure: "
+            f"from {what}[{alignment.source!r}], which has {found:,} of its "
+            f"{found + len(alignment.missing):,} genes. To be sure, pass "
             f"`gene_id_key={alignment.source!r}`."
         )
 
@@ -374,7 +389,7 @@ def _align(
         gene = exact.get(identifier) if identifier else None
         if gene is None:
             continue
-        if gene in taken:  # under the same identifier, or under its id and its name
+        if gene in taken:  # same identifier twice, or id and name of one gene
             repeated.append(gene)
         else:
             taken[gene], columns[place] = place, gene
@@ -382,7 +397,7 @@ def _align(
     exactly = set(taken)
     renamed, shadowed = [], []
     n_case = 0
-    # After all exact matches, so that a column with the gene's own identifier always wins.
+    # After all exact matches, so that a column with the gene's own identifier wins.
     for place in np.flatnonzero((columns < 0) & (ids != "")).tolist():
         identifier = ids[place]
         spellings = (identifier, strip_version(identifier), fold(identifier))
@@ -395,7 +410,7 @@ def _align(
             n_case += same_letters and strip_version(identifier) not in exact
         elif gene is not None and alias is None:
             is_version = strip_version(identifier) != identifier
-            if gene not in exactly or is_version:  # such as two versions of one Ensembl id
+            if gene not in exactly or is_version:  # e.g. two versions of one Ensembl id
                 repeated.append(gene)
         elif gene is not None and gene not in exactly:
             shadowed.append(str(identifier))
@@ -413,10 +428,10 @@ def _align(
 
 
 def identifiers(column: pd.Series | pd.Index) -> np.ndarray:
-    """Return identifiers as text; a missing one is empty and matches nothing."""
+    """Return identifiers as text, empty where one is missing."""
     if isinstance(column, pd.MultiIndex):
         raise ValueError(
-            f"adata.var_names has several levels, {list(column.names)}. Make one name of them: "
+            f"adata.var_names has several levels, {list(column.names)}. Join them: "
             '`adata.var_names = adata.var_names.map("_".join)`.'
         )
     texts = as_text(column)
@@ -424,24 +439,7 @@ def identifiers(column: pd.Series | pd.Index) -> np.ndarray:
 
 
 def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var") -> np.ndarray:
-    """Return the identifiers that genes are known by from now on.
-
-    A missing one is empty, which is warned of: the gene is left out.
-
-    Parameters
-    ----------
-    var
-        Table of the genes.
-    key
-        Its column with the identifiers; ``None`` or ``"var_names"`` for the index.
-    what
-        The table, for messages.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column, an identifier occurs twice, or all are missing.
-    """
+    """Return unique identifiers of genes; missing ones are empty, with a warning."""
     is_index = key is None or (key == VAR_NAMES and VAR_NAMES not in var)
     field = f"{what}_names" if is_index else f"{what}[{key!r}]"
     ids = identifiers(var.index if is_index else get_column(var, what, str(key)))
@@ -461,16 +459,16 @@ def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var")
 
 
 def warn_of_numbers(ids: np.ndarray, field: str) -> None:
-    """Say so if genes are called by their places, as those of a table without names are."""
+    """Warn if identifiers are row numbers, as in a table without names."""
     if ids.tolist() == [str(i) for i in range(len(ids))]:
         logger.warning(
-            f"{field} look like default row numbers, from 0 to {len(ids) - 1}, so that genes "
-            "would be matched by position. Set the names of the genes."
+            f"{field} look like default row numbers, from 0 to {len(ids) - 1}: genes would be "
+            "matched by position. Set the names of the genes."
         )
 
 
 def ambiguous_error(alignment: GeneAlignment, what: str = "adata.var") -> ValueError:
-    """Return the error of an alignment with genes that several columns are named after."""
+    """Return the error of an alignment with genes that match several columns."""
     source = None if alignment.source == VAR_NAMES else alignment.source
     return repeated_error(alignment.repeated, source, what)
 
@@ -478,7 +476,7 @@ def ambiguous_error(alignment: GeneAlignment, what: str = "adata.var") -> ValueE
 def repeated_error(
     repeated: Sequence[str] | pd.Index, key: str | None, what: str = "adata.var"
 ) -> ValueError:
-    """Return the error of genes that several columns are named after."""
+    """Return the error of genes that match several columns."""
     field = f"{what}_names" if key is None else f"{what}[{key!r}]"
     way_out = "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
     return ValueError(
@@ -488,17 +486,10 @@ def repeated_error(
 
 
 def fold_lookup(exact: Mapping[str, int]) -> dict[str, int]:
-    """Look up genes regardless of case and version; spellings of two genes are left out."""
+    """Look up genes regardless of case and version, without spellings shared by two genes."""
     lookup: dict[str, int] = {}
     ambiguous = set()
     for identifier, gene in exact.items():
         if lookup.setdefault(fold(identifier), gene) != gene:
             ambiguous.add(fold(identifier))
     return {folded: gene for folded, gene in lookup.items() if folded not in ambiguous}
-
-
-def preview(items: Iterable[object], n: int = 5) -> str:
-    """Name the first few of many items, for an error message."""
-    items = list(items)
-    shown = ", ".join(map(repr, map(str, items[:n])))
-    return shown if len(items) <= n else f"{shown}, ..."

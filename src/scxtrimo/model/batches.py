@@ -21,10 +21,9 @@ from tqdm.auto import tqdm
 
 from .._validation import check
 from ..data.columns import codes_of
-from ..data.dataset import RaggedDataset, covariate_keys
+from ..data.counts import as_rows
+from ..data.dataset import RaggedDataset, covariate_keys, prefetch
 from ..data.fields import CategoryField
-from ..data.prefetching import prefetch
-from ..data.rows import as_rows
 from ..nn.embedding import normalize_counts
 from ..nn.encoded import EncodedCells
 from ..nn.ragged import sum_per_cell, to_tokens

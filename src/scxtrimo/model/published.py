@@ -15,8 +15,7 @@ from scvi.model.base import BaseModelClass
 
 from .._logging import logger
 from ..checkpoint.scfoundation import LICENCE, read_scfoundation, write_scfoundation
-from ..data.gene_index import hash_genes, read_gene_index
-from ..data.gene_table import GeneAliases
+from ..data.gene_table import GeneAliases, hash_genes, read_gene_index
 from .registration import registry_of_genes
 
 

@@ -21,7 +21,7 @@ from .._logging import logger
 from .._validation import Probability, check
 from ..data.columns import as_text, get_column
 from ..data.dataset import CATEGORICAL_PREFIX, RaggedDataManager
-from ..data.fields import CategoryField, CountsField, LabelsField
+from ..data.fields import CategoryField, CompleteLabelsField, CountsField, LabelsField
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES
 from ..perturbation.groups import (
@@ -529,7 +529,7 @@ def make_manager(
     if UNLABELED in roles:
         fields.append(LabelsField(args["labels_key"], args[UNLABELED]))
     elif roles["labels_key"] is not None:
-        fields.append(CategoryField(REGISTRY_KEYS.LABELS_KEY, args["labels_key"]))
+        fields.append(CompleteLabelsField(args["labels_key"]))
     return RaggedDataManager(
         fields=fields + perturbation_fields(args), setup_method_args=setup_method_args
     )

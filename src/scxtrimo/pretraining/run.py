@@ -26,7 +26,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 
 from .._logging import logger
 from ..config import choose_size
-from ..data.gene_index import hash_genes
+from ..data.gene_table import hash_genes
 from ..model.registration import registry_of_genes
 from ..model.training import default_lr
 from ..model.xtrimogene import XTrimoGene

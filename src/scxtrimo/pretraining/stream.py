@@ -15,8 +15,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from ..data.dataset import gather_rows
-from ..data.prefetching import prefetch
+from ..data.dataset import gather_rows, prefetch
 from ..train.sampler import divide_evenly
 from .store import CellStore, DamagedStoreError, count_cells
 

@@ -11,9 +11,8 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import DataSplitter
 from torch.utils.data import DataLoader
 
-from ..data.dataset import RaggedDataset
-from ..data.prefetching import PrefetchLoader
-from ..data.rows import as_rows
+from ..data.counts import as_rows
+from ..data.dataset import PrefetchLoader, RaggedDataset
 from .sampler import EpochShuffler, TokenBudgetShuffler
 
 
