@@ -1,6 +1,8 @@
 """The command line does what the Python interface does."""
 
 import gzip
+import subprocess
+import sys
 
 import anndata
 import h5py
@@ -32,6 +34,17 @@ def files(tmp_path, monkeypatch):
 
 def run(*arguments: str) -> int:
     return main(list(arguments))
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_is_shown_without_importing_large_packages(option):
+    """Importing torch, scvi-tools or pandas takes seconds."""
+    command = [sys.executable, "-X", "importtime", "-m", "scxtrimo.cli", option]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
+    assert "scxtrimo.cli" in imported
+    assert not imported & {"torch", "scvi", "pandas", "anndata", "scanpy"}
 
 
 def test_a_checkpoint_is_converted_and_embeds_like_itself(files, capsys):

@@ -13,8 +13,8 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
+from ._files import replacing
 from ._logging import logger
-from .checkpoint.native import replacing
 from .data.columns import get_column
 from .data.reading import read_cells
 from .datasets import pbmc68k

@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 
-from scxtrimo.checkpoint import native
 from scxtrimo.checkpoint.native import read_model, write_model
 
 OLD, NEW = {"w": torch.arange(6.0)}, {"w": torch.ones(3)}
@@ -46,7 +45,7 @@ def test_the_old_model_survives_a_full_disk(saved, monkeypatch, failing):
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
-    monkeypatch.setattr(native.os, "fsync", fsync)
+    monkeypatch.setattr("os.fsync", fsync)
     with pytest.raises(OSError, match="could not be saved.*No space left.*unchanged"):
         write_model(saved, NEW, {"note": "new"}, overwrite=True)
     assert is_old(saved)

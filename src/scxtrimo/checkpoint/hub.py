@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: files, card, and getting them there and back."""
+"""Models on the Hugging Face hub: model card, upload and download."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ how many were found.
 
 ## Limits
 
-Made of the cells named above: cells of other tissues, species or protocols may be represented
-poorly. Check against PCA on your own data. Not for clinical use.
+Trained on the cells named above: cells of other tissues, species or protocols may be represented
+poorly. Compare with PCA on your own data. Not for clinical use.
 """
 
 
 def require_hub() -> Any:
-    """Import and return :mod:`huggingface_hub`, or say how to get it."""
+    """Import and return :mod:`huggingface_hub`, or say how to install it."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -67,22 +67,9 @@ def write_card(
     license: str,
     description: str,
 ) -> None:
-    """Write the model card, and the metadata that scvi-hub knows.
+    """Write the model card and the metadata of scvi-hub into a directory with a saved model.
 
-    Parameters
-    ----------
-    directory
-        Directory with a saved model.
-    repo_id
-        Where it goes, ``"organisation/name"``.
-    metadata
-        What ``model.json`` says.
-    facts
-        Rows of the table of the card.
-    license
-        Identifier of the licence of the weights, as the hub has them.
-    description
-        What the model is for, in Markdown.
+    ``metadata`` is the content of ``model.json``, ``facts`` are the rows of the card's table.
     """
     directory = Path(directory)
     model_class = metadata["model_class"]
@@ -104,7 +91,7 @@ def write_card(
         facts=rows,
         model_class=model_class,
         repo_id=repo_id,
-        training=training or "Nothing is recorded of the data it was trained on.",
+        training=training or "No record of the training data.",
     )
     (directory / "README.md").write_text(text, encoding="utf-8")
     scvi_hub = versions | {
@@ -118,34 +105,20 @@ def write_card(
 def upload(
     directory: str | os.PathLike, repo_id: str, private: bool, message: str, token: str | None
 ) -> str:
-    """Upload a directory and return the address of the commit.
-
-    Parameters
-    ----------
-    directory
-        What to upload.
-    repo_id, private, message, token
-        See :meth:`huggingface_hub.HfApi.upload_folder`.
-    """
+    """Upload a directory and return the address of the commit."""
     api = require_hub().HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     commit = api.upload_folder(
         repo_id=repo_id,
         folder_path=str(directory),
         commit_message=message,
-        delete_patterns=["model-*.safetensors"],  # of a model that was there before
+        delete_patterns=["model-*.safetensors"],  # of the previous model
     )
     return str(commit)
 
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
-    """Download a model, once, and return its directory.
-
-    Parameters
-    ----------
-    repo_id, revision, token
-        See :func:`huggingface_hub.snapshot_download`.
-    """
+    """Download a model, unless it is cached, and return its directory."""
     found = require_hub().snapshot_download(
         repo_id, revision=revision, allow_patterns=WANTED, token=token
     )
@@ -153,5 +126,5 @@ def download(repo_id: str, revision: str | None = None, token: str | None = None
 
 
 def _cell(value: object) -> str:
-    """Return a value as it fits into a table."""
+    """Return a value as text for a table in Markdown."""
     return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,10 +1,10 @@
-"""scxtrimo's own format: one JSON file that names one safetensors file.
+"""The file format of models: one JSON file that names one safetensors file.
 
 ``model.json`` holds configuration, vocabulary, registry and history, and the name and SHA-256 of
-the weights, which are in ``model-<twelve digits>.safetensors``. Every save gives its weights a
-name of their own, and ``model.json`` is replaced atomically, so that a save that fails at any
-moment leaves the previous model complete, and of several saves at a time the last one wins. A save
-removes the weights that the ``model.json`` it replaced had named, and nothing else.
+the weights in ``model-<twelve digits>.safetensors``. Every save writes weights under a new name,
+replaces ``model.json`` atomically, then removes the weights that the previous ``model.json``
+named. A save that fails at any point leaves the previous model complete; of several simultaneous
+saves the last one wins.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+
+from .._files import replacing
 
 FORMAT, FORMAT_VERSION = "scxtrimo", 3
 _PREFIX = re.compile(r"^[\w.-]*$")
@@ -40,11 +40,11 @@ def write_model(
     Parameters
     ----------
     directory
-        Where to write; created if needed.
+        Directory to write to; created if needed.
     tensors
         State dict.
     metadata
-        Anything JSON can hold.
+        Anything that JSON can hold.
     prefix
         Prefix of the file names.
     overwrite
@@ -53,9 +53,9 @@ def write_model(
     Raises
     ------
     ValueError
-        If the prefix holds characters that a file name should not.
+        If the prefix has characters that are not allowed in file names.
     FileExistsError
-        If there is a model already and ``overwrite`` is false.
+        If a model exists and ``overwrite`` is false.
     OSError
         If the directory cannot be written or the disk is full. A previous model survives.
 
@@ -102,27 +102,14 @@ def write_model(
 def check_destination(
     directory: str | os.PathLike, prefix: str = "", overwrite: bool = False
 ) -> Path:
-    """Return the directory to save a model to, if it can be saved there.
-
-    Parameters
-    ----------
-    directory, prefix, overwrite
-        See :func:`write_model`.
-
-    Raises
-    ------
-    ValueError
-        If the prefix holds characters that a file name should not.
-    FileExistsError
-        If a file has the place of the directory, or there is a model already.
-    """
+    """Return the directory to save a model to; see :func:`write_model` for errors."""
     if not _PREFIX.match(prefix):
-        raise ValueError(f"prefix={prefix!r} may hold letters, digits, '.', '_' and '-' only.")
+        raise ValueError(f"prefix={prefix!r} may have letters, digits, '.', '_' and '-' only.")
     directory = Path(directory).expanduser()
     for place in (directory, *directory.parents):
         if place.exists() and not place.is_dir():
             raise FileExistsError(
-                f"{place} is a file, not a directory. Choose another place for the model."
+                f"{place} is a file, not a directory. Choose another directory for the model."
             )
     header = directory / f"{prefix}model.json"
     if header.exists() and not overwrite:
@@ -133,7 +120,7 @@ def check_destination(
 
 
 def _weights_named_in(header: Path) -> str | None:
-    """Return the name of the weights that belong to a header; ``None`` if it is none of ours."""
+    """Return the name of the weights of a header; ``None`` if scxtrimo did not write it."""
     try:
         metadata = json.loads(header.read_text(encoding="utf-8"))
         name = str(metadata["weights"])
@@ -144,19 +131,6 @@ def _weights_named_in(header: Path) -> str | None:
     return name if is_own and _WEIGHTS_NAME.match(name) else None
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write to, which takes the place of ``path`` once all is written."""
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        yield partial
-        with open(partial, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_model(
     directory: str | os.PathLike, prefix: str = ""
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -165,7 +139,7 @@ def read_model(
     Parameters
     ----------
     directory
-        Where :func:`write_model` wrote.
+        Directory that :func:`write_model` wrote to.
     prefix
         Prefix of the file names.
 
@@ -178,7 +152,7 @@ def read_model(
     FileNotFoundError
         If there is no model.
     ValueError
-        If the files are truncated, damaged, foreign or written by a newer version.
+        If the files are damaged, not written by scxtrimo, or written by a newer version.
 
     Examples
     --------
@@ -194,12 +168,9 @@ def read_model(
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; a model is a directory.")
     if not header.is_file():
-        foreign = directory / f"{prefix}model.pt"
-        hint = (
-            f" {foreign.name} is a model of scvi-tools; load it with its own class."
-            if foreign.exists()
-            else ""
-        )
+        hint = ""
+        if (directory / f"{prefix}model.pt").exists():
+            hint = f" {prefix}model.pt is a model of scvi-tools; load it with its own class."
         raise FileNotFoundError(
             f"No scxtrimo model in {directory} ({header.name} is missing).{hint}"
         )
@@ -213,7 +184,7 @@ def read_model(
     if isinstance(version, int) and version < FORMAT_VERSION:
         raise ValueError(
             f"{header} was saved by an earlier version of scxtrimo (format {version}, this one "
-            f"reads {FORMAT_VERSION}). Load it with that version, or train again."
+            f"reads {FORMAT_VERSION}). Load it with that version, or train the model again."
         )
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ValueError(
@@ -226,7 +197,7 @@ def read_model(
     try:
         data = (directory / name).read_bytes()
     except FileNotFoundError as error:
-        if _weights_named_in(header) not in (None, name):  # it was saved again this moment
+        if _weights_named_in(header) not in (None, name):  # saved again in the meantime
             return read_model(directory, prefix)
         raise ValueError(
             f"{directory / name}, the weights of {header.name}, is missing. Copy it again."

@@ -1,7 +1,6 @@
 """Reading the published checkpoints of xTrimoGene (scFoundation), and writing their format.
 
-The weights are not part of this package and may not be redistributed with it: users bring the
-file. It is read without executing anything in it.
+The weights may not be redistributed, so users provide the file. Reading executes none of it.
 """
 
 from __future__ import annotations
@@ -17,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._files import replacing
 from ..config import XTrimoGeneConfig
 from ..nn.decoders import PerformerDecoder
 from ..nn.xtrimogene import XTrimoGeneNet
-
-VERSIONS = ("cell", "gene", "rde")
-"""``cell`` and ``gene`` were fine-tuned for cell and gene embeddings, ``rde`` enhances depth."""
 
 LICENCE = (
     "The weights of the published checkpoints are licensed by their authors for non-commercial "
@@ -37,13 +34,36 @@ PUBLISHED_FIELDS: dict[str, Any] = {
     "activation": "relu",
 }
 
-# In the file and not needed: the embedding of padding, a counter of the feature redraws.
+# Published names of sizes, and ours.
+SIZES = {"bin_num": "n_bins", "bin_alpha": "bin_alpha"}
+PARTS = {
+    "encoder": (
+        "transformer",
+        {
+            "hidden_dim": "n_hidden",
+            "depth": "n_layers",
+            "heads": "n_heads",
+            "norm_first": "norm_first",
+        },
+    ),
+    "decoder": (
+        "performer",
+        {
+            "hidden_dim": "n_decoder_hidden",
+            "depth": "n_decoder_layers",
+            "heads": "n_decoder_heads",
+            "dim_head": "decoder_head_width",
+        },
+    ),
+}
+
 NOT_NEEDED = {"token_emb.emb_pad.weight", "decoder.performer.calls_since_last_redraw"}
+"""Tensors that are not used: the embedding of padding and a counter of feature redraws."""
 
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """What is in a published checkpoint.
+    """Content of a published checkpoint.
 
     Parameters
     ----------
@@ -52,12 +72,11 @@ class PublishedCheckpoint:
     n_genes
         Size of the vocabulary.
     config
-        The published configuration in our terms.
+        Configuration as in scxtrimo.
     tensors
         Weights under their published names.
     provenance
-        Where weights come from that are not the published ones, as :func:`write_scfoundation`
-        notes it.
+        Source of weights that are not the published ones, see :func:`write_scfoundation`.
 
     Examples
     --------
@@ -88,7 +107,7 @@ class PublishedCheckpoint:
         Raises
         ------
         ValueError
-            If a tensor is missing, unexpected or of another shape; all of these are named.
+            If a tensor is missing, unexpected or of another shape.
         """
         net.load_state_dict(_translate(self.tensors, net, self.path))
 
@@ -101,11 +120,12 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     path
         The file, ``models.ckpt``.
     version
-        ``"cell"``, ``"gene"`` or ``"rde"``.
+        ``"cell"`` or ``"gene"``, fine-tuned for cell and gene embeddings, or ``"rde"``, which
+        enhances the read depth.
 
     Returns
     -------
-    Configuration and weights. Sizes are those of the file.
+    Configuration and weights.
 
     Raises
     ------
@@ -129,7 +149,7 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ValueError(
             f"{path} is truncated, or holds something else than tensors and plain values, which "
-            f"is not loaded as it could run code ({type(error).__name__})."
+            f"could run code and is not loaded ({type(error).__name__}). Download it again."
         ) from error
     if not isinstance(content, dict) or version not in content:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
@@ -160,16 +180,16 @@ def write_scfoundation(
     Parameters
     ----------
     path
-        The file to write. It has one version, ``cell``.
+        The file to write, with the single version ``cell``.
     net, config
         Network and its configuration.
     provenance
-        Where the weights come from, to be read again with them.
+        Source of the weights, stored with them.
 
     Raises
     ------
     ValueError
-        If the architecture is another one.
+        If the architecture differs from the published one.
 
     Examples
     --------
@@ -206,60 +226,34 @@ def write_scfoundation(
         "config": {"model_config": {"mae_autobin": _sizes(config, n_genes)}}
     }
     content |= {"state_dict": stored, "provenance": {"source": "scxtrimo"} | (provenance or {})}
-    unfinished = Path(f"{path}.part")  # an interruption leaves what was there
-    torch.save({"cell": content}, unfinished)
-    unfinished.replace(path)
+    with replacing(Path(path)) as partial:
+        torch.save({"cell": content}, partial)
 
 
 def _sizes(config: XTrimoGeneConfig, n_genes: int) -> dict[str, Any]:
     """Return the configuration in the published terms, see :func:`_config`."""
-    return {
-        "seq_len": n_genes + 2,
-        "bin_num": config.n_bins,
-        "bin_alpha": config.bin_alpha,
-        "encoder": {
-            "module_type": "transformer",
-            "hidden_dim": config.n_hidden,
-            "depth": config.n_layers,
-            "heads": config.n_heads,
-            "norm_first": config.norm_first,
-        },
-        "decoder": {
-            "module_type": "performer",
-            "hidden_dim": config.n_decoder_hidden,
-            "depth": config.n_decoder_layers,
-            "heads": config.n_decoder_heads,
-            "dim_head": config.decoder_head_width,
-        },
-    }
+    sizes: dict[str, Any] = {"seq_len": n_genes + 2}
+    sizes |= {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
+    for part, (kind, names) in PARTS.items():
+        own = {theirs: getattr(config, ours) for theirs, ours in names.items()}
+        sizes[part] = {"module_type": kind} | own
+    return sizes
 
 
 def _config(sizes: dict[str, Any]) -> XTrimoGeneConfig:
-    encoder, decoder = sizes["encoder"], sizes["decoder"]
-    for part, kind in ((encoder, "transformer"), (decoder, "performer")):
-        if part.get("module_type", kind) != kind:
+    ours = {ours: sizes[theirs] for theirs, ours in SIZES.items()}
+    for part, (kind, names) in PARTS.items():
+        found = sizes[part].get("module_type", kind)
+        if found != kind:
             raise ValueError(
-                f"The checkpoint has a part of type {part['module_type']!r} where {kind!r} is the "
-                "only one supported."
+                f"The checkpoint has a part of type {found!r}; only {kind!r} is supported there."
             )
-    return XTrimoGeneConfig(
-        n_hidden=encoder["hidden_dim"],
-        n_layers=encoder["depth"],
-        n_heads=encoder["heads"],
-        n_bins=sizes["bin_num"],
-        bin_alpha=sizes["bin_alpha"],
-        n_decoder_hidden=decoder["hidden_dim"],
-        n_decoder_layers=decoder["depth"],
-        n_decoder_heads=decoder["heads"],
-        decoder_head_width=decoder["dim_head"],
-        norm_first=encoder["norm_first"],
-        pca_initialization=False,
-        **PUBLISHED_FIELDS,
-    )
+        ours |= {our: sizes[part][theirs] for theirs, our in names.items()}
+    return XTrimoGeneConfig(**ours, pca_initialization=False, **PUBLISHED_FIELDS)
 
 
 def _names(net: XTrimoGeneNet) -> Iterator[tuple[str, list[str]]]:
-    """Yield our name of every tensor, and the published ones it is put together from."""
+    """Yield our name of every tensor and the published names of its parts."""
     modules = {
         "embedding.value.to_bins": "token_emb.mlp",
         "embedding.value.mix_bins": "token_emb.mlp2",
@@ -310,14 +304,14 @@ def _names(net: XTrimoGeneNet) -> Iterator[tuple[str, list[str]]]:
 def _translate(
     stored: dict[str, Tensor], net: XTrimoGeneNet, path: str | os.PathLike
 ) -> dict[str, Tensor]:
-    """Rename and join tensors, naming all that do not fit."""
+    """Rename and join published tensors, or raise an error that names all that do not fit."""
     names = dict(_names(net))
     wanted = {name for parts in names.values() for name in parts}
     missing = sorted(wanted - stored.keys())
     unexpected = sorted(stored.keys() - wanted - NOT_NEEDED)
     shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
     n_positions, n_hidden = shapes["embedding.gene.weight"]
-    # As published: one row for the mask, and one more position, for padding.
+    # Published shapes: the mask is a matrix of one row, and padding has a position of its own.
     shapes["imputation.mask"] = torch.Size([1, n_hidden])
     shapes["embedding.gene.weight"] = torch.Size([n_positions + 1, n_hidden])
     translated, wrong = {}, []

@@ -1,4 +1,4 @@
-"""The command line. It parses and calls the public API."""
+"""The command line: it parses arguments and calls Python functions."""
 
 from __future__ import annotations
 
@@ -8,29 +8,28 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from . import _annotate, _convert, _demo, _embed, _pretrain, _store
+from . import _annotate, _demo, _embed, _pretrain
 
 __all__ = ["main"]
 
-COMMANDS = (_demo, _embed, _annotate, _store, _pretrain, _convert)
+COMMANDS = (_demo, _embed, _annotate, _pretrain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, as the command ``scxtrimo`` does.
+    """Run the command line, like the command ``scxtrimo``.
 
     Parameters
     ----------
     argv
-        The words after ``scxtrimo``; by default those of this process.
+        The arguments after ``scxtrimo``; by default those of this process.
 
     Returns
     -------
-    Exit status: 0; or 2 after a mistake in what was asked for, which is named in one line.
+    Exit status: 0, or 2 after an error in the arguments or files, which is printed in one line.
 
     Notes
     -----
-    Errors of the program itself are not caught, and show where they happened; so do all errors
-    with ``--debug``.
+    Errors of the program itself, and all errors with ``--debug``, are raised with a traceback.
 
     Examples
     --------
@@ -58,10 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_the_users(error: Exception) -> bool:
-    """Return whether an error names a mistake of the user, rather than being one of ours.
-
-    What we check, we raise ourselves; a file or a package that is missing, the system says.
-    """
+    """Return whether an error is due to arguments or files: raised by our checks or the system."""
     if isinstance(error, OSError | ImportError):
         return True
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""``python -m scxtrimo.cli``, for launchers that want a module."""
+"""``python -m scxtrimo.cli``, for launchers that need a module."""
 
 import sys
 

@@ -9,24 +9,23 @@ from typing import Any
 def add(commands: Any) -> None:
     """Add the command to a parser."""
     demo = commands.add_parser("demo", help="train on real cells, embed, cluster and draw them")
-    demo.add_argument("--data", metavar="FILE", help="your own cells with raw counts")
+    demo.add_argument("--data", metavar="FILE", help="cells with raw counts; by default PBMCs")
     demo.add_argument(
         "--out",
         metavar="DIR",
-        help="where to write; by default scxtrimo-demo or, of cells.h5ad, cells-scxtrimo",
+        help="directory to write to; by default scxtrimo-demo or, for cells.h5ad, cells-scxtrimo",
     )
     demo.add_argument("--layer", help="layer with the raw counts")
     demo.add_argument("--labels-key", help="column of obs with labels to compare with")
     demo.add_argument("--batch-key", help="column of obs with the batch")
     demo.add_argument("--max-epochs", type=int, help="passes over the cells")
-    demo.add_argument("--seed", type=int, default=0, help="seed of everything")
+    demo.add_argument("--seed", type=int, default=0, help="random seed")
     demo.add_argument("--modality", help="modality of a MuData; by default rna, or the only one")
-    demo.add_argument("--overwrite", action="store_true", help="replace results that are there")
+    demo.add_argument("--overwrite", action="store_true", help="replace existing results")
     demo.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command."""
     from ..demo import default_out, run_demo
 
     out = default_out(args.data) if args.out is None else args.out

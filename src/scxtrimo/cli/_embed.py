@@ -1,8 +1,9 @@
-"""``scxtrimo embed``."""
+"""``scxtrimo embed`` and ``scxtrimo convert``."""
 
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ._shared import (
 
 
 def add(commands: Any) -> None:
-    """Add the command to a parser."""
+    """Add the commands to a parser."""
     embed = commands.add_parser("embed", help="embed cells with a saved or a published model")
     embed.add_argument(
         "data",
@@ -31,12 +32,12 @@ def add(commands: Any) -> None:
         "--out",
         required=True,
         metavar="FILE",
-        help=".h5ad: the cells with obsm['X_xtrimo']; .zarr: names and embedding alone, streamed",
+        help=".h5ad: the cells with obsm['X_xtrimo']; .zarr: only names and embedding, streamed",
     )
-    embed.add_argument("--model", metavar="DIR", help="a model that was saved or converted")
+    embed.add_argument("--model", metavar="DIR", help="a saved or converted model")
     add_checkpoint(embed, required=False)
     add_query(embed)
-    add_overwrite(embed, "an --out that exists, and an embedding that the cells have")
+    add_overwrite(embed, "an existing --out, and an embedding that the cells already have")
     embed.add_argument("--pool", help="all, max, mean, s or t; by default the model's own")
     embed.add_argument("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
     embed.add_argument("--bulk", action="store_true", help="profiles are bulk, not single cells")
@@ -46,14 +47,19 @@ def add(commands: Any) -> None:
         nargs="?",
         const="",
         metavar="KEY",
-        help="cells are of unseen batches (all of one, or those of this column of obs): put them "
-        "on top of the training cells",
+        help="the cells are from new batches (a single one, or those in this column of obs): map "
+        "them onto the training cells",
     )
-    embed.set_defaults(run=run)
+    embed.set_defaults(run=embed_cells)
+
+    convert = commands.add_parser("convert", help="convert a published checkpoint into our format")
+    add_checkpoint(convert, required=True)
+    convert.add_argument("--out", required=True, metavar="DIR", help="directory to write to")
+    convert.add_argument("--overwrite", action="store_true", help="replace an existing model")
+    convert.set_defaults(run=convert_checkpoint)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the command."""
+def embed_cells(args: argparse.Namespace) -> int:
     from ..data.reading import read_cells
     from ..pretraining.store import is_store
 
@@ -75,12 +81,7 @@ def run(args: argparse.Namespace) -> int:
         embedding = model.map_query(adata, args.map_query or None, args.batch_size)
     else:
         embedding = model.get_latent_representation(
-            adata,
-            batch_size=args.batch_size,
-            pool=args.pool,
-            target_depth=_depth(args.target_depth),
-            depth="bulk" if args.bulk else "cell",
-            out=out if streamed else None,
+            adata, out=out if streamed else None, **_options(args)
         )
     if not streamed:
         adata.obsm["X_xtrimo"] = embedding
@@ -101,10 +102,7 @@ def _embed_store(args: argparse.Namespace, out: Path, streamed: bool) -> int:
         args.data,
         out,
         prepare=lambda cells: prepare_query(model, cells, args),
-        batch_size=args.batch_size,
-        pool=args.pool,
-        target_depth=_depth(args.target_depth),
-        depth="bulk" if args.bulk else "cell",
+        **_options(args),
     )
     print(f"{n_cells:,} cells in obsm['X_xtrimo'] of the data sets in {out}")
     return 0
@@ -115,13 +113,25 @@ def _check_map_query(args: argparse.Namespace, streamed: bool) -> None:
         return
     if streamed or args.pool or args.target_depth or args.bulk:
         raise ValueError(
-            "--map-query needs an --out of .h5ad, and does not go with --pool, --target-depth or "
-            "--bulk."
+            "--map-query needs an --out of .h5ad, and cannot be combined with --pool, "
+            "--target-depth or --bulk."
         )
 
 
-def _depth(text: str | None) -> str | float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of the embedding; a target depth is a number or text such as ``t4``."""
+    target: str | float | None = args.target_depth
+    with suppress(TypeError, ValueError):
+        target = float(args.target_depth)
+    return {
+        "batch_size": args.batch_size,
+        "pool": args.pool,
+        "target_depth": target,
+        "depth": "bulk" if args.bulk else "cell",
+    }
+
+
+def convert_checkpoint(args: argparse.Namespace) -> int:
+    make_model(args).save(args.out, overwrite=args.overwrite)
+    print(f"Written to {args.out}. Load it with `scxtrimo.model.XTrimoGene.load({args.out!r})`.")
+    return 0

@@ -1,4 +1,4 @@
-"""Arguments that several commands have, and what is made of them."""
+"""Arguments and steps that several commands share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_query(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gene-aliases", metavar="FILE", help="table of HGNC, or 'hgnc' to download it once"
     )
-    parser.add_argument("--min-gene-overlap", type=float, help="part of the genes that is needed")
+    parser.add_argument("--min-gene-overlap", type=float, help="fraction of genes that is needed")
     parser.add_argument("--modality", help="modality of a MuData; by default rna, or the only one")
 
 
@@ -24,7 +24,7 @@ def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def check_out(path: str, suffixes: Sequence[str], overwrite: bool) -> Path:
-    """Return where to write a result, if it can be written there."""
+    """Return the path to write a result to, or raise an error if that is not possible."""
     out = Path(path).expanduser()
     if out.suffix not in suffixes:
         raise ValueError(f"--out {path} must end in {' or '.join(suffixes)}.")
@@ -32,22 +32,22 @@ def check_out(path: str, suffixes: Sequence[str], overwrite: bool) -> Path:
         raise FileExistsError(f"{path} exists. Choose another path, or pass --overwrite.")
     folder = out.absolute().parent
     if not folder.is_dir():
-        raise FileNotFoundError(f"The directory of --out {path} does not exist. Make it first.")
+        raise FileNotFoundError(f"The directory of --out {path} does not exist. Create it first.")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"The directory of --out {path} cannot be written to.")
     return out
 
 
 def write_cells(adata: Any, out: Path) -> None:
-    """Write cells; a file that is replaced is whole until the new one is."""
-    from ..checkpoint.native import replacing
+    """Write cells, replacing an existing file only when the new one is complete."""
+    from .._files import replacing
 
     with replacing(out) as partial:
         adata.write_h5ad(partial)
 
 
 def check_keys(adata: Any, attribute: str, keys: Iterable[str], overwrite: bool) -> None:
-    """Refuse to replace what the data have already."""
+    """Refuse to replace results that the data already have."""
     taken = [key for key in keys if key in getattr(adata, attribute)]
     if taken and not overwrite:
         raise ValueError(
@@ -82,10 +82,11 @@ def make_model(args: argparse.Namespace) -> Any:
 
 
 def prepare_query(model: Any, adata: Any, args: argparse.Namespace) -> None:
-    setup = {"layer": args.layer, "gene_id_key": args.gene_id_key}
-    setup = {key: value for key, value in setup.items() if value is not None}
-    if is_x(args.layer, adata):
-        setup["layer"] = None
+    setup = {}
+    if args.layer is not None:
+        setup["layer"] = None if is_x(args.layer, adata) else args.layer
+    if args.gene_id_key is not None:
+        setup["gene_id_key"] = args.gene_id_key
     model.prepare_query_anndata(
         adata,
         gene_aliases=args.gene_aliases,
@@ -95,5 +96,5 @@ def prepare_query(model: Any, adata: Any, args: argparse.Namespace) -> None:
 
 
 def is_x(layer: str | None, data: Any) -> bool:
-    """Return whether a layer by this name means ``data.X``."""
+    """Return whether a layer of this name stands for ``data.X``."""
     return layer == "X" and "X" not in data.layers

@@ -237,6 +237,10 @@ class RaggedDataManager(AnnDataManager):
     True
     >>> len(model.adata_manager.create_torch_dataset(indices=[3, 5]))
     2
+    >>> kept = model.adata_manager.without_data()
+    >>> kept.with_data(model.adata).is_current()
+    True
+    >>> model.adata_manager.write_coverage()
     """
 
     adata: AnnData
@@ -262,11 +266,6 @@ class RaggedDataManager(AnnDataManager):
         -------
         False if cells, genes, a registered column or the count matrix were replaced, reordered or
         changed since.
-
-        Examples
-        --------
-        >>> model.adata_manager.is_current()
-        True
         """
         return self._snapshot.matches(self)
 
@@ -276,11 +275,6 @@ class RaggedDataManager(AnnDataManager):
         Returns
         -------
         A manager for :meth:`with_data`.
-
-        Examples
-        --------
-        >>> model.adata_manager.without_data().adata is None
-        True
         """
         manager = self.with_data(None)
         manager._source_registry = None  # a copy of the model's own, codes of its cells included
@@ -297,24 +291,13 @@ class RaggedDataManager(AnnDataManager):
         Returns
         -------
         The manager.
-
-        Examples
-        --------
-        >>> kept = model.adata_manager.without_data()
-        >>> kept.with_data(model.adata).is_current()
-        True
         """
         manager = copy.copy(self)
         manager.adata = adata
         return manager
 
     def write_coverage(self) -> None:
-        """Write the report on found genes to ``adata.uns``, if the data were aligned to a model.
-
-        Examples
-        --------
-        >>> model.adata_manager.write_coverage()
-        """
+        """Write the report on found genes to ``adata.uns``, if data were aligned to a model."""
         state = self.registry["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
         report = state.get(CountsField.COVERAGE_KEY)
         if report is not None and self.adata.uns.get(COVERAGE_KEY) is not report:

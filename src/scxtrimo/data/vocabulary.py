@@ -171,6 +171,7 @@ class GeneAlignment:
 
     Examples
     --------
+    >>> import numpy as np
     >>> import pandas as pd
     >>> from scxtrimo.data import GeneVocabulary, align_genes
     >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
@@ -179,6 +180,8 @@ class GeneAlignment:
     (array([ 1,  0, -1]), 1.0, (('Cd3d', 'CD3D'),))
     >>> alignment.counts()["n_unused"], list(alignment.to_uns()["unused"])
     (1, ['XIST'])
+    >>> alignment.onto(np.array([-1, 0, -1]), vocabulary).column_to_gene  # only MS4A1 stays
+    array([ 0, -1, -1])
     """
 
     column_to_gene: np.ndarray
@@ -233,17 +236,6 @@ class GeneAlignment:
         Returns
         -------
         The alignment; removed genes are not counted as missing.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> import pandas as pd
-        >>> from scxtrimo.data import GeneVocabulary, align_genes
-        >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
-        >>> alignment = align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"]))
-        >>> new_place = np.array([-1, 0, -1])  # only MS4A1 stays
-        >>> alignment.onto(new_place, vocabulary).column_to_gene
-        array([ 0, -1, -1])
         """
         columns = new_place[self.column_to_gene]
         stays = {g for g, place in zip(vocabulary.gene_ids, new_place, strict=False) if place >= 0}
