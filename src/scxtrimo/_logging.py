@@ -1,13 +1,12 @@
-"""The package's logger.
+"""The package's logger, which writes plain lines to standard error.
 
-It writes plain lines to standard error. How much it says, ``scvi.settings.verbosity`` decides,
-unless the level of the logger ``"scxtrimo"`` is set itself.
+Its level is that of ``scvi.settings.verbosity``, unless that of the logger ``"scxtrimo"`` is set.
 """
 
 import logging
 
 logger = logging.getLogger("scxtrimo")
-logger.parent = logging.getLogger("scvi")  # whose level counts where ours is not set
+logger.parent = logging.getLogger("scvi")  # its level applies if ours is not set
 if not logger.handlers:
     _handler = logging.StreamHandler()
     _handler.setFormatter(logging.Formatter("%(message)s"))

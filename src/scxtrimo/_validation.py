@@ -1,4 +1,4 @@
-"""Arguments and configurations are checked by type and range, with one kind of message."""
+"""Checks of arguments and configurations by type and range."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OpenInterval = Annotated[float, Field(gt=0, lt=1)]
 PositiveProbability = Annotated[float, Field(gt=0, le=1)]
 """Above 0 and at most 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What NumPy, torch and scikit-learn all take."""
+"""Seeds that NumPy, torch and scikit-learn accept."""
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 REASONS = {
@@ -39,21 +39,7 @@ REASONS = {
 
 
 def check(name: str, value: Any, hint: Any) -> Any:
-    """Return a value as a plain Python object, if it has the right type and lies in its range.
-
-    Parameters
-    ----------
-    name
-        Name of the argument, for the message.
-    value
-        The value; numbers of NumPy are taken for what they are.
-    hint
-        A type, with ranges as pydantic has them.
-
-    Raises
-    ------
-    ValueError
-        If it does not fit; the message says what would.
+    """Return a value as a plain Python object if it has the type ``hint`` and is in its range.
 
     Examples
     --------
@@ -62,7 +48,7 @@ def check(name: str, value: Any, hint: Any) -> Any:
     >>> check("batch_size", np.int64(8), PositiveInt)
     8
     """
-    if is_dataclass(hint):  # which checks itself
+    if is_dataclass(hint):  # checks its own fields
         if isinstance(value, hint):  # type: ignore[arg-type]
             return value
         raise ValueError(f"{name}={value!r} must be of type {_type_name(hint)}.")
@@ -78,7 +64,7 @@ def check(name: str, value: Any, hint: Any) -> Any:
 
 
 class Validated:
-    """A dataclass whose fields are checked against their annotations when it is made."""
+    """A dataclass whose fields are checked against their annotations on creation."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self), include_extras=True)

@@ -1,8 +1,7 @@
-"""Public data to learn and compare with, in one form.
+"""Public datasets in one format.
 
-Nothing is shipped: files are downloaded when first asked for and kept, in the cache folder of the
-user or in that of scanpy. Where the environment variable ``SCXTRIMO_DATA`` names a folder,
-files of the same name there (or in its folders) are read instead, without network.
+Files are downloaded on first use and cached. If the environment variable ``SCXTRIMO_DATA`` names
+a folder, files of the same name in it or its subfolders are read instead, without network.
 """
 
 from __future__ import annotations
@@ -49,12 +48,11 @@ MAX_SMALLEST = 4
 
 
 def pbmc68k() -> AnnData:
-    """Return 700 real PBMCs with raw counts, from a data set that ships with scanpy.
+    """Return 700 PBMCs with raw counts, from a dataset that ships with scanpy.
 
     :func:`scanpy.datasets.pbmc68k_reduced` holds 700 of the 68,579 PBMCs of Zheng et al. 2017
-    and 765 genes, log-normalised. Without the logarithm, dividing each cell by its smallest
-    value gives back the counts. The values were stored with three decimals of the logarithm or
-    so: what is recovered is within 0.15 % of an integer, and within 0.01 of it for 99 % of them.
+    and 765 genes, log-normalised. Counts are recovered from these values, which have about three
+    decimals: they are within 0.15 % of integers, and 99 % of them within 0.01.
 
     Returns
     -------
@@ -64,7 +62,7 @@ def pbmc68k() -> AnnData:
     Raises
     ------
     RuntimeError
-        If what is recovered is further from integers, that is, if the data set changed.
+        If recovered values are further from integers, that is, if the dataset changed.
 
     Examples
     --------
@@ -80,10 +78,10 @@ def pbmc68k() -> AnnData:
 
 
 def pbmc3k() -> AnnData:
-    """Return the 2,638 labelled of 2,700 PBMCs of 10x Genomics, with raw counts.
+    """Return 2,638 labelled PBMCs of 10x Genomics with raw counts.
 
-    Counts are those of :func:`scanpy.datasets.pbmc3k`, labels those of
-    :func:`scanpy.datasets.pbmc3k_processed`: they come from clusters and markers.
+    Counts are from :func:`scanpy.datasets.pbmc3k`, labels, which are based on clusters and marker
+    genes, from :func:`scanpy.datasets.pbmc3k_processed`.
 
     Returns
     -------
@@ -93,7 +91,7 @@ def pbmc3k() -> AnnData:
     Raises
     ------
     RuntimeError
-        If the data is not here and cannot be downloaded.
+        If there is no local copy and the download fails.
 
     Examples
     --------
@@ -104,32 +102,33 @@ def pbmc3k() -> AnnData:
         adata = anndata.read_h5ad(local)
         labels = pd.Series(adata.obs["cell_type"]).dropna()
     else:
-        adata = _or_say_where(sc.datasets.pbmc3k, "pbmc3k.h5ad")
-        labels = _or_say_where(sc.datasets.pbmc3k_processed, "pbmc3k.h5ad").obs["louvain"]
+        adata = _download(sc.datasets.pbmc3k, "pbmc3k.h5ad")
+        labels = _download(sc.datasets.pbmc3k_processed, "pbmc3k.h5ad").obs["louvain"]
     adata.var_names_make_unique()
     return _cells(adata[labels.index], cell_type=labels)
 
 
 def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
-    """Return PBMCs with and without interferon-β: two batches with a real effect.
+    """Return PBMCs with and without interferon-β: two batches with a biological effect.
 
     Parameters
     ----------
     n_cells
-        How many cells to draw; all of them if None.
+        Number of cells to sample; ``None`` for all.
     seed
-        Seed of the draw.
+        Seed of the sample.
 
     Returns
     -------
     AnnData of at most 24,673 cells :cite:p:`Kang2018` with counts in ``X`` (CSR, float32), gene
     symbols as ``var_names``, ``obs["condition"]`` (control, stimulated) and ``obs["cell_type"]``.
-    Their types are eight, named as by the authors; a local copy may have fewer cells and genes.
+    There are eight cell types, as annotated by the authors; a local copy may have fewer cells and
+    genes.
 
     Raises
     ------
     RuntimeError
-        If the data is not here and cannot be downloaded.
+        If there is no local copy and the download fails.
 
     Examples
     --------
@@ -152,19 +151,19 @@ def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
 def norman() -> AnnData:
     """Return K562 cells in which genes and pairs of genes were activated.
 
-    A part of the screen of Norman et al. 2019 :cite:p:`Norman2019`, as in the development data
-    of PerturBench. Counts are recovered from its log-normalised values.
+    A part of the screen of Norman et al. 2019 :cite:p:`Norman2019`, from the development data of
+    PerturBench. Counts are recovered from log-normalised values.
 
     Returns
     -------
     AnnData of shape ``(3375, 500)`` with counts in ``X`` (CSR, float32), gene symbols as
     ``var_names``, ``obs["condition"]`` (``"control"``, ``"KLF1"``, ``"KLF1+MAP2K6"``, ...) and
-    ``obs["n_counts"]``, the counts of all genes.
+    ``obs["n_counts"]``, the total counts of all genes.
 
     Raises
     ------
     RuntimeError
-        If the data is not here and cannot be downloaded.
+        If there is no local copy and the download fails.
 
     Examples
     --------
@@ -181,8 +180,8 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
     """Return a screen of drug pairs and the expression of its cell lines.
 
     The screen of O'Neil et al. 2016 as prepared for DeepDDS :cite:p:`Wang2021`: pairs with a
-    Loewe score above 10 are synergistic, those below 0 antagonistic. Measurements that are there
-    twice are left out, with one of them kept where the labels agree.
+    Loewe score above 10 are synergistic, those below 0 antagonistic. Of repeated measurements, one
+    is kept if the labels agree and none if they disagree.
 
     Returns
     -------
@@ -193,7 +192,7 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
     Raises
     ------
     RuntimeError
-        If the data is not here and cannot be downloaded.
+        If there is no local copy and the download fails.
 
     Examples
     --------
@@ -212,10 +211,10 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
 
 
 def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
-    """Return the counts behind log-normalised values, the smallest that are whole.
+    """Return the smallest integer counts with the ratios of log-normalised values.
 
-    A cell of which all counts are even, say, comes back with half of them: of the values of a
-    cell, only the ratios are known.
+    Only the ratios of the counts of a cell are known: if all counts are even, for example, half of
+    them are returned.
 
     Parameters
     ----------
@@ -229,7 +228,7 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     Raises
     ------
     RuntimeError
-        If what is recovered is more than 0.15 %, or 0.25, away from integers.
+        If recovered values differ from integers by more than 0.15 % or 0.25.
 
     Examples
     --------
@@ -242,13 +241,15 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     values = sparse.csr_matrix(values, dtype=np.float64, copy=True)
     values.eliminate_zeros()
     if not np.isfinite(values.data).all() or (values.data < 0).any():
-        raise RuntimeError("The values are not log-normalised counts: some are not finite or < 0.")
+        raise RuntimeError(
+            "The values are not log-normalised counts: some are negative or not finite."
+        )
     values.data = np.expm1(values.data)
     filled = np.flatnonzero(np.diff(values.indptr))
     one_count = np.minimum.reduceat(values.data, values.indptr[:-1][filled])
     values.data /= np.repeat(one_count, np.diff(values.indptr)[filled])
     left = np.ones(values.nnz, dtype=bool)
-    for smallest in range(1, MAX_SMALLEST + 1):  # few genes: a cell may have none with one count
+    for smallest in range(1, MAX_SMALLEST + 1):  # with few genes, the lowest count may exceed 1
         counts = np.rint(smallest * values.data)
         allowed = np.minimum(0.0015 * counts, 0.25)
         off = np.abs(smallest * values.data - counts) > allowed
@@ -258,7 +259,7 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
         left &= ~new
     if not left.any():
         return values.astype(np.float32)
-    raise RuntimeError("The values are not log-normalised counts.")
+    raise RuntimeError("The values are not log-normalised counts: their ratios are not integers.")
 
 
 def _cells(adata: AnnData, **obs: pd.Series) -> AnnData:
@@ -269,14 +270,13 @@ def _cells(adata: AnnData, **obs: pd.Series) -> AnnData:
         var=pd.DataFrame(index=adata.var_names),
     )
     cells.strings_to_categoricals()
-    for name in cells.obs:
-        if isinstance(cells.obs[name].dtype, pd.CategoricalDtype):
-            cells.obs[name] = cells.obs[name].cat.remove_unused_categories()
+    for name in pd.DataFrame(cells.obs).select_dtypes("category"):
+        cells.obs[name] = cells.obs[name].cat.remove_unused_categories()
     return cells
 
 
 def _local(name: str) -> Path | None:
-    """Return the local copy of a file, if the user keeps any."""
+    """Return the local copy of a file, if there is one."""
     folder = os.environ.get(DATA_VARIABLE)
     if not folder:
         return None
@@ -290,20 +290,18 @@ def _file(name: str, url: str, digest: str | None) -> Path:
     """Return the local copy of a file, or download it once."""
     if (local := _local(name)) is not None:
         return local
-    import pooch  # not before something is downloaded
+    import pooch
 
     known = None if digest is None else f"sha256:{digest}"
     cache = pooch.os_cache("scxtrimo")
-    return Path(
-        _or_say_where(lambda: pooch.retrieve(url, known, name, cache, progressbar=True), name)
-    )
+    return Path(_download(lambda: pooch.retrieve(url, known, name, cache, progressbar=True), name))
 
 
-def _or_say_where(download: Callable[[], Any], name: str) -> Any:
+def _download(download: Callable[[], Any], name: str) -> Any:
     try:
         return download()
     except OSError as error:  # also those of urllib and requests
         raise RuntimeError(
-            f"{name} could not be downloaded ({error}). Put a copy of that name into a folder "
-            f"and name the folder in the environment variable {DATA_VARIABLE}."
+            f"{name} could not be downloaded ({error}). Put a copy into a folder and set the "
+            f"environment variable {DATA_VARIABLE} to this folder."
         ) from error

@@ -1,4 +1,4 @@
-"""The whole way once: counts, training, embedding, clusters, picture, table."""
+"""A complete analysis: training, embedding, clusters, plot and comparison with PCA."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_demo(
     modality: str | None = None,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Train on real cells and hand the embedding to scanpy.
+    """Train on cells and analyse the embedding with scanpy.
 
     Parameters
     ----------
@@ -47,22 +47,22 @@ def run_demo(
         Cells with raw counts, see :func:`scxtrimo.data.read_cells`; by default 700 PBMCs that
         ship with scanpy.
     out
-        Directory for the results, by default ``scxtrimo-demo`` or, of ``cells.h5ad``,
+        Directory for the results, by default ``scxtrimo-demo`` or, for ``cells.h5ad``,
         ``cells-scxtrimo``: ``cells.h5ad`` (embedding in ``obsm["X_xtrimo"]``, neighbours,
-        UMAP, clusters in ``obs["leiden_xtrimo"]``), ``umap.png`` and the trained ``model/``. Where
-        the data already have results under these names, ours get the suffix ``_xtrimo``.
+        UMAP, clusters in ``obs["leiden_xtrimo"]``), ``umap.png`` and the trained ``model/``. If
+        the data already have results under these names, the new ones get the suffix ``_xtrimo``.
     layer, labels_key, batch_key
-        Where counts, labels and batches are in the file.
+        Layer with counts, and columns of ``obs`` with labels and batches.
     max_epochs
         Passes over the cells; by default chosen from their number.
     seed
-        Seed of everything.
+        Random seed.
     progress
         Show a progress bar.
     modality
         See :func:`scxtrimo.data.read_cells`.
     overwrite
-        Replace results in ``out``.
+        Replace existing results in ``out``.
 
     Returns
     -------
@@ -84,7 +84,7 @@ def run_demo(
     if data is None:
         adata, labels_key = pbmc68k(), "bulk_labels"
         logger.info(
-            f"Data: {adata.n_obs} real PBMCs x {adata.n_vars} genes of Zheng et al. 2017, bundled "
+            f"Data: {adata.n_obs} PBMCs x {adata.n_vars} genes of Zheng et al. 2017, bundled "
             "with scanpy (pbmc68k_reduced).\nRaw counts were recovered from its log-normalised "
             "values, which are within 0.15 % of integers. Labels: published, obs['bulk_labels']."
         )
@@ -92,16 +92,16 @@ def run_demo(
         adata = read_cells(data, modality)
         logger.info(f"Data: {data}, {adata.n_obs:,} cells x {adata.n_vars:,} genes.")
     if labels_key is not None:
-        get_column(adata.obs, "adata.obs", labels_key)  # a wrong one raises here
+        get_column(adata.obs, "adata.obs", labels_key)  # raises if missing
     XTrimoGene.setup_anndata(adata, layer=layer, batch_key=batch_key)
-    out.mkdir(parents=True, exist_ok=True)  # fails here rather than after the training
+    out.mkdir(parents=True, exist_ok=True)  # fails before the training
 
     model = XTrimoGene(adata, seed=seed)
     logger.info(repr(model))
     start = time.perf_counter()
     model.train(max_epochs=max_epochs, enable_progress_bar=progress)
     train_seconds = time.perf_counter() - start
-    cells = AnnData(obs=adata.obs.copy())  # apart from what the data have already
+    cells = AnnData(obs=adata.obs.copy())  # separate from existing results
     start = time.perf_counter()
     cells.obsm[EMBEDDING] = model.get_latent_representation()
     embed_seconds = time.perf_counter() - start
@@ -147,12 +147,12 @@ def run_demo(
 
 
 def default_out(data: str | os.PathLike | None) -> Path:
-    """Return where results go unless something else is said."""
+    """Return the default directory for results."""
     return Path("scxtrimo-demo" if data is None else f"{Path(data).stem}-scxtrimo")
 
 
 def _add_results(adata: AnnData, cells: AnnData) -> None:
-    """Add results to the data, beside what they have."""
+    """Add results to the data without replacing existing ones."""
 
     def free(attribute: str, key: str) -> str:
         return f"{key}_xtrimo" if key in getattr(adata, attribute) else key
@@ -166,7 +166,7 @@ def _add_results(adata: AnnData, cells: AnnData) -> None:
 
 
 def _pca(adata: AnnData, layer: str | None) -> np.ndarray:
-    """Scanpy's standard: 2,000 highly variable genes of log-normalised counts, 50 components."""
+    """Return 50 components of 2,000 highly variable, log-normalised genes, as usual in scanpy."""
     work = AnnData(adata.X if layer is None else adata.layers[layer]).copy()
     sc.pp.normalize_total(work, target_sum=1e4)
     sc.pp.log1p(work)

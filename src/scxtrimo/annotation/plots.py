@@ -9,8 +9,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from .. import tl
-from ..pl._axes import finish, new_axes
-from ..pl._reliability import draw_reliability
+from ..pl._axes import draw_reliability, finish, new_axes
 from .tools import UNCALLED, UNKNOWN, called_cells, labelled_cells
 
 if TYPE_CHECKING:

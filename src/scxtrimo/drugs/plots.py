@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from ..pl._axes import finish, new_axes
-from ..pl._reliability import draw_reliability
+from ..pl._axes import draw_reliability, finish, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from ._benchmark import benchmark as benchmark
 from ._embedding import umap as umap
 from ._genes import gene_coverage as gene_coverage
 from ._genes import gene_modules as gene_modules
-from ._network import attention as attention
-from ._network import value_bins as value_bins
-from ._reconstruction import masked_prediction as masked_prediction
-from ._training import training_curves as training_curves
+from ._models import attention as attention
+from ._models import masked_prediction as masked_prediction
+from ._models import training_curves as training_curves
+from ._models import value_bins as value_bins

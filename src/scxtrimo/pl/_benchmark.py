@@ -1,4 +1,4 @@
-"""Pictures of methods side by side."""
+"""Plots that compare methods."""
 
 from __future__ import annotations
 
@@ -26,28 +26,26 @@ def benchmark(
     highlight: str | None = "xTrimoGene",
     lower_is_better: bool = False,
 ) -> Axes:
-    """Draw methods side by side, the best on top.
+    """Draw the scores of methods, the best on top.
 
-    Bars are means over repeats with their standard deviation; dots are the single repeats.
+    Bars are means over repeats with their standard deviation; dots are single repeats.
 
     Parameters
     ----------
     table
         One row per repeat, with the method in the column ``group`` and metrics in numeric
-        columns. Or records of the scripts in ``benchmarks/``, of one task and data set, which
-        have a mean and its standard deviation and no single repeats: see the example.
+        columns. Or records of the scripts in ``benchmarks/`` for one task and dataset, with means
+        and standard deviations instead of repeats: see the example.
     metric
-        Column of the metric; of records, the name of the metric.
+        Column of the metric; in records, the name of the metric.
     group
         Column with the method.
-    ax
-        Axes to draw on; by default new ones.
-    show
-        Whether to show the figure.
+    ax, show
+        Axes to draw on, by default new ones; whether to show the figure.
     highlight
-        Method to draw in another colour.
+        Method to highlight by colour.
     lower_is_better
-        Whether low values are good.
+        Whether low values are better.
 
     Returns
     -------
@@ -56,7 +54,7 @@ def benchmark(
     Raises
     ------
     ValueError
-        If there is no such metric or column, or records are of several tasks or data sets.
+        If there is no such metric or column, or records are of several tasks or datasets.
 
     Examples
     --------
@@ -66,7 +64,7 @@ def benchmark(
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['xTrimoGene', 'PCA']
 
-    What ``python benchmarks/embedding.py --json results.json`` writes:
+    Records as ``python benchmarks/embedding.py --json results.json`` writes them:
 
     >>> rows = [
     ...     {"task": "embedding", "data": "pbmc3k", "method": m, "metric": "ARI", "value": v}
@@ -106,7 +104,7 @@ def benchmark(
         at = summary.index.get_indexer(one[group])
         n_before = one.groupby(group, observed=True).cumcount().to_numpy()
         n_repeats = grouped.size().loc[one[group]].to_numpy()
-        shift = 0.4 * ((n_before + 0.5) / n_repeats - 0.5)  # so that equal repeats are seen
+        shift = 0.4 * ((n_before + 0.5) / n_repeats - 0.5)  # separates equal values
         ax.scatter(one["value"], at + shift, s=12, color="0.2", linewidths=0, zorder=3, alpha=0.7)
     ax.set_yticks(y, summary.index.astype(str))
     ax.invert_yaxis()

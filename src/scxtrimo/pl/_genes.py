@@ -1,4 +1,4 @@
-"""Pictures of the genes of a model."""
+"""Plots of the genes of a model."""
 
 from __future__ import annotations
 
@@ -36,11 +36,9 @@ def gene_modules(
     modules
         See :func:`scxtrimo.tl.gene_modules`; by default with its defaults.
     n_labels
-        How many genes to name per module.
-    ax
-        Axes to draw on; by default new ones.
-    show
-        Whether to show the figure.
+        Number of genes to name per module.
+    ax, show
+        Axes to draw on, by default new ones; whether to show the figure.
 
     Returns
     -------
@@ -49,7 +47,7 @@ def gene_modules(
     Raises
     ------
     ValueError
-        If the modules are those of other genes.
+        If ``modules`` lacks genes of ``embeddings``.
 
     Examples
     --------
@@ -60,48 +58,40 @@ def gene_modules(
     if modules is not None and len(lost := embeddings.index.difference(modules.index)):
         raise ValueError(
             f"modules lacks {len(lost)} of the {len(embeddings)} genes of embeddings: "
-            f"{preview(lost)}. Make it of these: `scxtrimo.tl.gene_modules(embeddings)`."
+            f"{preview(lost)}. Compute it with `scxtrimo.tl.gene_modules(embeddings)`."
         )
     genes = gene_graph(embeddings, N_NEIGHBORS, SEED)
     if modules is None:
         modules = find_modules(genes, embeddings.index, seed=SEED)
     sc.tl.umap(genes, random_state=SEED)
-    places = pd.DataFrame(genes.obsm["X_umap"], index=embeddings.index)
-    modules = modules[modules.index.isin(places.index)]
-    central_first = modules.sort_values("similarity", ascending=False, kind="stable")
-    module_of = central_first["module"].astype(str)
-    names = sorted(set(module_of) - {UNASSIGNED}, key=lambda name: (len(name), name))
-    palette = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
+    modules = modules[modules.index.isin(embeddings.index)]
+    modules = modules.sort_values("similarity", ascending=False, kind="stable")
+    members = {str(name): part.index for name, part in modules.groupby("module", observed=True)}
+    members.pop(UNASSIGNED, None)
+    names = sorted(members, key=lambda name: (len(name), name))
+    labels = [
+        f"{name}: {', '.join(map(str, members[name][:n_labels]))}".rstrip(": ") for name in names
+    ]
+    module_of = modules["module"].astype(str).reindex(embeddings.index)
+    module_of = module_of.map(dict(zip(names, labels, strict=True)))  # missing if unassigned
+    genes.obs["module"] = pd.Categorical(module_of.to_numpy(), labels)
     was_given = ax is not None
     ax = new_axes(ax, (7.0, max(4.0, 0.22 * len(names) + 0.6)))
-    rest = places.loc[module_of.index[module_of == UNASSIGNED]]
-    ax.scatter(rest[0], rest[1], s=6, color="0.8", linewidths=0, rasterized=True)
-    for i, name in enumerate(names):
-        members = module_of.index[module_of == name]
-        x, y = places.loc[members].to_numpy().T
-        label = f"{name}: {', '.join(map(str, members[:n_labels]))}".rstrip(": ")
-        color = palette[i % len(palette)]
-        ax.scatter(x, y, s=8, color=color, linewidths=0, label=label, rasterized=True)
-        ax.annotate(
-            name,
-            (float(np.median(x)), float(np.median(y))),
-            ha="center",
-            va="center",
-            fontsize=9,
-            weight="bold",
-            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0},
-        )
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.set_xlabel("UMAP1")
-    ax.set_ylabel("UMAP2")
+    palette = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
+    options = {"palette": palette, "size": 30, "title": "", "na_in_legend": False}
+    sc.pl.umap(genes, color="module", ax=ax, show=False, **options)
+    places: np.ndarray = np.asarray(genes.obsm["X_umap"])
+    drawn = genes.obs["module"].to_numpy()
+    for label, name in zip(labels, names, strict=True):
+        x, y = np.median(places[drawn == label], axis=0)
+        box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+        ax.text(x, y, name, ha="center", va="center", fontsize=9, weight="bold", bbox=box)
     if names:
         ax.legend(
             loc="center left",
             bbox_to_anchor=(1.0, 0.5),
             fontsize=7,
             frameon=False,
-            markerscale=2,
             title="module: most central genes",
             title_fontsize=8,
             alignment="left",
@@ -110,17 +100,15 @@ def gene_modules(
 
 
 def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = None) -> Axes:
-    """Draw how many genes of a model other data have.
+    """Draw how many genes of a model were found in other data.
 
     Parameters
     ----------
     adata
         Data that a model was applied to, with the report of the alignment in
         ``adata.uns["scxtrimo_gene_coverage"]``.
-    ax
-        Axes to draw on; by default new ones.
-    show
-        Whether to show the figure.
+    ax, show
+        Axes to draw on, by default new ones; whether to show the figure.
 
     Returns
     -------
@@ -129,7 +117,7 @@ def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = No
     Raises
     ------
     ValueError
-        If there is no report.
+        If there is no such report.
 
     Examples
     --------
@@ -140,7 +128,7 @@ def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = No
     """
     if COVERAGE_KEY not in adata.uns:
         raise ValueError(
-            f"adata.uns[{COVERAGE_KEY!r}] is not there. It is written when a model is applied to "
+            f"adata.uns[{COVERAGE_KEY!r}] is missing. It is written when a model is applied to "
             "other data: `model.prepare_query_anndata(adata)`, or any method with `adata=`."
         )
     report = adata.uns[COVERAGE_KEY]
@@ -148,26 +136,19 @@ def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = No
         int(report[f"n_{name}"]) for name in ("matched", "renamed", "missing", "unused")
     )
     bars = {
-        "genes of the model": {
-            "found by identifier": (matched, "C0"),
-            "under another name": (renamed, "C9"),
-            "missing": (missing, "C3"),
-        },
-        "genes of the data": {
-            "found by identifier": (matched, "C0"),
-            "under another name": (renamed, "C9"),
-            "not used": (unused, "0.7"),
-        },
+        "genes of the model": {"missing": (missing, "C3")},
+        "genes of the data": {"not used": (unused, "0.7")},
     }
+    shared = {"found by identifier": (matched, "C0"), "under another name": (renamed, "C9")}
     was_given = ax is not None
     ax = new_axes(ax, (6.4, 2.2))
-    total = max(matched + renamed + missing, matched + renamed + unused)
-    for y, parts in enumerate(bars.values()):
+    total = matched + renamed + max(missing, unused)
+    for y, rest in enumerate(bars.values()):
         left = 0
-        for text, (n, color) in parts.items():
-            label = text if y == 0 or text == "not used" else None
+        for text, (n, color) in (shared | rest).items():
+            label = text if y == 0 or text in rest else None
             ax.barh(y, n, left=left, color=color, height=0.6, label=label)
-            if n > 0.06 * total:  # else there is no room
+            if n > 0.06 * total:  # otherwise the number does not fit
                 ax.text(left + n / 2, y, f"{n:,}", ha="center", va="center", fontsize=8)
             left += n
     ax.set_yticks(range(len(bars)), list(bars))

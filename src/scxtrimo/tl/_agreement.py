@@ -1,4 +1,4 @@
-"""How well a representation agrees with known labels."""
+"""Agreement of representations with known labels."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from sklearn.metrics import (
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
+SCORES = (adjusted_rand_score, normalized_mutual_info_score)
 RESOLUTIONS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)
 
 
@@ -29,7 +30,7 @@ def cluster_agreement(
 ) -> dict[str, float]:
     """Compare Leiden clusters of a representation with labels.
 
-    For every seed the best resolution counts; the same sweep is made for every representation.
+    Every seed is scored at its best resolution, so that representations can be compared.
 
     Parameters
     ----------
@@ -42,7 +43,7 @@ def cluster_agreement(
     resolutions
         Leiden resolutions tried.
     seeds
-        Leiden seeds; one alone is noise.
+        Leiden seeds.
 
     Returns
     -------
@@ -61,7 +62,7 @@ def cluster_agreement(
     sc.pp.neighbors(work, use_rep="X")
     best = []
     for seed in seeds:
-        scores = []
+        of_seed = []
         for resolution in resolutions:
             sc.tl.leiden(
                 work,
@@ -72,41 +73,31 @@ def cluster_agreement(
                 directed=False,
             )
             clusters = work.obs["leiden"]
-            scores.append(
-                (
-                    adjusted_rand_score(labels, clusters),
-                    normalized_mutual_info_score(labels, clusters),
-                )
-            )
-        best.append(np.max(scores, axis=0))
-    ari, nmi = np.mean(best, axis=0)
-    ari_std, nmi_std = np.std(best, axis=0)
-    return {
-        "ari": float(ari),
-        "ari_std": float(ari_std),
-        "nmi": float(nmi),
-        "nmi_std": float(nmi_std),
-    }
+            of_seed.append([score(labels, clusters) for score in SCORES])
+        best.append(np.max(of_seed, axis=0))
+    (ari, nmi), (ari_std, nmi_std) = np.mean(best, axis=0), np.std(best, axis=0)
+    scores = {"ari": ari, "ari_std": ari_std, "nmi": nmi, "nmi_std": nmi_std}
+    return {name: float(score) for name, score in scores.items()}
 
 
 def neighbor_agreement(
     adata: AnnData, labels_key: str, use_rep: str, n_neighbors: int = 15, seed: int = 0
 ) -> dict[str, float]:
-    """Predict labels from neighbours in a representation, and take its label silhouette.
+    """Predict labels from neighbours in a representation, and compute the label silhouette.
 
     Parameters
     ----------
     adata, labels_key, use_rep
         See :func:`cluster_agreement`.
     n_neighbors
-        Neighbours that vote.
+        Number of neighbours.
     seed
         Seed of the five folds.
 
     Returns
     -------
     ``knn_accuracy`` and ``knn_macro_f1`` of five-fold cross-validation, and ``silhouette``. Labels
-    of fewer than five cells are not in every fold, and hardly ever right.
+    of fewer than five cells are not in every fold and are rarely predicted correctly.
 
     Examples
     --------
@@ -129,7 +120,7 @@ def neighbor_agreement(
 
 
 def representation(adata: AnnData, use_rep: str) -> AnnData:
-    """Return a representation of cells as ``X`` of an AnnData of its own, float32."""
+    """Return a representation of cells as ``X`` (float32) of a new AnnData."""
     if use_rep not in adata.obsm:
         raise ValueError(f"{use_rep!r} is not in adata.obsm, which has {sorted(adata.obsm)}.")
     return AnnData(np.asarray(adata.obsm[use_rep], dtype=np.float32))

@@ -26,7 +26,7 @@ def gene_modules(
     n_neighbors
         Nearest neighbours per gene, by cosine.
     resolution
-        Resolution of the Leiden clustering; higher for more and smaller modules.
+        Resolution of the Leiden clustering; higher values give more and smaller modules.
     min_genes
         Genes of smaller clusters are ``"unassigned"``.
     seed
@@ -35,13 +35,13 @@ def gene_modules(
     Returns
     -------
     Data frame with genes as index, sorted by the columns ``module`` (categorical; ``"0"`` is the
-    largest, ``"unassigned"`` comes last) and ``similarity``, the cosine of a gene and the centre
-    of its module (NaN without a module).
+    largest, ``"unassigned"`` comes last) and ``similarity``, the cosine between a gene and the
+    centre of its module (NaN if unassigned).
 
     Raises
     ------
     ValueError
-        If there are fewer than three genes, a gene is there twice, or a value is missing.
+        If there are fewer than three genes, a gene is repeated, or a value is missing.
 
     Examples
     --------
@@ -60,7 +60,7 @@ def find_modules(
     min_genes: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return the modules of genes with their graph, under the names of ``index``."""
+    """Return the modules in the graph of :func:`gene_graph`, with genes named by ``index``."""
     sc.tl.leiden(
         genes,
         resolution=resolution,
@@ -89,7 +89,7 @@ def find_modules(
 
 
 def gene_graph(embeddings: pd.DataFrame, n_neighbors: int, seed: int) -> AnnData:
-    """Return the genes with the graph of their nearest neighbours by cosine."""
+    """Return genes with the graph of their nearest neighbours by cosine."""
     if not isinstance(embeddings, pd.DataFrame) or embeddings.ndim != 2:
         raise TypeError(
             "embeddings must be a data frame with genes as index, as "
@@ -99,7 +99,7 @@ def gene_graph(embeddings: pd.DataFrame, n_neighbors: int, seed: int) -> AnnData
         raise ValueError(f"embeddings has {len(embeddings)} genes; modules need at least 3.")
     if not embeddings.index.is_unique:
         twice = embeddings.index[embeddings.index.duplicated()][0]
-        raise ValueError(f"embeddings has the gene {twice!r} more than once.")
+        raise ValueError(f"embeddings has the gene {twice!r} more than once. Keep one of them.")
     values = embeddings.to_numpy(dtype=np.float32)
     if n_missing := int((~np.isfinite(values)).any(axis=1).sum()):
         raise ValueError(

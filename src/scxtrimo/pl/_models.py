@@ -1,0 +1,297 @@
+"""Plots of trainings, predictions and networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from mudata import MuData
+
+from ._axes import finish, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from scvi.model.base import BaseModelClass
+
+    from ..model.base import XTrimoGeneBase
+
+LOSSES = ("train_loss", "validation_loss")
+N_VALUES = 400
+MIN_WEIGHT = 1e-3
+MAX_NAMED = 60
+
+
+def training_curves(
+    model: BaseModelClass,
+    keys: Sequence[str] = LOSSES,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw losses, or other entries of the training history, by epoch.
+
+    Parameters
+    ----------
+    model
+        A trained model of any class of ``scxtrimo.model``.
+    keys
+        Entries of ``model.history``. ``"validation_loss"`` is omitted if there is none.
+    ax, show
+        Axes to draw on, by default new ones; whether to show the figure.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    ValueError
+        If the model was not trained, or has no such entry.
+
+    Examples
+    --------
+    >>> ax = scxtrimo.pl.training_curves(model, show=False)
+    >>> ax.get_xlabel()
+    'epoch'
+    """
+    history = model.history
+    if not history:
+        raise ValueError(
+            f"This {type(model).__name__} has no history of a training. Call `model.train()` "
+            "first; imported weights have no history."
+        )
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    drawn = [key for key in keys if key in history]
+    unknown = [key for key in keys if key not in history and key != LOSSES[1]]
+    if unknown or not drawn:
+        raise ValueError(
+            f"keys={unknown or keys} are not in model.history, which has {sorted(history)}."
+        )
+    from matplotlib.ticker import MaxNLocator
+
+    was_given = ax is not None
+    ax = new_axes(ax, (4.2, 3.2))
+    for key in drawn:
+        values = history[key].squeeze(axis=1) if history[key].ndim == 2 else history[key]
+        marker = "o" if len(values) < 2 else None  # a line of one point is invisible
+        ax.plot(values.index, values, label=_text(key), marker=marker)
+    ax.set_xlabel(history[drawn[0]].index.name or "epoch")
+    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    ax.grid(alpha=0.3)
+    if len(drawn) > 1:
+        ax.set_ylabel("loss" if all("loss" in key for key in drawn) else "")
+        ax.legend()
+    else:
+        ax.set_ylabel(_text(drawn[0]))
+    return finish(ax, was_given, show)
+
+
+def _text(key: str) -> str:
+    """Return an entry of the history in words."""
+    return {LOSSES[0]: "training", LOSSES[1]: "validation"}.get(key, key.replace("_", " "))
+
+
+def masked_prediction(
+    model: XTrimoGeneBase,
+    adata: AnnData | MuData | None = None,
+    indices: Sequence[int] | None = None,
+    decoder: Literal["bottleneck", "cross_attention", "performer"] | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw measured against predicted expression of expressed genes that were masked.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    adata, indices
+        Cells; by default the validation cells of the model's own data.
+    decoder
+        Decoder, see :meth:`~scxtrimo.model.XTrimoGene.get_normalized_expression`.
+    ax, show
+        Axes to draw on, by default new ones; whether to show the figure.
+
+    Returns
+    -------
+    The axes. The title has Pearson's correlation and the mean squared error, and for comparison
+    those of each gene's mean over the training cells.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such decoder, or no expressed gene was masked.
+
+    Examples
+    --------
+    >>> ax = scxtrimo.pl.masked_prediction(model, show=False)
+    >>> ax.get_ylabel()
+    'measured log-normalised expression'
+    """
+    name = model._decoder(decoder)
+    table = model.get_masked_predictions(adata, indices)
+    table = table[table["measured"] > 0]
+    if table.empty:
+        raise ValueError("No expressed gene of these cells was masked; choose more cells.")
+    x, y = table[name].to_numpy(), table["measured"].to_numpy()
+    was_given = ax is not None
+    ax = new_axes(ax, (4.4, 3.8))
+    low, high = min(0.0, float(x.min())), 1.02 * max(float(x.max()), float(y.max()))
+    image = ax.hexbin(
+        x,
+        y,
+        gridsize=45,
+        extent=(low, high, low, high),
+        bins="log",
+        mincnt=1,
+        cmap="viridis",
+        linewidths=0.1,
+    )
+    ax.plot([low, high], [low, high], color="C3", linewidth=1)
+    ax.set_xlim(low, high)
+    ax.set_ylim(low, high)
+    ax.set_aspect("equal")
+    ax.set_xlabel(f"predicted ({name.replace('_', ' ')})")
+    ax.set_ylabel("measured log-normalised expression")
+    title = _scores("hidden genes", x, y)
+    if "gene mean" in table:
+        title += "\n" + _scores("gene mean", table["gene mean"].to_numpy(), y)
+    ax.set_title(title, fontsize=10)
+    ax.figure.colorbar(image, ax=ax, label="hidden genes", shrink=0.8)
+    return finish(ax, was_given, show)
+
+
+def _scores(name: str, predicted: np.ndarray, truth: np.ndarray) -> str:
+    """Return correlation (NaN for constants) and error as text."""
+    r = np.corrcoef(predicted, truth)[0, 1] if predicted.std() and truth.std() else np.nan
+    return f"{name}: r = {r:.2f}, MSE = {np.square(predicted - truth).mean():.2f}"
+
+
+def value_bins(
+    model: XTrimoGeneBase,
+    n_bins: int | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw how a model divides expression values into bins.
+
+    Every value is a mixture of bins (:class:`~scxtrimo.nn.AutoDiscretization`); the plot shows
+    their weights, with bins sorted by the value of their peak.
+
+    Parameters
+    ----------
+    model
+        A model.
+    n_bins
+        Draw only the bins with the greatest weights; by default all.
+    ax, show
+        Axes to draw on, by default new ones; whether to show the figure.
+
+    Returns
+    -------
+    The axes.
+
+    Raises
+    ------
+    ValueError
+        If ``n_bins`` is not positive.
+
+    Examples
+    --------
+    >>> ax = scxtrimo.pl.value_bins(model, show=False)
+    >>> ax.get_xlabel()
+    'log-normalised expression'
+    """
+    if n_bins is not None and n_bins < 1:
+        raise ValueError(f"n_bins={n_bins} must be positive.")
+    highest = np.log1p(1e4)  # all counts of a cell in one gene
+    values = torch.linspace(0, float(highest), N_VALUES, device=model.device)
+    with torch.no_grad():
+        weights_vb = model.module.net.embedding.value.bin_weights(values).float().cpu().numpy()
+    greatest = np.argsort(-weights_vb.max(axis=0), kind="stable")[:n_bins]
+    weights_bv = weights_vb.T[np.sort(greatest)]
+    weights_bv = weights_bv[np.argsort(weights_bv.argmax(axis=1), kind="stable")]
+    from matplotlib.colors import LogNorm
+
+    was_given = ax is not None
+    ax = new_axes(ax, (4.6, 3.6))
+    image = ax.imshow(
+        weights_bv,
+        extent=(0, highest, 0, len(weights_bv)),
+        origin="lower",
+        aspect="auto",
+        interpolation="nearest",
+        cmap="viridis",
+        norm=LogNorm(MIN_WEIGHT, 1.0, clip=True),
+    )
+    ax.set_xlabel("log-normalised expression")
+    ax.set_ylabel("bin, by the value of its peak")
+    ax.figure.colorbar(image, ax=ax, label="weight of the bin")
+    return finish(ax, was_given, show)
+
+
+def attention(
+    attention: pd.DataFrame,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw the attention of the encoder from gene to gene.
+
+    Parameters
+    ----------
+    attention
+        Genes x genes, see :meth:`scxtrimo.model.XTrimoGene.get_attention`. Unless values are
+        missing, genes with similar attention are put side by side.
+    ax, show
+        Axes to draw on, by default new ones; whether to show the figure.
+
+    Returns
+    -------
+    The axes. Names of more than 60 genes are omitted.
+
+    Raises
+    ------
+    ValueError
+        If rows and columns are not the same genes, or all values are missing.
+
+    Examples
+    --------
+    >>> table = model.get_attention(["CD3D", "CD3E", "NKG7", "GNLY"])
+    >>> ax = scxtrimo.pl.attention(table, show=False)
+    >>> ax.get_xlabel()
+    'to gene'
+    """
+    if not isinstance(attention, pd.DataFrame) or not attention.index.equals(attention.columns):
+        raise ValueError(
+            "attention must be a data frame with the same genes as rows and columns, as "
+            "`model.get_attention(gene_list)` returns it."
+        )
+    values = attention.to_numpy(dtype=np.float64)
+    is_missing = np.isnan(values)
+    if is_missing.all():
+        raise ValueError(
+            "attention has no value: no cell expresses two of these genes, or the encoder does "
+            "not read them. Choose from `model.input_genes`."
+        )
+    order = np.arange(len(values))
+    if len(values) > 2 and not is_missing.any():
+        from scipy.cluster import hierarchy
+
+        both = np.hstack([values, values.T])  # from and to the gene
+        order = hierarchy.leaves_list(hierarchy.linkage(both, "average", optimal_ordering=True))
+    names = attention.index.astype(str)[order]
+    was_given = ax is not None
+    side = 2.0 + 0.16 * len(names) if len(names) <= MAX_NAMED else 6.0
+    ax = new_axes(ax, (side + 1.2, side))
+    ax.set_facecolor("0.85")  # missing values
+    image = ax.imshow(values[np.ix_(order, order)], cmap="viridis", vmin=0)
+    named = names if len(names) <= MAX_NAMED else []
+    ax.set_xticks(range(len(named)), named, rotation=90, fontsize=8)
+    ax.set_yticks(range(len(named)), named, fontsize=8)
+    ax.set_xlabel("to gene")
+    ax.set_ylabel("from gene")
+    ax.figure.colorbar(image, ax=ax, label="mean attention", shrink=0.8)
+    return finish(ax, was_given, show)
