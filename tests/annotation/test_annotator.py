@@ -10,7 +10,7 @@ from published import GENES, N_GENES, write_checkpoint
 from scipy import sparse
 
 import scxtrimo
-from scxtrimo.annotation.model import XTrimoGeneAnnotator
+from scxtrimo.annotation.model import XTrimoGeneAnnotator, annotate_together
 from scxtrimo.model.xtrimogene import XTrimoGene
 
 ARGS = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -493,13 +493,16 @@ def test_wrong_arguments_are_named(annotator, fresh, model):
     for arguments, message in [
         ({"recipe": "other"}, "recipe='other'"),
         ({"recipe": "linear", "max_epochs": 3}, "leave out .*max_epochs"),
-        ({"recipe": "published", "freeze": "encoder"}, "recipe='published' says itself"),
+        ({"recipe": "published", "freeze": "encoder"}, "recipe='published' fixes what is trained"),
         ({"freeze": "decoder"}, "freeze='decoder'"),
         ({"freeze": "all_but_last_2"}, "the encoder has 1 layers only"),
         ({"lora_rank": 4, "freeze": "encoder"}, "leave freeze='encoder' out"),
         ({"layer_decay": 0.0}, "layer_decay=0.0"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0"),
-        ({"recipe": "published", "reconstruction_weight": 0.5}, "recipe='published' says itself"),
+        (
+            {"recipe": "published", "reconstruction_weight": 0.5},
+            "recipe='published' fixes what is trained",
+        ),
         ({"class_weight": "heavy"}, "class_weight='heavy'"),
         ({"train_size": 0.0}, "train_size=0.0"),
         ({"early_stopping": True, "train_size": 1.0}, "needs labelled validation cells"),
@@ -521,6 +524,39 @@ def test_hyperparameters_of_the_head_are_kept(tmp_path):
     model.train(pretrain_epochs=1, **ARGS)
     assert not model.module.gene_classifier.weight.any()
     assert "XTrimoGeneAnnotator 'tiny'" in repr(model)
+
+
+def test_a_reference_and_a_query_that_is_shifted_are_trained_on_together():
+    reference, query = make_cells(150), make_cells(100, seed=1)
+    reference.layers["counts"], query.layers["raw"] = reference.X.copy(), query.X.copy()
+    query.layers["raw"] = sparse.csr_matrix(query.X.toarray() * ([3] * 20 + [1] * 40))
+    reference.X, query.X = reference.X * 0.5, query.X * 0.5  # neither is raw
+    reference.var["id"] = [f"ID{i}" for i in range(60)]
+    query.var_names = [f"ID{i}" for i in range(60)]
+    query = query[:, ::-1].copy()
+    truth, names = query.obs.pop("cell_type"), query.obs_names.copy()
+    layers = {"reference_layer": "counts", "query_layer": "raw", "gene_id_key": "id"}
+    args = {"size": "tiny", "seed": 1, "pretrain_epochs": 3} | ARGS
+    annotator = annotate_together(
+        reference, query, "cell_type", "type2", **layers, key_added="new", **args
+    )
+    assert query.obs_names.equals(names)
+    assert list(query.obs) == ["batch", "new", "new_confidence"]
+    known = (truth != "type2").to_numpy()
+    assert (query.obs["new"][known] == truth[known]).mean() > 0.9
+    assert query.obs["new"].cat.categories.tolist() == ["type0", "type1"]
+    assert annotator.adata.n_obs == 250
+    assert annotator.registry["setup_args"]["batch_key"] == "scxtrimo_batch"
+    assert len(annotator.held_out) == (reference.obs["cell_type"] != "type2").sum()
+    for wrong, message in [
+        ({"labels_key": "nothing"}, "'nothing' is not a column of reference.obs"),
+        ({"key_added": "cell_type"}, "key_added='cell_type'"),
+        ({"gene_id_key": None}, "no gene in common: the reference has 'GENE0'.* the query 'ID59'"),
+        ({"min_confidence": 0.5, "unknown": "type1"}, "is the name of a label"),
+    ]:
+        arguments = {"labels_key": "cell_type"} | layers | args | wrong
+        with pytest.raises(ValueError, match=message):
+            annotate_together(reference, query, **arguments)
 
 
 def test_real_cells_with_a_tenth_of_the_labels(shared_cells):

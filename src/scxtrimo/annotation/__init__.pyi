@@ -1,3 +1,4 @@
 from .model import XTrimoGeneAnnotator as XTrimoGeneAnnotator
+from .model import annotate_together as annotate_together
 from .module import XTrimoGeneAnnotatorConfig as XTrimoGeneAnnotatorConfig
-from .plan import AnnotationConfig as AnnotationConfig
+from .training import AnnotationConfig as AnnotationConfig

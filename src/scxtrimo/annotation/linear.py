@@ -1,11 +1,11 @@
-"""The linear models of an annotator: on features of cells, and on genes."""
+"""Fitting the linear models of an annotator: on features of cells, and on genes."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import sklearn
@@ -19,37 +19,26 @@ from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 
 from ..train.initialization import MAX_CELLS
-from .classifiers import CellClassifier, GeneClassifier, average_log_probabilities
-from .plan import ClassWeight
+from .module import CellClassifier, GeneClassifier, average_log_probabilities
 
+ClassWeight = Literal["balanced"] | None
 N_FOLDS = 5
 MIN_FOR_SPLIT = 5
 MIN_DRAWN = 50
 MIN_FOR_TEMPERATURE = 20
 LOG_TEMPERATURE_STD = 0.5
 MIN_LOG_P = -60.0
-# `penalty` is deprecated from 1.8 on, and `l1_ratio` was for another solver before.
+NEVER = -1e4  # bias of a label without training cells, which is never predicted
+# scikit-learn 1.8 deprecated `penalty`; before, `l1_ratio` did not apply to liblinear.
 IS_L1 = {"l1_ratio": 1.0} if Version(sklearn.__version__) >= Version("1.8") else {"penalty": "l1"}
 
 
 class LinearData(NamedTuple):
-    """Labelled cells.
+    """Labelled cells to fit linear models to."""
 
-    Parameters
-    ----------
-    features_cf
-        Features of the cells, shape ``(n_cells, n_features)``.
-    logged
-        Log-normalised expression, shape ``(n_cells, n_genes)``; ``None`` to leave genes out.
-    codes
-        The labels.
-    class_weight
-        See :class:`AnnotationConfig`.
-    """
-
-    features_cf: np.ndarray
-    logged: sparse.csr_matrix | None
-    codes: np.ndarray
+    features_cf: np.ndarray  # (n_cells, n_features)
+    logged: sparse.csr_matrix | None  # log-normalised, (n_cells, n_genes); None without genes
+    codes: np.ndarray  # labels
     class_weight: ClassWeight
 
     def rows(self, rows: np.ndarray) -> LinearData:
@@ -59,32 +48,18 @@ class LinearData(NamedTuple):
 
 
 class LinearModels(NamedTuple):
-    """Both linear models, on the CPU.
-
-    Parameters
-    ----------
-    classifier, gene_classifier
-        What is fitted.
-    """
+    """Both linear models, on the CPU."""
 
     classifier: CellClassifier
     gene_classifier: GeneClassifier
 
     @classmethod
-    def copy_of(cls, *models: Any) -> LinearModels:
-        """Return copies, so that the models stay whole if anything fails."""
-        return cls(*(deepcopy(model).cpu() for model in models))
+    def copy_of(cls, classifier: CellClassifier, gene_classifier: GeneClassifier) -> LinearModels:
+        """Return copies: a fit that fails leaves the originals unchanged."""
+        return cls(deepcopy(classifier).cpu(), deepcopy(gene_classifier).cpu())
 
     def fit(self, data: LinearData, blocks: list[int], seed: int) -> None:
-        """Fit both to labelled cells.
-
-        Parameters
-        ----------
-        data
-            The cells.
-        blocks, seed
-            See :func:`fit_cell_classifier` and :func:`fit_gene_classifier`.
-        """
+        """Fit both models; ``blocks`` are sizes of the groups of features with one scale."""
         fit_cell_classifier(
             self.classifier, data.features_cf, data.codes, blocks, data.class_weight
         )
@@ -104,8 +79,9 @@ class LinearModels(NamedTuple):
             torch.from_numpy(data.logged.indices).long(),
             torch.from_numpy(data.logged.indptr).long(),
         )
-        share = torch.tensor(gene_weight)
-        return average_log_probabilities(by_cell_cl, by_genes_cl, share).numpy()
+        return average_log_probabilities(
+            by_cell_cl, by_genes_cl, torch.tensor(gene_weight)
+        ).numpy()
 
 
 def cross_validate(
@@ -114,33 +90,15 @@ def cross_validate(
     blocks: list[int],
     gene_weight: float,
     seed: int,
-    progress: Callable[[], Any],
+    after_fold: Callable[[], object],
 ) -> np.ndarray | None:
-    """Return log-probabilities of cells from models that were not fitted to them.
-
-    ``None`` if the labels have too few cells for that.
-
-    Parameters
-    ----------
-    models
-        Models of the right shape; they are copied.
-    data
-        The cells.
-    blocks
-        See :func:`fit_cell_classifier`.
-    gene_weight
-        Share of the model on genes.
-    seed
-        Seed of the five folds and of the solver.
-    progress
-        Called after every fold.
-    """
+    """Return out-of-fold log-probabilities; ``None`` if the labels have too few cells."""
     log_p_cl = np.empty((len(data.codes), len(models.gene_classifier.bias)), dtype=np.float32)
     n_folds = min(N_FOLDS, max(np.bincount(data.codes).tolist()))
     if n_folds < 2:
         return None
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # a label of a few cells is not in all folds: so be it
+    with warnings.catch_warnings():  # a label with few cells may be missing in some folds
         warnings.filterwarnings("ignore", message="The least populated class")
         pairs = list(folds.split(data.codes, data.codes))
     if any(len(np.unique(data.codes[fitted])) < 2 for fitted, _ in pairs):
@@ -149,31 +107,14 @@ def cross_validate(
         of_fold = LinearModels.copy_of(*models)
         of_fold.fit(data.rows(fitted), blocks, seed)
         log_p_cl[held_out] = of_fold.log_probabilities(data.rows(held_out), gene_weight)
-        progress()
+        after_fold()
     return log_p_cl
 
 
 def split_labelled(codes: np.ndarray, train_size: float, seed: int) -> list[np.ndarray]:
-    """Split cells into training and validation cells, of every label alike.
+    """Return rows of training, validation and (no) test cells, split within each label.
 
-    Parameters
-    ----------
-    codes
-        Labels of all cells, -1 for none.
-    train_size
-        Which part is trained on.
-    seed
-        Seed of the split.
-
-    Returns
-    -------
-    Rows of training, validation and test cells; the last are none.
-
-    Examples
-    --------
-    >>> train, validation, _ = split_labelled(np.array([0] * 20 + [1] * 4 + [-1] * 10), 0.9, 0)
-    >>> len(train), len(validation)
-    (31, 3)
+    Labels with fewer than five cells, unlabelled cells (-1) included, are only trained on.
     """
     if not 0 < train_size <= 1:
         raise ValueError(f"train_size={train_size} must be above 0 and at most 1.")
@@ -188,19 +129,7 @@ def split_labelled(codes: np.ndarray, train_size: float, seed: int) -> list[np.n
 
 
 def draw_labelled(rows: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
-    """Return the cells that linear models are fitted to: all, or 20,000 drawn at random.
-
-    Of every label 50 cells are kept at least, if there are as many.
-
-    Parameters
-    ----------
-    rows
-        Labelled training cells.
-    codes
-        Labels of all cells.
-    seed
-        Seed of the draw.
-    """
+    """Return at most about 20,000 of the rows, keeping up to 50 cells of each label."""
     if len(rows) <= MAX_CELLS:
         return rows
     rng = np.random.default_rng(seed)
@@ -219,39 +148,24 @@ def fit_cell_classifier(
     blocks: list[int],
     class_weight: ClassWeight,
 ) -> None:
-    """Start the classifier with a logistic regression on the features.
-
-    Parameters
-    ----------
-    classifier
-        What to fit, on the CPU.
-    features_cf
-        Features of labelled training cells, shape ``(n_cells, n_features)``.
-    codes
-        Their labels.
-    blocks
-        Numbers of features that share one scale: principal components keep their proportions.
-    class_weight
-        See :class:`AnnotationConfig`.
-    """
+    """Fit a logistic regression to features; within a block they keep their proportions."""
     ends = np.cumsum(blocks)
     std = features_cf.std(axis=0)
     scales = [part.mean() for part in np.split(std, ends[:-1])]
     scale = np.maximum(np.repeat(scales, blocks), 1e-8)
     mean = features_cf.mean(axis=0)
-    with threadpool_limits(1):  # sums in one order: results repeat
+    with threadpool_limits(1):  # sums in a fixed order, for reproducible results
         model = LogisticRegression(max_iter=2000, class_weight=class_weight)
         model.fit((features_cf - mean) / scale, codes)
     weight, bias = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # of two labels, there are coefficients of the second only
+    if len(model.classes_) == 2:  # scikit-learn gives coefficients for the second label only
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     with torch.no_grad():
         classifier.is_fitted.fill_(True)
         classifier.mean.copy_(torch.from_numpy(mean))
         classifier.scale.copy_(torch.from_numpy(scale))
         classifier.linear.weight.zero_()
-        # A label without a training cell is never predicted.
-        classifier.linear.bias.fill_(-1e4)
+        classifier.linear.bias.fill_(NEVER)
         classifier.linear.weight[model.classes_] = torch.from_numpy(weight).float()
         classifier.linear.bias[model.classes_] = torch.from_numpy(bias).float()
 
@@ -263,24 +177,10 @@ def fit_gene_classifier(
     class_weight: ClassWeight,
     seed: int,
 ) -> None:
-    """Fit logistic regressions with an L1 penalty, each label against the others.
-
-    Parameters
-    ----------
-    classifier
-        What to fit, on the CPU.
-    logged
-        Log-normalised expression of labelled training cells, shape ``(n_cells, n_genes)``.
-    codes
-        Their labels.
-    class_weight
-        See :class:`AnnotationConfig`.
-    seed
-        Seed of the solver.
-    """
+    """Fit logistic regressions with an L1 penalty, each label against the others."""
     weight = torch.zeros_like(classifier.weight)
-    bias = torch.full_like(classifier.bias, -1e4)
-    # One after the other: the solver has one random state for all threads, and copies the data.
+    bias = torch.full_like(classifier.bias, NEVER)
+    # Not in parallel: liblinear's random state is shared by all threads, and it copies the data.
     for label in np.unique(codes):
         model = LogisticRegression(
             solver="liblinear", class_weight=class_weight, random_state=seed, **IS_L1
@@ -292,27 +192,16 @@ def fit_gene_classifier(
 
 
 def fit_temperature(log_p_cl: np.ndarray, codes: np.ndarray) -> float:
-    """Return the temperature under which held-out cells are most likely.
+    """Return the temperature under which held-out cells are most likely (Guo et al. 2017).
 
-    A few cells say little: the logarithm of the temperature has a normal prior around 0 with a
-    standard deviation of a half, and below 20 cells the temperature is 1.
-
-    Parameters
-    ----------
-    log_p_cl
-        Log-probabilities of the labels, shape ``(n_cells, n_labels)``.
-    codes
-        The true labels.
-
-    Notes
-    -----
-    Guo et al. 2017; the prior is ours.
+    The log of the temperature has a normal prior with mean 0 and standard deviation 0.5; with
+    fewer than 20 cells the temperature is 1.
     """
     if len(codes) < MIN_FOR_TEMPERATURE:
         return 1.0
     log_p = torch.from_numpy(log_p_cl).double()
     target = torch.from_numpy(codes).long()
-    # A label that the model never saw says nothing about how sure it should be.
+    # A label without training cells does not tell how confident the model should be.
     is_possible = log_p.gather(1, target[:, None])[:, 0] > MIN_LOG_P
     log_p, target = log_p[is_possible], target[is_possible]
 

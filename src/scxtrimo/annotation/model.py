@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
+import anndata
+import numpy as np
+import pandas as pd
+import torch
 from anndata import AnnData
 from mudata import MuData
+from pydantic import PositiveInt
+from scvi import REGISTRY_KEYS
 from scvi.data import _constants
 
-from ..data.fields import LabelsField
+from .._validation import check
+from ..data.columns import canonical, from_text, get_column
+from ..data.fields import CategoryField, LabelsField
+from ..data.vocabulary import own_identifiers, preview
 from ..model.base import XTrimoGeneBase
 from ..model.derive import derive_model
+from ..model.files import hash_texts
 from ..model.registration import UNLABELED
+from ..model.training import as_epochs, default_batch_size, default_lr
 from ..model.xtrimogene import XTrimoGene
-from .explanation import ExplanationMixin
-from .module import XTrimoGeneAnnotatorConfig, XTrimoGeneAnnotatorModule
-from .training import AnnotatorTrainingMixin
+from ..train.finetuning import FinetuningConfig
+from ..train.plan import OptimizerConfig, XTrimoGenePlan
+from ..train.trainer import KeepBest, as_list, objective_of
+from .explanation import as_scanpy_result, cells_to_explain, integrated_gradients, rank_genes
+from .linear import ClassWeight
+from .module import LabelPanel, XTrimoGeneAnnotatorConfig, XTrimoGeneAnnotatorModule
+from .tools import UNKNOWN, call_labels, check_call
+from .training import (
+    MACRO_F1,
+    AnnotationConfig,
+    AnnotatorPlan,
+    HeldOut,
+    Recipe,
+    calibrate,
+    choose_recipe,
+    finetuning_epochs,
+    fit_linear_models,
+    label_codes,
+    label_weights,
+    labels_unchanged_if_interrupted,
+    learn_present_labels,
+    split_cells,
+)
+
+BATCH = "scxtrimo_batch"  # reference or query, where both are trained on
 
 
-class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBase):
+class XTrimoGeneAnnotator(XTrimoGeneBase):
     """Cell-type annotation with xTrimoGene.
 
     A network is trained on all cells, labelled or not, as by :class:`XTrimoGene` (or taken from a
-    trained one). Two linear models then tell the labels apart: one reads the cell's
-    representation, which knows what unlabelled cells taught the network, the other the expression
-    of the genes; their probabilities are averaged and calibrated. The network can be fine-tuned
-    on the labels as well, see :meth:`train`.
+    trained one). Two linear models then predict the labels, one from the cell's representation,
+    which unlabelled cells contribute to, the other from the expression of the genes; their
+    probabilities are averaged and calibrated. The network can be fine-tuned on the labels as
+    well, see :meth:`train`.
 
     Parameters
     ----------
@@ -57,6 +92,8 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
     _module_cls = XTrimoGeneAnnotatorModule
     _config_cls = XTrimoGeneAnnotatorConfig
     module: XTrimoGeneAnnotatorModule
+    _annotation: AnnotationConfig | None = None  # the objective while the labels are trained on
+    _held_out: HeldOut | None = None
 
     def _module_arguments(self) -> dict[str, Any]:
         return {"n_labels": self.summary_stats.n_labels}
@@ -74,7 +111,7 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
         modality: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Say where the counts, the genes, the labels and the covariates are, and check them.
+        """Register the counts, genes, labels and covariates of data, and check them.
 
         Parameters
         ----------
@@ -83,14 +120,14 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
         labels_key
             Column of ``adata.obs`` with the labels.
         unlabeled_category
-            What this column holds for cells without a label, besides missing values (NaN).
+            Value of this column in cells without a label, besides missing values (NaN).
         layer, batch_key, categorical_covariate_keys, gene_id_key, modality, **kwargs
             See :meth:`XTrimoGene.setup_anndata`.
 
         Raises
         ------
         ValueError
-            If there are less than two labels, or as :meth:`XTrimoGene.setup_anndata` does.
+            If there are fewer than two labels, or as :meth:`XTrimoGene.setup_anndata` does.
 
         Examples
         --------
@@ -117,12 +154,11 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
         Parameters
         ----------
         model
-            The model. It is copied, and stays as it is.
+            The model. It is copied and does not change.
         unlabeled_category
             See :meth:`setup_anndata`.
         labels_key
-            Column of ``adata.obs`` with the labels; by default the one that the model was set up
-            with.
+            Column of ``adata.obs`` with the labels; by default that of the model's set-up.
         adata
             Labelled data, with any genes in any order; by default those of the model.
         seed
@@ -153,14 +189,17 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
         labels_key = labels_key or setup_args["labels_key"]
         if labels_key is None:
             raise ValueError(
-                'Name the column of adata.obs with the labels: `labels_key="cell_type"`.'
+                "labels_key=None: the model was set up without labels. Name the column of "
+                'adata.obs that has them: `labels_key="cell_type"`.'
             )
         data = model.adata if adata is None else adata
         if data is None:
             raise ValueError("The model was loaded without data; pass `adata=...`.")
         own = XTrimoGeneAnnotatorConfig.__annotations__.keys()
         if foreign := sorted(hyperparameters.keys() - own):
-            raise TypeError(f"{foreign} are hyper-parameters of the model, which is trained.")
+            raise TypeError(
+                f"{foreign} cannot be changed in a trained model; choose from {sorted(own)}."
+            )
         return derive_model(
             cls,
             model,
@@ -170,3 +209,551 @@ class XTrimoGeneAnnotator(AnnotatorTrainingMixin, ExplanationMixin, XTrimoGeneBa
             XTrimoGeneAnnotatorConfig(**(asdict(model.config_) | hyperparameters)),
             seed=seed,
         )
+
+    def train(  # type: ignore[override]
+        self,
+        max_epochs: int | None = None,
+        recipe: Recipe | None = None,
+        *,
+        freeze: str | None = None,
+        layer_decay: float = 1.0,
+        lora_rank: int = 0,
+        class_weight: ClassWeight = None,
+        label_smoothing: float = 0.0,
+        reconstruction_weight: float = 1.0,
+        finetuning: FinetuningConfig | None = None,
+        early_stopping: bool = False,
+        pretrain_epochs: int | None = None,
+        train_size: float | None = None,
+        ckpt_path: str | os.PathLike | None = None,
+        optimizer: OptimizerConfig | None = None,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Train the network on all cells if it was not trained yet, then learn the labels.
+
+        The labels are those that the data have now: after correcting, renaming or adding some,
+        train again. Fine-tuning changes the cell vectors but not the latent space, which the
+        classifier relies on: for embeddings, prefer the model before fine-tuning.
+
+        Parameters
+        ----------
+        max_epochs
+            Epochs of a fine-tuning; by default those of about 200 steps.
+        recipe
+            ``"linear"``: only the two linear models are fitted and calibrated. ``"finetune"``:
+            then the network and a two-layer perceptron are trained on the labels.
+            ``"published"``: the last layer of the encoder, the pooling and a two-layer perceptron
+            with random weights are trained with a weighted cross-entropy, without the masked
+            objective :cite:p:`Gong2023`. By default ``"finetune"`` if an argument is given that
+            only applies to it, else ``"linear"``: on a few thousand cells fine-tuning was not
+            better.
+        freeze, layer_decay, lora_rank
+            What is fine-tuned, see :class:`~scxtrimo.train.FinetuningConfig`.
+        class_weight, label_smoothing, reconstruction_weight
+            Objective, see :class:`~scxtrimo.annotation.AnnotationConfig`. The class weight
+            applies to the linear models as well.
+        finetuning
+            ``freeze``, ``layer_decay`` and ``lora_rank`` at once.
+        early_stopping
+            Stop a fine-tuning when the macro-averaged F1 score of the validation cells has not
+            risen for ``early_stopping_patience`` epochs, and go back to the best epoch.
+        pretrain_epochs
+            Epochs of :meth:`XTrimoGene.train`, if the network was not trained yet; by default
+            chosen from the number of cells.
+        train_size
+            Fraction of the cells of every label to learn from. The others calibrate the
+            probabilities; labels with fewer than five cells are only learned from. By default
+            0.9 in a fine-tuning, while linear models learn from all labelled cells and are
+            calibrated on five-fold cross-validated probabilities. Either way :attr:`held_out` has
+            the probabilities of cells that were not learned from.
+        ckpt_path
+            A ``last.ckpt`` to go on from, see :meth:`XTrimoGene.train`.
+        optimizer, datasplitter_kwargs, plan_kwargs, **kwargs
+            See :meth:`XTrimoGene.train`; ``optimizer`` and ``plan_kwargs`` apply to the
+            fine-tuning only.
+
+        Raises
+        ------
+        ValueError
+            If an argument has an impossible value or does not go with the recipe.
+        FileNotFoundError
+            If ``ckpt_path`` does not exist.
+
+        Examples
+        --------
+        >>> annotator.train()
+        >>> annotator.train(
+        ...     max_epochs=1, freeze="encoder", class_weight="balanced", enable_progress_bar=False
+        ... )
+        """
+        check("early_stopping", early_stopping, bool)
+        max_epochs = as_epochs(max_epochs)
+        pretrain_epochs = as_epochs(pretrain_epochs, "pretrain_epochs")
+        check("batch_size", kwargs.get("batch_size"), PositiveInt | None)
+        if "validation_size" in kwargs:
+            raise TypeError(
+                "validation_size= is not an argument here: the cells that are not learned from "
+                "calibrate the probabilities. Lower `train_size` for more of them."
+            )
+        if self.adata_manager is None:
+            raise ValueError(
+                "The annotator has no data to train on; load it with `load(..., adata=...)`."
+            )
+        self._validate_anndata()
+        if finetuning is None:
+            finetuning = FinetuningConfig(freeze, layer_decay, lora_rank)
+        elif (freeze, layer_decay, lora_rank) != (None, 1.0, 0):
+            raise TypeError("Give either `finetuning` or `freeze`, `layer_decay`, `lora_rank`.")
+        given = {
+            "max_epochs": max_epochs is not None,
+            "early_stopping": early_stopping,
+            "optimizer": optimizer is not None,
+            "plan_kwargs": bool(plan_kwargs),
+        }
+        recipe, annotation, finetuning = choose_recipe(
+            recipe,
+            AnnotationConfig(class_weight, label_smoothing, reconstruction_weight),
+            finetuning,
+            given,
+        )
+        finetuning.check(self.config_.n_layers)
+        with ExitStack() as stack:
+            stack.enter_context(self._progress_as_asked(kwargs))
+            if self.is_trained_:
+                stack.enter_context(labels_unchanged_if_interrupted(self))
+            if ckpt_path is None:
+                learn_present_labels(self)
+            codes = label_codes(self)
+            splitting = dict(datasplitter_kwargs or {})
+            indexing = splitting.pop("external_indexing", None)
+            cross_validated = recipe == "linear" and train_size is None and indexing is None
+            split = split_cells(codes, indexing, train_size, self.seed_, early_stopping)
+            kwargs["datasplitter_kwargs"] = splitting | {"external_indexing": split}
+            train_rows, validation_rows, _ = split
+            # Trained weights are moved more slowly than random ones.
+            lr = default_lr(self.config_.n_hidden) * (1.0 if recipe == "published" else 0.1)
+            if plan_kwargs:
+                plan_kwargs = {"lr": lr} | plan_kwargs
+            elif optimizer is None:
+                optimizer = OptimizerConfig(lr=lr)
+            if recipe != "linear":  # wrong arguments raise here, before any work
+                self._make_plan(optimizer, kwargs.get("masking"), finetuning, plan_kwargs or {})
+            resumed = None if ckpt_path is None else objective_of(ckpt_path)
+            if resumed == AnnotatorPlan.__name__ and recipe == "linear":
+                raise ValueError(
+                    f"ckpt_path={str(ckpt_path)!r} is of a fine-tuning: repeat its arguments, "
+                    "such as `max_epochs`."
+                )
+            if resumed == XTrimoGenePlan.__name__ or not (self.is_trained_ or resumed):
+                super().train(max_epochs=pretrain_epochs, ckpt_path=ckpt_path, **kwargs)
+                # From here on, an interruption leaves the trained network as it is.
+                stack.enter_context(labels_unchanged_if_interrupted(self))
+                resumed = ckpt_path = None
+            if resumed is None:
+                rows = np.arange(len(codes)) if cross_validated else train_rows
+                fit_linear_models(
+                    self, rows, codes, recipe, annotation.class_weight, cross_validated
+                )
+            if recipe != "linear":
+                self._fine_tune(
+                    annotation,
+                    max_epochs,
+                    len(train_rows),
+                    early_stopping=early_stopping,
+                    ckpt_path=ckpt_path,
+                    optimizer=optimizer,
+                    plan_kwargs=plan_kwargs,
+                    finetuning=finetuning,
+                    **kwargs,
+                )
+            if not cross_validated:
+                calibrate(self, validation_rows, codes)
+
+    def _fine_tune(
+        self,
+        annotation: AnnotationConfig,
+        max_epochs: int | None,
+        n_train: int,
+        *,
+        early_stopping: bool,
+        **kwargs: Any,
+    ) -> None:
+        """Train the network on the labels."""
+        if max_epochs is None:
+            batch_size = kwargs.get("batch_size") or default_batch_size(self.adata.n_obs)
+            max_epochs = finetuning_epochs(n_train, batch_size)
+        if early_stopping:
+            kwargs["callbacks"] = [*as_list(kwargs.get("callbacks")), KeepBest(MACRO_F1)]
+            kwargs |= {"early_stopping_monitor": MACRO_F1, "early_stopping_mode": "max"}
+        self._annotation = annotation
+        try:
+            super().train(max_epochs=max_epochs, early_stopping=early_stopping, **kwargs)
+        finally:
+            self._annotation = None
+
+    def _trained_on(self) -> dict[str, str]:
+        hashes = super()._trained_on()
+        if self._annotation is not None:
+            hashes["labels"] = hash_texts((*self.labels, *label_codes(self).tolist()))
+        return hashes
+
+    def _plan_class(self) -> type[XTrimoGenePlan]:
+        return XTrimoGenePlan if self._annotation is None else AnnotatorPlan
+
+    def _plan_arguments(self) -> dict[str, Any]:
+        if self._annotation is None:
+            return {}
+        codes = label_codes(self)
+        return {
+            "annotation": self._annotation,
+            "measured": self._measured_genes(self.adata),
+            "label_weights": label_weights(
+                codes[codes >= 0], len(self.labels), self._annotation.class_weight
+            ),
+        }
+
+    def _finish_training(self, rows: np.ndarray) -> None:
+        # Fine-tuning trains the classifier on the latent space as it is.
+        if self._annotation is None:
+            super()._finish_training(rows)
+
+    def _label_panel(self, adata: AnnData) -> LabelPanel:
+        """Return what the genes measured in registered data mean for the classifiers."""
+        self._check_latent_space()
+        return self.module.label_panel(self._measured_genes(adata))
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The labels that the model knows, of the same type as in the training data.
+
+        Examples
+        --------
+        >>> len(annotator.labels), annotator.labels[0]
+        (10, 'CD4+/CD25 T Reg')
+        """
+        registries = self.registry_["field_registries"]
+        state = registries[REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+        return from_text(state[CategoryField.MAPPING_KEY], state[LabelsField.KIND_KEY])
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
+        soft: bool = False,
+        batch_size: int | None = None,
+        min_confidence: float = 0.0,
+        unknown: str | None = UNKNOWN,
+        hierarchy: Mapping[str, str] | None = None,
+    ) -> np.ndarray | pd.DataFrame:
+        """Return the labels of cells.
+
+        Parameters
+        ----------
+        adata
+            Data, with any genes in any order: they are aligned by identifier. By default those of
+            the model, labelled cells included.
+        indices
+            Rows (or a boolean mask) of the cells; by default all.
+        soft
+            Return the probabilities of all labels instead.
+        batch_size
+            Cells per forward pass.
+        min_confidence, unknown, hierarchy
+            When to give no label or a more general one, see :func:`scxtrimo.tl.call_labels`.
+
+        Returns
+        -------
+        Array of labels, shape ``(n_cells,)``; or with ``soft`` a data frame of probabilities,
+        shape ``(n_cells, n_labels)``, calibrated on the validation cells.
+
+        Raises
+        ------
+        ValueError
+            If the annotator was not trained, or the data do not fit.
+
+        Examples
+        --------
+        >>> annotator.predict(adata)[:2]
+        array(['CD14+ Monocyte', 'Dendritic'], dtype=object)
+        >>> annotator.predict(adata, soft=True).shape
+        (700, 10)
+        """
+        if not self.module.classifier.is_fitted:
+            raise ValueError(
+                "The annotator was not trained on the labels yet. Call `annotator.train()` first."
+            )
+        check_call(self.labels, min_confidence, hierarchy, unknown)
+        registered, rows = self._rows(adata, indices)
+        panel = self._label_panel(registered)
+        probabilities = np.empty((len(rows), len(self.labels)), dtype=np.float32)
+        for place, batch in self._batches(registered, rows, batch_size, "Annotating"):
+            cells = self._encode(batch)
+            log_p_cl = self.module.label_log_probabilities(batch, cells, panel)
+            probabilities[place] = log_p_cl.exp().cpu().numpy()
+        frame = pd.DataFrame(
+            probabilities, index=registered.obs_names[rows], columns=pd.Index(self.labels)
+        )
+        if soft:
+            return frame
+        return call_labels(frame, min_confidence, unknown, hierarchy)["label"].to_numpy()
+
+    def annotate(
+        self,
+        adata: AnnData | None = None,
+        key_added: str = "xtrimo_label",
+        min_confidence: float = 0.0,
+        unknown: str | None = UNKNOWN,
+        hierarchy: Mapping[str, str] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """Write the labels of cells into the data.
+
+        Parameters
+        ----------
+        adata
+            Data; by default those of the model.
+        key_added
+            Column of ``adata.obs`` for the labels, as categories. ``key_added + "_confidence"``
+            gets their probabilities.
+        min_confidence, unknown, hierarchy, batch_size
+            See :meth:`predict`.
+
+        Examples
+        --------
+        >>> annotator.annotate(adata, min_confidence=0.8)
+        >>> adata.obs[["xtrimo_label", "xtrimo_label_confidence"]].shape
+        (700, 2)
+        """
+        check_call(self.labels, min_confidence, hierarchy, unknown)
+        check_key_added(key_added, self.registry_["setup_args"]["labels_key"])
+        data = self._validate_anndata(adata)
+        probabilities = self.predict(data, soft=True, batch_size=batch_size)
+        assert isinstance(probabilities, pd.DataFrame)
+        called = call_labels(probabilities, min_confidence, unknown, hierarchy)
+        labels = called["label"]
+        if len(labels.dropna().map(type).unique()) > 1:  # h5ad cannot hold numbers and text
+            labels = labels.map(canonical, na_action="ignore")
+        data.obs[key_added] = pd.Categorical(labels.infer_objects())
+        data.obs[f"{key_added}_confidence"] = called["confidence"].to_numpy()
+
+    def rank_label_genes(
+        self,
+        adata: AnnData | None = None,
+        groupby: str | None = None,
+        max_cells: int = 100,
+        n_steps: int = 20,
+        key_added: str = "xtrimo_label_genes",
+        batch_size: int = 16,
+    ) -> pd.DataFrame:
+        r"""Rank genes by what their expression adds to the log-probability of a label.
+
+        Integrated gradients :cite:p:`Sundararajan2017` of the log-probability of the cell's own
+        label, through the network and both classifiers, along the straight path from the average
+        expression in the training cells to that of the cell, over the genes it expresses. The
+        scores of a cell's genes add up to the change of the log-probability along this path;
+        genes that it does not express score 0. Needs the extra ``explain``.
+
+        Parameters
+        ----------
+        adata
+            Data; by default those of the model.
+        groupby
+            Column of ``adata.obs`` with the labels to explain; cells whose label the model does
+            not know are left out. By default the predicted labels.
+        max_cells
+            Cells per label, drawn at random.
+        n_steps
+            Points along the path. ``max_error`` in ``adata.uns[key_added]["params"]`` is the
+            largest part of the scores of a batch that the sum over the genes misses.
+        key_added
+            Where in ``adata.uns`` to put the result, in the form of
+            :func:`scanpy.tl.rank_genes_groups`, so that :func:`scanpy.get.rank_genes_groups_df`
+            and :func:`scanpy.pl.rank_genes_groups` read it.
+        batch_size
+            Cells at a time.
+
+        Returns
+        -------
+        Data frame with the columns ``group``, ``names``, ``scores`` (mean over the cells of the
+        label, in nats), ``logfoldchanges`` (base 2, of the mean normalised expression in these
+        cells over that in the other explained cells) and ``pct_nz_group`` (part of these cells
+        that express the gene), sorted by group and score. There are no p-values: in the result
+        for scanpy they are NaN.
+
+        Raises
+        ------
+        ImportError
+            If captum is not installed.
+        ValueError
+            If no cell has a label that the model knows.
+
+        Examples
+        --------
+        >>> genes = annotator.rank_label_genes(max_cells=1, n_steps=4)
+        >>> genes.columns.tolist()
+        ['group', 'names', 'scores', 'logfoldchanges', 'pct_nz_group']
+        """
+        integrated_gradients()  # raises if captum is missing
+        data = self._validate_anndata(adata)
+        rows, codes = cells_to_explain(self, data, groupby, max_cells)
+        genes, max_error = rank_genes(self, data, rows, codes, n_steps, batch_size)
+        params = {
+            "groupby": groupby or "predicted",
+            "method": "integrated_gradients",
+            "reference": "average expression",
+            "use_raw": False,
+            "n_steps": n_steps,
+            "max_error": max_error,
+        }
+        data.uns[key_added] = as_scanpy_result(genes, params)
+        return genes
+
+    @property
+    def held_out(self) -> pd.DataFrame:
+        """Probabilities of the labels in cells that were not learned from.
+
+        These are all labelled cells after cross-validation, else the validation cells; shape
+        ``(n_cells, n_labels)``. They show how :func:`scxtrimo.tl.annotation_report` and
+        :func:`scxtrimo.tl.coverage_accuracy` would turn out on new cells of the same study. They
+        are not saved with the model.
+
+        Raises
+        ------
+        ValueError
+            If the annotator was not trained since it was loaded, or no cell was held out.
+
+        Examples
+        --------
+        >>> predicted = annotator.held_out.idxmax(axis=1)
+        >>> report = scxtrimo.tl.annotation_report(annotator.held_out_labels, predicted)
+        """
+        return self._held_out_cells().probabilities
+
+    @property
+    def held_out_labels(self) -> pd.Series:
+        """The labels of the cells in :attr:`held_out`, in the same order.
+
+        Examples
+        --------
+        >>> annotator.held_out_labels.shape == annotator.held_out.shape[:1]
+        True
+        """
+        return self._held_out_cells().labels
+
+    def _held_out_cells(self) -> HeldOut:
+        if self._held_out is None:
+            raise ValueError(
+                "No cells were held out, or the annotator was not trained since it was loaded. "
+                "Call `annotator.train()`."
+            )
+        return self._held_out
+
+
+def check_key_added(key_added: str, labels_key: str) -> None:
+    """Raise if predicted labels would replace those that are learned from."""
+    if key_added == labels_key:
+        raise ValueError(
+            f"key_added={key_added!r} is the column with the labels that are learned from. "
+            "Choose another name."
+        )
+
+
+def annotate_together(
+    reference: AnnData,
+    query: AnnData,
+    labels_key: str,
+    unlabeled_category: str | None = None,
+    *,
+    reference_layer: str | None = None,
+    query_layer: str | None = None,
+    gene_id_key: str | None = None,
+    key_added: str = "xtrimo_label",
+    min_confidence: float = 0.0,
+    unknown: str | None = UNKNOWN,
+    hierarchy: Mapping[str, str] | None = None,
+    batch_size: int | None = None,
+    size: str = "auto",
+    seed: int | None = None,
+    **train_kwargs: Any,
+) -> XTrimoGeneAnnotator:
+    """Annotate cells with a new model that is trained on them and on a labelled reference.
+
+    Reference and query are two batches, which are integrated: for a query that differs from the
+    reference as a whole. The model reads the genes that both have.
+
+    Parameters
+    ----------
+    reference
+        Labelled cells, with raw counts.
+    query
+        Cells to annotate, with raw counts. Their labels are written to ``query.obs``.
+    labels_key, unlabeled_category
+        Column of ``reference.obs`` with the labels, and its value in cells without one, see
+        :meth:`XTrimoGeneAnnotator.setup_anndata`.
+    reference_layer, query_layer
+        Layers with the raw counts; by default ``X``.
+    gene_id_key
+        Column of ``var`` with gene identifiers; ``var_names`` where there is no such column.
+    key_added, min_confidence, unknown, hierarchy, batch_size
+        See :meth:`XTrimoGeneAnnotator.annotate`.
+    size, seed
+        See :class:`XTrimoGeneAnnotator`.
+    **train_kwargs
+        Passed to :meth:`XTrimoGeneAnnotator.train`.
+
+    Returns
+    -------
+    The annotator; its ``adata`` has the cells of the reference, then those of the query.
+
+    Raises
+    ------
+    ValueError
+        If there is no such column, the two have no gene in common, or as
+        :meth:`XTrimoGeneAnnotator.setup_anndata` and :meth:`XTrimoGeneAnnotator.annotate` do.
+
+    Examples
+    --------
+    >>> reference, query = adata[:500].copy(), adata[500:].copy()
+    >>> together = scxtrimo.annotation.annotate_together(
+    ...     reference,
+    ...     query,
+    ...     "bulk_labels",
+    ...     size="tiny",
+    ...     pretrain_epochs=1,
+    ...     enable_progress_bar=False,
+    ... )
+    >>> query.obs[["xtrimo_label", "xtrimo_label_confidence"]].shape
+    (200, 2)
+    """
+    check_key_added(key_added, labels_key)
+    parts = {}
+    for name, data, layer in (
+        ("reference", reference, reference_layer),
+        ("query", query, query_layer),
+    ):
+        part = AnnData(data.X if layer is None else data.layers[layer])
+        part.obs_names = data.obs_names
+        genes = own_identifiers(data.var, gene_id_key if gene_id_key in data.var else None)
+        part.var_names = genes.tolist()
+        parts[name] = part[:, part.var_names != ""]
+    both = anndata.concat(parts, label=BATCH, index_unique="-", join="inner")
+    if both.n_vars == 0:
+        raise ValueError(
+            "reference and query have no gene in common: the reference has "
+            f"{preview(parts['reference'].var_names, 3)}, the query "
+            f"{preview(parts['query'].var_names, 3)}. Choose another `gene_id_key`."
+        )
+    labels = get_column(reference.obs, "reference.obs", labels_key)
+    both.obs[labels_key] = [*labels, *[None] * query.n_obs]
+    XTrimoGeneAnnotator.setup_anndata(both, labels_key, unlabeled_category, batch_key=BATCH)
+    annotator = XTrimoGeneAnnotator(both, size, seed=seed)
+    check_call(annotator.labels, min_confidence, hierarchy, unknown)  # before training
+    annotator.train(**train_kwargs)
+    annotator.annotate(both, key_added, min_confidence, unknown, hierarchy, batch_size)
+    of_query = both.obs.iloc[-query.n_obs :]
+    query.obs[key_added] = pd.Categorical(of_query[key_added].to_numpy())
+    query.obs[f"{key_added}_confidence"] = of_query[f"{key_added}_confidence"].to_numpy()
+    return annotator

@@ -1,4 +1,4 @@
-"""The module with a head for the labels of cells."""
+"""The network with its two classifiers of cells: what is saved of an annotator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._validation import Fraction, Probability
 from ..config import XTrimoGeneConfig
@@ -16,33 +17,21 @@ from ..nn.embedding import normalize_counts
 from ..nn.encoded import EncodedCells
 from ..nn.ragged import to_tokens
 from ..train.module import XTrimoGeneModule
-from .classifiers import CellClassifier, GeneClassifier, average_log_probabilities
 
 
 @dataclass(frozen=True)
 class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
     """Hyper-parameters of an :class:`~scxtrimo.model.XTrimoGeneAnnotator`.
 
+    All fields of :class:`~scxtrimo.model.XTrimoGeneConfig`, and these.
+
     Parameters
     ----------
-    n_hidden, n_layers, n_heads, n_bins, bin_alpha, n_pool, n_latent, imputation_decoder
-        See :class:`~scxtrimo.model.XTrimoGeneConfig`.
-    n_decoder_hidden, n_decoder_layers, n_decoder_heads, decoder_head_width
-        See :class:`~scxtrimo.model.XTrimoGeneConfig`.
-    redraw_features_every, read_depth_aware, n_covariate, n_input_genes, pca_initialization
-        See :class:`~scxtrimo.model.XTrimoGeneConfig`.
-    latent_space, measured_weight, likelihood_weight, imputation_weight
-        See :class:`~scxtrimo.model.XTrimoGeneConfig`.
-    activation, norm_first, dropout
-        See :class:`~scxtrimo.model.XTrimoGeneConfig`.
     n_classifier_hidden, classifier_dropout
-        Inner width and dropout of the perceptron, see ``CellClassifier``.
+        Inner width and dropout of the two-layer perceptron that fine-tuning trains.
     gene_weight
-        Share of the linear model on genes in the probabilities, from 0 to 1; 0 leaves it out.
-
-    Notes
-    -----
-    Besides there are the fields of :class:`~scxtrimo.model.XTrimoGeneConfig`.
+        Weight of the linear model on genes in the averaged probabilities, from 0 to 1; 0 leaves
+        this model out.
 
     Examples
     --------
@@ -57,73 +46,114 @@ class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
 
 
 class LabelPanel(NamedTuple):
-    """What the genes that some data have mean for their annotation.
+    """What the genes measured in some data mean for the classifiers."""
 
-    Parameters
-    ----------
-    components
-        The same for the principal components; ``None`` if the model has none.
-    gene_offset_l
-        What genes that the data lack add to the scores of the linear model on genes, shape
-        ``(n_labels,)``.
+    components: Panel | None  # for the latent space; none if the model has no components
+    gene_offset_l: Tensor  # what unmeasured genes add to the scores, shape (n_labels,)
 
-    Examples
-    --------
-    >>> import torch
-    >>> measured = torch.ones(len(annotator.vocabulary), dtype=torch.bool)
-    >>> panel = annotator.module.label_panel(measured)
-    >>> panel.gene_offset_l.abs().sum()  # no gene is missing
-    tensor(0.)
+
+class CellClassifier(nn.Module):
+    """Sum of a linear model and a two-layer perceptron (Gong et al. 2023) on cell features.
+
+    The perceptron starts at zero, so that fine-tuning starts from the linear model
+    (Kumar et al. 2022).
     """
 
-    components: Panel | None
-    gene_offset_l: Tensor
+    mean: Tensor
+    scale: Tensor
+    is_fitted: Tensor
+
+    def __init__(self, n_features: int, n_labels: int, n_inner: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("scale", torch.ones(n_features))
+        self.register_buffer("is_fitted", torch.zeros((), dtype=torch.bool))
+        self.linear = nn.Linear(n_features, n_labels)
+        self.mlp = nn.Sequential(
+            nn.Linear(n_features, n_inner),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(n_inner, n_labels),
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Set both outputs to zero: all labels are equally probable."""
+        for part in (self.linear, self.mlp[-1]):
+            assert isinstance(part, nn.Linear)
+            nn.init.zeros_(part.weight)
+            nn.init.zeros_(part.bias)
+
+    def start_at_random(self, seed: int) -> None:
+        """Drop the linear model and give the perceptron random weights."""
+        self.reset()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for part in (self.mlp[0], self.mlp[-1]):
+                assert isinstance(part, nn.Linear)
+                part.reset_parameters()
+
+    def forward(self, features_cf: Tensor) -> Tensor:
+        """Return logits, shape ``(n_cells, n_labels)``."""
+        normalized_cf = (features_cf - self.mean) / self.scale
+        return self.linear(normalized_cf) + self.mlp(normalized_cf)
+
+
+class GeneClassifier(nn.Module):
+    """Logistic regressions on log-normalised expression, each label against the others."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, n_genes: int, n_labels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(n_genes, n_labels))
+        self.register_buffer("bias", torch.zeros(n_labels))
+
+    def forward(
+        self,
+        values_t: Tensor,
+        gene_ids_t: Tensor,
+        cu_seqlens: Tensor,
+        offset_l: Tensor | None = None,
+    ) -> Tensor:
+        """Return log-probabilities, shape ``(n_cells, n_labels)``."""
+        # One weighted sum per cell, without an intermediate of shape (n_tokens, n_labels).
+        score_cl = F.embedding_bag(
+            gene_ids_t,
+            self.weight,
+            cu_seqlens[:-1].long(),
+            mode="sum",
+            per_sample_weights=values_t,
+        )
+        score_cl = score_cl + self.bias
+        if offset_l is not None:
+            score_cl = score_cl + offset_l
+        return F.logsigmoid(score_cl).log_softmax(dim=1)
+
+    def missing(self, mean_expression: Tensor, measured: Tensor) -> Tensor:
+        """Return what unmeasured genes add to the scores of the labels if they are average."""
+        return (mean_expression * ~measured) @ self.weight
+
+
+def average_log_probabilities(
+    by_cell_cl: Tensor, by_genes_cl: Tensor, gene_weight: Tensor
+) -> Tensor:
+    """Return the log of the weighted average of two sets of probabilities, given as logs."""
+    # A weight of 0 needs no special case, as exp(-inf) = 0.
+    weights = torch.stack([1 - gene_weight, gene_weight]).log()
+    return torch.logaddexp(weights[0] + by_cell_cl, weights[1] + by_genes_cl)
 
 
 class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
-    r"""An ``XTrimoGeneModule`` that tells labels apart.
+    r"""An ``XTrimoGeneModule`` with labels :math:`l` of cells :math:`c`.
 
     .. math::
         p_{cl} \propto \left( (1 - w) \, \mathrm{softmax}_l(C(z_c)) + w \, G_l(v_c)
             \right)^{1 / T}
 
-    :math:`C` is a ``CellClassifier`` on the principal components, batches
-    integrated (see :class:`LatentSpace`), and the cell vector of the network, :math:`G` a
-    ``GeneClassifier`` on the log-normalised expression, :math:`w` the
-    ``gene_weight`` and :math:`T` a temperature. Of published models :math:`C` sees the published
-    cell embedding.
-
-    Parameters
-    ----------
-    n_genes, n_categories, config, seed, has_batches
-        See :class:`XTrimoGeneModule`.
-    n_labels
-        Number of labels.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.annotation import XTrimoGeneAnnotatorConfig
-    >>> from scxtrimo.annotation.module import XTrimoGeneAnnotatorModule
-    >>> config = XTrimoGeneAnnotatorConfig.from_size("tiny", latent_space="bottleneck")
-    >>> module = XTrimoGeneAnnotatorModule(10, (), config, n_labels=3).eval()
-    >>> module.feature_blocks
-    [32]
-    >>> batch = {
-    ...     "counts": torch.tensor([1.0, 2.0, 3.0]),
-    ...     "gene_ids": torch.tensor([0, 4, 9]),
-    ...     "cu_seqlens": torch.tensor([0, 1, 3], dtype=torch.int32),
-    ...     "library_size": torch.tensor([1.0, 5.0]),
-    ...     "categories": torch.zeros(2, 0, dtype=torch.int64),
-    ... }
-    >>> cells = module.inference(**batch)["cells"]
-    >>> panel = module.label_panel(measured=torch.ones(10, dtype=torch.bool))
-    >>> module.features(batch, cells, panel).shape
-    torch.Size([2, 32])
-    >>> module.label_log_probabilities(batch, cells, panel).shape
-    torch.Size([2, 3])
-    >>> module.genes_log_probabilities(batch, panel).shape
-    torch.Size([2, 3])
+    :math:`C` is the ``CellClassifier``, :math:`G` the ``GeneClassifier``, :math:`w` the
+    ``gene_weight`` and :math:`T` the temperature.
     """
 
     config: XTrimoGeneAnnotatorConfig
@@ -153,24 +183,14 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
 
     @property
     def feature_blocks(self) -> list[int]:
-        """Numbers of features that belong together and share one scale."""
+        """Sizes of the groups of features that are scaled together."""
         if not self.config.has_bottleneck:
             return [self.config.n_hidden] * 4  # S, T, maximum and mean
         n_latent = self.config.n_latent
         return [n_latent, n_latent] if self.config.uses_components else [n_latent]
 
     def label_panel(self, measured: Tensor) -> LabelPanel:
-        """Return what the genes of some data mean.
-
-        Parameters
-        ----------
-        measured
-            Genes the data have, bool, shape ``(n_genes,)``.
-
-        Returns
-        -------
-        What the methods below take.
-        """
+        """Return the panel of the measured genes: bool, shape ``(n_genes,)``."""
         space = self.latent_space
         return LabelPanel(
             None if space is None else space.panel(measured),
@@ -178,20 +198,10 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         )
 
     def features(self, batch: dict[str, Any], cells: EncodedCells, panel: LabelPanel) -> Tensor:
-        """Return what the classifier sees.
+        """Return the input of the cell classifier, shape ``(n_cells, n_features)``.
 
-        Parameters
-        ----------
-        batch
-            Ragged batch with all expressed genes, see :class:`~scxtrimo.data.RaggedDataset`.
-        cells
-            Its cells, encoded.
-        panel
-            What :meth:`label_panel` returned for the genes of the data.
-
-        Returns
-        -------
-        float32, shape ``(n_cells, n_features)``.
+        These are the principal components, batches integrated, and the cell vector of the
+        network; without a latent space the cell vector alone.
         """
         vector_cz = cells.latent_cz.float()
         if self.latent_space is None:
@@ -202,43 +212,21 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
             self.latent_space.measure(batch),
             panel.components,
             self.batch_codes(batch),
-            measured_weight=1.0,  # what the network predicts is in the cell vector already
+            measured_weight=1.0,  # the cell vector already holds what the network predicts
         )
         return torch.cat([components_ck, vector_cz], dim=1)
 
     def label_log_probabilities(
         self, batch: dict[str, Any], cells: EncodedCells, panel: LabelPanel
     ) -> Tensor:
-        """Return calibrated log-probabilities of the labels.
-
-        Parameters
-        ----------
-        batch, cells, panel
-            See :meth:`features`.
-
-        Returns
-        -------
-        Tensor of shape ``(n_cells, n_labels)``.
-        """
+        """Return calibrated log-probabilities, shape ``(n_cells, n_labels)``."""
         log_p_cl = self.classifier(self.features(batch, cells, panel)).log_softmax(dim=1)
         if self.gene_weight > 0:
-            by_genes_cl = self.genes_log_probabilities(batch, panel)
+            counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
+            library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
+            values_t = normalize_counts(counts_t, library_size_t)
+            by_genes_cl = self.gene_classifier(
+                values_t, batch["gene_ids"], cu_seqlens, panel.gene_offset_l
+            )
             log_p_cl = average_log_probabilities(log_p_cl, by_genes_cl, self.gene_weight)
         return (log_p_cl / self.temperature).log_softmax(dim=1)
-
-    def genes_log_probabilities(self, batch: dict[str, Any], panel: LabelPanel) -> Tensor:
-        """Return the log-probabilities of the linear model on genes.
-
-        Parameters
-        ----------
-        batch, panel
-            See :meth:`features`.
-
-        Returns
-        -------
-        Tensor of shape ``(n_cells, n_labels)``.
-        """
-        counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
-        library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
-        values_t = normalize_counts(counts_t, library_size_t)
-        return self.gene_classifier(values_t, batch["gene_ids"], cu_seqlens, panel.gene_offset_l)

@@ -1,4 +1,4 @@
-"""From probabilities of labels to labels, and how good they are."""
+"""Labels from probabilities, and how good they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..data.columns import as_text, canonical
 
 RARE = 40
 UNKNOWN = "unknown"
-UNCALLED = ""  # so no label is called
+UNCALLED = ""  # not the name of any label
 
 
 def call_labels(
@@ -23,7 +23,7 @@ def call_labels(
     unknown: str | None = UNKNOWN,
     hierarchy: Mapping[str, str] | None = None,
 ) -> pd.DataFrame:
-    """Choose a label for every cell, or none where none is probable enough.
+    """Choose the most probable label of every cell, or none if its probability is too low.
 
     Parameters
     ----------
@@ -33,12 +33,11 @@ def call_labels(
     min_confidence
         Probability below which a label is not given; see :func:`coverage_accuracy`.
     unknown
-        What these cells are called, which must not be the name of a label; ``None`` for a missing
-        value.
+        Name for these cells, which must not be that of a label; ``None`` for a missing value.
     hierarchy
-        From a label to a more general one, for instance ``{"CD4 T": "T", "CD8 T": "T"}``, in any
-        number of steps. A cell whose label is not probable enough then gets the first more general
-        one that is: its probability is that of all labels below it.
+        Maps labels to more general ones, for instance ``{"CD4 T": "T", "CD8 T": "T"}``, in any
+        number of levels. A cell whose label is not probable enough gets the least general one
+        that is, the probability of which is the sum over all labels below it.
 
     Returns
     -------
@@ -48,8 +47,8 @@ def call_labels(
     Raises
     ------
     ValueError
-        If ``min_confidence`` is not a probability, the hierarchy goes in a circle or needs one, or
-        a label is called ``unknown``.
+        If ``min_confidence`` is not a probability or is 0 despite a hierarchy, the hierarchy has a
+        cycle or none of the labels, or a label is called ``unknown``.
 
     Examples
     --------
@@ -67,8 +66,10 @@ def call_labels(
     confidence = values[np.arange(len(values)), best]
     is_open = confidence < min_confidence
     paths = [_ancestors(name, more_general) for name in texts]
-    for parent in _in_order(paths):
-        # A label may be more general than others itself.
+    parents = {parent for path in paths for parent in path}
+    # The least general first: it has the most labels above it.
+    for parent in sorted(parents, key=lambda name: -len(_ancestors(name, more_general))):
+        # A label of the model may itself be more general than others.
         below = np.array(
             [parent in [name, *path] for name, path in zip(texts, paths, strict=True)]
         )
@@ -96,8 +97,7 @@ def check_call(
         raise ValueError(
             f"unknown={unknown!r} is the name of a label: cells below min_confidence="
             f"{min_confidence} could not be distinguished from cells with this label. Choose "
-            "another word, "
-            'for instance `unknown="unassigned"`.'
+            'another word, for instance `unknown="unassigned"`.'
         )
     if more_general and not more_general.keys() & set(labels):
         raise ValueError(
@@ -113,44 +113,23 @@ def _as_text(hierarchy: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def _ancestors(name: str, hierarchy: Mapping[str, str]) -> list[str]:
-    """Return what is more general than a label, the next first."""
+    """Return all more general labels, starting with the least general."""
     path: list[str] = []
     while name in hierarchy:
         name = hierarchy[name]
         if name in path:
-            raise ValueError(f"The hierarchy goes in a circle at {name!r}.")
+            raise ValueError(
+                f"The hierarchy has a cycle: {name!r} is more general than itself. Remove one of "
+                "its entries."
+            )
         path.append(name)
     return path
-
-
-def _in_order(paths: list[list[str]]) -> list[str]:
-    """Return all ancestors so that the less general come first."""
-    height: dict[str, int] = {}
-    for path in paths:
-        for i, parent in enumerate(path):
-            height[parent] = max(height.get(parent, 0), i)
-    return sorted(height, key=height.__getitem__)
 
 
 def labelled_cells(
     labels: ArrayLike, predicted: ArrayLike, confidence: ArrayLike | None = None
 ) -> pd.DataFrame:
-    """Return the cells that have a label to compare with, labels as text.
-
-    Parameters
-    ----------
-    labels, predicted, confidence
-        See :func:`coverage_accuracy`.
-
-    Returns
-    -------
-    Data frame with the columns ``label``, ``predicted``, ``right`` and, if given, ``confidence``.
-
-    Raises
-    ------
-    ValueError
-        If names of cells or lengths do not go together, or no cell has a label.
-    """
+    """Return the cells with a label, with labels as text and a column ``right``."""
     given = {"label": labels, "predicted": predicted}
     if confidence is not None:
         given["confidence"] = confidence
@@ -166,7 +145,7 @@ def labelled_cells(
 
 
 def _aligned(given: Mapping[str, ArrayLike]) -> dict[str, pd.Series]:
-    """Return columns of the same cells: by name where there are names, else by position."""
+    """Return columns of the same cells, matched by name if there are names, else by position."""
     columns = {name: pd.Series(values) for name, values in given.items()}
     named = {n: c for n, c in columns.items() if not isinstance(c.index, pd.RangeIndex)}
     first = next(iter(named.values()), columns["label"]).index
@@ -175,25 +154,24 @@ def _aligned(given: Mapping[str, ArrayLike]) -> dict[str, pd.Series]:
             continue
         if not (first.is_unique and column.index.is_unique and set(first) == set(column.index)):
             raise ValueError(
-                f"{name} has other names of cells than {next(iter(named))}: "
-                f"{len(column):,} and {len(first):,} cells, of which "
-                f"{len(first.intersection(column.index)):,} are the same. Take the same cells, "
-                "for instance `predicted.loc[labels.index]`."
+                f"{name} has other cell names than {next(iter(named))}: {len(column):,} and "
+                f"{len(first):,} cells, of which {len(first.intersection(column.index)):,} are "
+                "the same. Select the same cells, for instance `predicted.loc[labels.index]`."
             )
         columns[name] = column.loc[first]
     if len({len(column) for column in columns.values()}) > 1:
         sizes = ", ".join(f"{name} {len(column):,}" for name, column in columns.items())
-        raise ValueError(f"There must be as many of each, but there are: {sizes}.")
+        raise ValueError(f"All must have the same number of cells, but they have: {sizes}.")
     return columns
 
 
 def called_cells(labels: ArrayLike, predicted: ArrayLike, unknown: str | None) -> pd.DataFrame:
-    """Return :func:`labelled_cells`, the prediction of cells without one being ``UNCALLED``."""
+    """Return the cells with a label; missing and unknown predictions become ``UNCALLED``."""
     frame = labelled_cells(labels, predicted)
     if unknown in set(frame["label"]) and (frame["predicted"] == unknown).any():
         raise ValueError(
-            f"unknown={unknown!r} is the name of a label, too. Say with `unknown=` what cells "
-            "without a prediction are called, or `unknown=None` if every cell has one."
+            f"unknown={unknown!r} is the name of a label, too. Set `unknown` to another name for "
+            "cells without a prediction, or to None if every cell has one."
         )
     is_uncalled = frame["predicted"].isna() | (frame["predicted"] == unknown)
     frame["predicted"] = frame["predicted"].mask(is_uncalled, UNCALLED)
@@ -203,27 +181,26 @@ def called_cells(labels: ArrayLike, predicted: ArrayLike, unknown: str | None) -
 def annotation_report(
     labels: ArrayLike, predicted: ArrayLike, unknown: str | None = UNKNOWN, rare: int = RARE
 ) -> pd.DataFrame:
-    """Return precision, recall and F1 of every label by its name.
+    """Return precision, recall and F1 score of every label.
 
     Parameters
     ----------
     labels
         True labels, shape ``(n_cells,)``. Cells without one (NaN) are left out.
     predicted
-        Predicted labels, shape ``(n_cells,)``. If both are Series, they are matched by the names
-        of the cells.
+        Predicted labels, shape ``(n_cells,)``. If both are Series, they are matched by cell name.
     unknown
-        What cells without a prediction are called, beside missing values. They count as missed,
-        not as a label. ``None`` if no word stands for them.
+        Name for cells without a prediction, besides missing values; ``None`` if there is none.
+        These cells count as missed, not as a label.
     rare
-        Labels of fewer cells are marked as rare.
+        Labels with fewer cells are marked as rare.
 
     Returns
     -------
-    Data frame with a row per label that occurs or is predicted, the most frequent first, and the
+    Data frame with a row per true or predicted label, the most frequent first, and the
     columns ``precision``, ``recall``, ``f1``, ``n_cells``, ``n_predicted``, ``n_unknown``,
-    ``is_rare`` and ``most_confused_with``. Precision is NaN where nothing is predicted, recall and
-    F1 where no cell has the label.
+    ``is_rare`` and ``most_confused_with``. Precision is NaN for labels that are never predicted,
+    recall and F1 for those that no cell has.
 
     Examples
     --------
@@ -244,7 +221,7 @@ def annotation_report(
     )
     wrong = frame[~frame["right"] & ~is_unknown]
     confused = wrong.groupby("label")["predicted"].agg(lambda p: p.value_counts().index[0])
-    report = pd.DataFrame(
+    return pd.DataFrame(
         {
             "precision": precision,
             "recall": recall,
@@ -257,13 +234,12 @@ def annotation_report(
         },
         index=pd.Index(names, name="label"),
     )
-    return report
 
 
 def coverage_accuracy(
     labels: ArrayLike, predicted: ArrayLike, confidence: ArrayLike
 ) -> pd.DataFrame:
-    """Return how many cells get a label, and how many of these are right, by threshold.
+    """Return the fraction of cells that get a label, and their accuracy, by threshold.
 
     Parameters
     ----------
@@ -276,8 +252,8 @@ def coverage_accuracy(
 
     Returns
     -------
-    Data frame with the columns ``min_confidence``, ``coverage`` and ``accuracy``, from all cells
-    to the surest alone.
+    Data frame with the columns ``min_confidence``, ``coverage`` and ``accuracy``, by increasing
+    threshold.
 
     Examples
     --------
@@ -289,7 +265,7 @@ def coverage_accuracy(
     """
     frame = labelled_cells(labels, predicted, confidence)
     by_threshold = frame.groupby("confidence")["right"].agg(["sum", "size"])
-    kept = by_threshold[::-1].cumsum()[::-1]  # what is at least as sure
+    kept = by_threshold[::-1].cumsum()[::-1]  # at this confidence or above
     return pd.DataFrame(
         {
             "min_confidence": kept.index,
