@@ -129,8 +129,7 @@ def test_cells_are_annotated_from_a_reference_and_with_a_saved_annotator(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    train = XTrimoGeneAnnotator.train
-    monkeypatch.setattr(XTrimoGeneAnnotator, "train", lambda self: train(self, pretrain_epochs=1))
+    monkeypatch.setattr("scxtrimo.model.training.default_max_epochs", lambda *_: 1)
     reference, query = make_cells(80), make_cells(40, seed=1)
     reference.layers["counts"] = reference.X.copy()
     reference.write_h5ad("reference.h5ad")

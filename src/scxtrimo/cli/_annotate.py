@@ -16,8 +16,6 @@ from ._shared import (
     write_cells,
 )
 
-BATCH = "scxtrimo_batch"  # of cells that are trained on together
-
 
 def add(commands: Any) -> None:
     """Add the command to a parser."""
@@ -83,20 +81,10 @@ def run(args: argparse.Namespace) -> int:
     adata = read_cells(args.data, args.modality)
     keys = (args.key_added, f"{args.key_added}_confidence")
     check_keys(adata, "obs", keys, args.overwrite)
-    annotator = _annotator(args, adata)
-    annotated = adata
-    if args.together:  # the registered cells, which belong to a batch; the reference comes first
-        annotated = annotator.adata
-    annotator.annotate(
-        annotated,
-        key_added=args.key_added,
-        min_confidence=args.min_confidence,
-        unknown=args.unknown,
-        batch_size=args.batch_size,
-    )
-    for key in keys:
-        adata.obs[key] = annotated.obs[key].iloc[-adata.n_obs :].to_numpy()
-    adata.obs[args.key_added] = adata.obs[args.key_added].astype("category")
+    if args.together:
+        _annotate_together(args, adata)
+    else:
+        _annotate(args, adata)
     write_cells(adata, out)
     label, confidence = (adata.obs[args.key_added + suffix] for suffix in ("", "_confidence"))
     mean = confidence.groupby(label, observed=True).mean().round(3)
@@ -106,67 +94,77 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _annotator(args: argparse.Namespace, adata: Any) -> Any:
-    """Return a saved annotator, or one that learned from the reference."""
-    from ..annotation.model import XTrimoGeneAnnotator
-    from ..annotation.tools import annotation_report, check_call
+def _annotate(args: argparse.Namespace, adata: Any) -> None:
+    """Annotate with a saved annotator, or with one that learned from the reference."""
+    from ..annotation import XTrimoGeneAnnotator
+    from ..annotation.tools import check_call
     from ..data.reading import read_cells
 
     if args.model is not None:
         annotator = XTrimoGeneAnnotator.load(args.model, adata=False)
-        check_call(annotator.labels, args.min_confidence, None, args.unknown)
-        prepare_query(annotator, adata, args)
-        return annotator
-    reference = read_cells(args.reference, args.reference_modality)
-    setup = {"layer": args.reference_layer, "batch_key": args.batch_key}
-    if args.together:
-        reference = _together(reference, adata, args)
-        setup = {"layer": None, "batch_key": BATCH}
-    XTrimoGeneAnnotator.setup_anndata(
-        reference, labels_key=args.labels_key, unlabeled_category=args.unlabeled, **setup
+    else:
+        reference = read_cells(args.reference, args.reference_modality)
+        XTrimoGeneAnnotator.setup_anndata(
+            reference,
+            labels_key=args.labels_key,
+            unlabeled_category=args.unlabeled,
+            layer=args.reference_layer,
+            batch_key=args.batch_key,
+        )
+        annotator = XTrimoGeneAnnotator(reference, seed=args.seed)
+    # Wrong arguments and genes that do not match raise here, before training.
+    check_call(annotator.labels, args.min_confidence, None, args.unknown)
+    prepare_query(annotator, adata, args)
+    if args.model is None:
+        annotator.train()
+        _save_and_report(args, annotator)
+    annotator.annotate(
+        adata,
+        key_added=args.key_added,
+        min_confidence=args.min_confidence,
+        unknown=args.unknown,
+        batch_size=args.batch_size,
     )
-    annotator = XTrimoGeneAnnotator(reference, seed=args.seed)
-    check_call(annotator.labels, args.min_confidence, None, args.unknown)  # before any work
-    if not args.together:
-        prepare_query(annotator, adata, args)  # before any work: its genes may not do
-    annotator.train()
+
+
+def _annotate_together(args: argparse.Namespace, adata: Any) -> None:
+    """Annotate with a model of the reference and the cells to annotate."""
+    from ..annotation import annotate_together
+    from ..data.reading import read_cells
+
+    if args.gene_aliases or args.min_gene_overlap:
+        raise ValueError(
+            "--together matches genes by name: leave the other options for genes out."
+        )
+    reference = read_cells(args.reference, args.reference_modality)
+    annotator = annotate_together(
+        reference,
+        adata,
+        args.labels_key,
+        args.unlabeled,
+        reference_layer=None if is_x(args.reference_layer, reference) else args.reference_layer,
+        query_layer=None if is_x(args.layer, adata) else args.layer,
+        gene_id_key=args.gene_id_key,
+        key_added=args.key_added,
+        min_confidence=args.min_confidence,
+        unknown=args.unknown,
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    _save_and_report(args, annotator)
+
+
+def _save_and_report(args: argparse.Namespace, annotator: Any) -> None:
+    """Save a new annotator if asked to, and print how good it is."""
+    from ..annotation.tools import annotation_report
+
     if args.save_model is not None:
         annotator.save(args.save_model)
     try:
         predicted = annotator.held_out.idxmax(axis=1)
     except ValueError:
         print("\nThe reference has too few labelled cells for a cross-validation.")
-        return annotator
+        return
     report = annotation_report(annotator.held_out_labels, predicted, unknown=None)
     print("\nCross-validated on the reference:")
     print(report[["precision", "recall", "f1", "n_cells"]].round(3).to_string())
-    return annotator
-
-
-def _together(reference: Any, adata: Any, args: argparse.Namespace) -> Any:
-    """Return reference and query on the genes they share, the query as a batch without labels."""
-    import anndata
-
-    from ..data.columns import get_column
-    from ..data.vocabulary import own_identifiers
-
-    if args.gene_aliases or args.min_gene_overlap:
-        raise ValueError(
-            "--together matches genes by name: leave the other options for genes out."
-        )
-    labels = get_column(reference.obs, "adata.obs", args.labels_key)
-    parts = []
-    for data, layer in ((reference, args.reference_layer), (adata, args.layer)):
-        use_x = layer is None or is_x(layer, data)
-        part = anndata.AnnData(data.X if use_x else data.layers[layer])
-        key = args.gene_id_key if args.gene_id_key in data.var else None
-        part.obs_names = data.obs_names
-        part.var_names = own_identifiers(data.var, key).tolist()
-        parts.append(part[:, part.var_names != ""])
-    both = anndata.concat(
-        {"reference": parts[0], "query": parts[1]}, label=BATCH, index_unique="-", join="inner"
-    )
-    if both.n_vars == 0:
-        raise ValueError(f"{args.data} and {args.reference} have no gene in common.")
-    both.obs[args.labels_key] = [*labels, *[None] * adata.n_obs]
-    return both
