@@ -4,6 +4,7 @@ import doctest
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +16,7 @@ PACKAGES = [
         f"scxtrimo.{name}"
         for name in (
             *("checkpoint", "cli", "data", "datasets", "demo", "model", "module", "nn"),
-            *("pl", "pp", "pretraining", "tl", "train"),
+            *("annotation", "pl", "pp", "pretraining", "tl", "train"),
         )
     ),
 ]
@@ -33,12 +34,13 @@ API_PAGES = Path(__file__).parents[1] / "docs"
 
 
 def public_objects() -> dict[str, object]:
-    """Return what the packages export, without modules and the version."""
-    found = {}
+    """Return what the packages export, each once, without modules and the version."""
+    found: dict[str, object] = {}
     for package in map(import_module, PACKAGES):
         for name in package.__all__:
             value = getattr(package, name)
-            if not inspect.ismodule(value) and name != "__version__":
+            is_new = not any(value is other for other in found.values())
+            if is_new and not inspect.ismodule(value) and name != "__version__":
                 found[f"{package.__name__}.{name}"] = value
     return found
 
@@ -93,6 +95,12 @@ def parameters(function: object) -> list[str]:
     ]
 
 
+def inherited_fields(documented: object) -> set[str]:
+    """Return the fields that a dataclass has from others, which document them."""
+    bases = documented.__mro__[1:] if inspect.isclass(documented) else ()
+    return {field.name for base in bases if is_dataclass(base) for field in fields(base)}
+
+
 def has_own_signature(cls: type) -> bool:
     makers = ("__init__", "__new__")
     return is_ours(
@@ -110,7 +118,8 @@ def faults(documented: object, needs_example: bool = True, runs: bool = True) ->
         inspect.isclass(documented) and has_own_signature(documented)
     ):
         wanted, there = parameters(documented), described(found.get("Parameters", ""))
-        if missing := [name for name in wanted if name not in there]:
+        optional = inherited_fields(documented)
+        if missing := [name for name in wanted if name not in there and name not in optional]:
             yield f"Parameters lack {', '.join(missing)}"
         if unknown := [name for name in there if name not in wanted or there.count(name) > 1]:
             yield f"Parameters have {', '.join(unknown)}"
