@@ -616,9 +616,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         """Probabilities of the labels in cells that were not learned from.
 
         These are all labelled cells after cross-validation, else the validation cells; shape
-        ``(n_cells, n_labels)``. They show how :func:`scxtrimo.tl.annotation_report` and
-        :func:`scxtrimo.tl.coverage_accuracy` would turn out on new cells of the same study. They
-        are not saved with the model.
+        ``(n_cells, n_labels)``. Use them for an unbiased :func:`scxtrimo.tl.annotation_report` or
+        :func:`scxtrimo.tl.coverage_accuracy`. They are not saved with the model.
 
         Raises
         ------
