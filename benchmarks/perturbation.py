@@ -43,8 +43,8 @@ from sklearn.linear_model import RidgeCV
 
 import scxtrimo
 from scxtrimo.data.counts import log_normalized
-from scxtrimo.perturbation.effect_tables import change_means
 from scxtrimo.perturbation.model import XTrimoGenePerturbation
+from scxtrimo.perturbation.tools import change_means
 from scxtrimo.perturbation.training import EffectsConfig
 
 N_SPLITS = 5

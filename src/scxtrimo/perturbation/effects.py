@@ -1,16 +1,425 @@
-"""From what is perturbed, in which cells, to the effect on every gene."""
+"""Effects of perturbations on all genes: a linear mixed model, corrected by a small network.
+
+Suffixes of tensors: g groups of cells, t targets, p populations, n genes, i eigenvectors.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .effect_data import HERE, Controls, EffectSizes, NetInputs, Query
-from .mixed_effects import MixedEffects
-from .net import EffectNet
+HERE, ELSEWHERE, NEVER = 0, 1, 2
+"""Where a target was perturbed in the training: this population, another one, or nowhere."""
 
+MAX_FITTED = 500
+MAX_BINS = 6
+N_ROUNDS = 3
+COMBINATION_SHARE = 0.1
+COMBINATION_WEIGHT = 1.0
+SCALE_WIDTH = 2.0
+MIN_VARIANCE = 1e-6
+JITTER = 1e-6
 N_TARGET_INPUTS = 3
 N_OWN_GENE_INPUTS = 9
+
+
+class Design(NamedTuple):
+    """What is perturbed in which population, one row per group of cells."""
+
+    targets_gt: Tensor  # which of the known targets are perturbed, 0 or 1
+    n_targets_g: Tensor  # number of perturbed genes, known or not
+    features_gf: Tensor  # sum of the features of the perturbed genes
+    similarity_gp: Tensor  # of the population to those of the training, from 0 to 1
+    population_g: Tensor  # number of the training population, int64; -1 for another one
+    n_controls_g: Tensor  # control cells of the population
+
+    def rows(self, index: Tensor) -> Design:
+        """Return some of the groups."""
+        return Design(*(part[index] for part in self))
+
+
+class Prediction(NamedTuple):
+    """Effects in units of the standard deviation of a gene between cells, (groups, genes).
+
+    ``mean_gn`` is the expected difference to the control cells that were measured, ``effect_gn``
+    that to their true mean, without their sampling noise.
+    """
+
+    mean_gn: Tensor
+    variance_gn: Tensor
+    effect_gn: Tensor
+    effect_variance_gn: Tensor
+
+
+class Controls(NamedTuple):
+    """The control cells of some populations."""
+
+    mean_pn: Tensor  # mean log-normalised expression
+    expressing_pn: Tensor  # fraction of the cells that express a gene
+    latent_pz: Tensor  # mean latent representation
+    context_pnc: Tensor  # principal components of contextual gene embeddings
+
+
+class Query(NamedTuple):
+    """Groups of cells to predict."""
+
+    design: Design
+    singles: Design  # their targets one by one, max_targets rows per group; surplus rows are empty
+    seen_gt: Tensor  # HERE, ELSEWHERE or NEVER, (groups, max_targets)
+    affinity_gtn: Tensor  # cosine between embeddings of targets and genes, 0 if there is none
+    population_g: Tensor  # row of the population in the Controls
+
+    @property
+    def is_target_gt(self) -> Tensor:
+        """Which of the targets exist."""
+        return self.singles.n_targets_g.view(self.seen_gt.shape) > 0
+
+    @property
+    def kind_g(self) -> Tensor:
+        """Where the least known target of a group was seen."""
+        return (self.seen_gt * self.is_target_gt).max(dim=1).values
+
+    def as_seen_in(self, training: Design) -> Query:
+        """Return the query with ``seen_gt`` for a model that was trained on these groups."""
+        is_seen_pt = torch.zeros(training.similarity_gp.shape[1], training.targets_gt.shape[1])
+        is_seen_pt.index_add_(0, training.population_g, training.targets_gt)
+        is_seen_pt = (is_seen_pt > 0).float()
+        population_s = self.singles.population_g
+        of_own_st = is_seen_pt[population_s.clamp(min=0)] * (population_s >= 0)[:, None]
+        here_s = (self.singles.targets_gt * of_own_st).sum(dim=1) > 0
+        anywhere_s = self.singles.targets_gt @ is_seen_pt.amax(dim=0) > 0
+        seen_s = torch.where(here_s, HERE, torch.where(anywhere_s, ELSEWHERE, NEVER))
+        return self._replace(seen_gt=seen_s.view(self.seen_gt.shape))
+
+    def rows(self, index: Tensor) -> Query:
+        """Return some of the groups, by number."""
+        max_targets = self.seen_gt.shape[1]
+        single = (index[:, None] * max_targets + torch.arange(max_targets)).flatten()
+        return Query(
+            self.design.rows(index),
+            self.singles.rows(single),
+            self.seen_gt[index],
+            self.affinity_gtn[index],
+            self.population_g[index],
+        )
+
+
+class NetInputs(NamedTuple):
+    """Inputs of an ``EffectNet``, and the predictions of the mixed model that it corrects."""
+
+    base: Prediction
+    targets_gtnu: Tensor
+    is_target_gt: Tensor
+    genes_gnx: Tensor
+
+
+@dataclass(frozen=True)
+class EffectSizes:
+    """Sizes of an ``EffectModel``, those of its training data."""
+
+    n_groups: int
+    n_targets: int
+    n_populations: int
+    n_genes: int
+    n_latent: int
+    n_hidden: int  # width of contextual gene embeddings
+    n_context: int  # number of their principal components that are kept
+    n_embedding: int = 0  # width of gene embeddings as features of targets, 0 if not used
+    n_named: int = 0  # genes with features given by the user
+    named_blocks: tuple[int, ...] = ()  # numbers of such features of every kind
+
+    @property
+    def feature_blocks(self) -> tuple[int, ...]:
+        """Numbers of features of a target that share a variance, embeddings first."""
+        return (*([self.n_embedding] if self.n_embedding else []), *self.named_blocks)
+
+
+class _Solution(NamedTuple):
+    """The training groups in the basis in which noise and covariance are diagonal."""
+
+    basis_gi: Tensor
+    eigenvalues_i: Tensor
+    effects_in: Tensor
+
+    def divisors(self, scale_n: Tensor) -> Tensor:
+        """Return the variances of the effects in this basis, ``(n_groups, n_genes)``."""
+        return self.eigenvalues_i[:, None] * scale_n + 1
+
+
+class MixedEffects(nn.Module):
+    r"""Linear mixed model of the effects of perturbations :cite:p:`Henderson1975`.
+
+    The mean expression of the cells of population :math:`k` in which the genes :math:`p` were
+    perturbed, minus that of its control cells, in units of the standard deviation of a gene
+    between cells, is
+
+    .. math::
+        \delta_{kp} = \sum_{t \in p} \left( m_k + e_{kt} + F_t w_k \right) + i_{kp}
+            + \varepsilon_{kp} - \varepsilon_{k0}
+
+    with independent normal effects: the common effect of all perturbations :math:`m`, the effect
+    of a target :math:`e_t`, that of its features :math:`F_t w`, and the interaction of a
+    combination :math:`i`. Each is the sum of a part shared by all populations, a part shared by
+    similar ones, and a part of one population. The variance of the noise :math:`\varepsilon`
+    follows from the numbers of cells; the noise of the control cells is shared by all
+    perturbations of a population. Variances are fitted by maximum likelihood, then one scale for
+    every gene.
+    """
+
+    targets_gt: Tensor
+    n_targets_g: Tensor
+    features_gf: Tensor
+    similarity_gp: Tensor
+    population_g: Tensor
+    n_controls_g: Tensor
+    n_cells_g: Tensor
+    effects_gn: Tensor
+    log_variances: Tensor
+    sharing: Tensor
+    gene_scale: Tensor
+
+    def __init__(
+        self,
+        n_groups: int,
+        n_targets: int,
+        n_populations: int,
+        n_genes: int,
+        feature_blocks: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.feature_blocks = feature_blocks
+        self.register_buffer("targets_gt", torch.zeros(n_groups, n_targets))
+        self.register_buffer("n_targets_g", torch.zeros(n_groups))
+        self.register_buffer("features_gf", torch.zeros(n_groups, sum(feature_blocks)))
+        self.register_buffer("similarity_gp", torch.zeros(n_groups, n_populations))
+        self.register_buffer("population_g", torch.zeros(n_groups, dtype=torch.int64))
+        self.register_buffer("n_cells_g", torch.ones(n_groups))
+        self.register_buffer("n_controls_g", torch.ones(n_groups))
+        self.register_buffer("effects_gn", torch.zeros(n_groups, n_genes))
+        # Common effect, target, combination, and one for every block of features.
+        self.register_buffer("log_variances", torch.full((3 + len(feature_blocks),), -4.0))
+        # Parts shared by all populations, by similar ones, and of one population alone.
+        alone = n_populations == 1
+        self.register_buffer("sharing", torch.tensor([1.0, 0.0, 0.0] if alone else [1 / 3] * 3))
+        self.register_buffer("gene_scale", torch.ones(n_genes))
+        self._solved: _Solution | None = None
+
+    @property
+    def design(self) -> Design:
+        """The training groups."""
+        return Design(*(getattr(self, name) for name in Design._fields))
+
+    def set(self, design: Design, effects_gn: Tensor, n_cells_g: Tensor) -> None:
+        """Take the training data; effects are in units of the standard deviation between cells."""
+        for name, value in design._asdict().items():
+            getattr(self, name).copy_(value)
+        self.effects_gn.copy_(effects_gn)
+        self.n_cells_g.copy_(n_cells_g)
+        self._solved = None
+
+    def fit(self, seed: int = 0, n_steps: int = 40) -> None:
+        """Fit variances (to at most 500 groups) and gene scales in turn, by maximum likelihood."""
+        n_groups = len(self.effects_gn)
+        drawn = torch.arange(n_groups)
+        if n_groups > MAX_FITTED:
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.randperm(n_groups, generator=generator)[:MAX_FITTED]
+        self.gene_scale.fill_(1.0)
+        for _ in range(N_ROUNDS):
+            self._fit_variances(drawn, n_steps)
+            self._fit_gene_scale()
+
+    def _fit_variances(self, drawn: Tensor, n_steps: int) -> None:
+        """Fit the variances that all genes share, given the gene scales."""
+        design, effects_gn = self.design.rows(drawn), self.effects_gn[drawn].double()
+        noise_gg = self._noise(drawn).double()
+        bins = []  # genes of about the same scale have one covariance
+        for genes in self.gene_scale.argsort(stable=True).chunk(MAX_BINS):
+            scale = self.gene_scale[genes].log().mean().exp().double()
+            gram_gg = effects_gn[:, genes] @ effects_gn[:, genes].T / len(genes)
+            bins.append((len(genes) / len(self.gene_scale), scale, gram_gg))
+        one_population = self.similarity_gp.shape[1] == 1
+        start = torch.cat([self.log_variances.double(), self.sharing.double().clamp(1e-3).log()])
+        parameters = start.clone().requires_grad_()
+        optimizer = torch.optim.LBFGS(
+            [parameters], max_iter=n_steps, line_search_fn="strong_wolfe"
+        )
+
+        def negative_log_likelihood() -> Tensor:
+            optimizer.zero_grad()
+            variances = parameters[:-3].clamp(-14, 6).exp()
+            sharing = self.sharing.double() if one_population else parameters[-3:].softmax(dim=0)
+            signal_gg = self._covariance(design, design, variances, sharing)
+            # A weak penalty keeps parameters that the data do not determine at their start.
+            loss = 0.005 * (parameters - start).square().sum()
+            # Pairs of genes that were not perturbed alone do not separate the effects of targets
+            # from interactions; most interactions are small (Norman et al. 2019).
+            peculiar = parameters[2] - parameters[1] - math.log(COMBINATION_SHARE)
+            loss = loss + 0.5 * COMBINATION_WEIGHT * peculiar.square()
+            for part, scale, gram_gg in bins:
+                factor = torch.linalg.cholesky(scale * signal_gg + noise_gg)
+                fit = 0.5 * torch.cholesky_solve(gram_gg, factor).trace()
+                loss = loss + part * (fit + factor.diagonal().log().sum())
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(negative_log_likelihood)
+        self.log_variances.copy_(parameters.detach()[:-3].clamp(-14, 6))
+        if not one_population:
+            self.sharing.copy_(parameters.detach()[-3:].softmax(dim=0))
+        self._solved = None
+
+    @torch.no_grad()
+    def _fit_gene_scale(self) -> None:
+        """Fit the factor of the variances of every gene, on a grid."""
+        solution = self._solution()
+        squares_in = solution.effects_in.square()
+        best_n = torch.full((squares_in.shape[1],), -torch.inf, dtype=torch.float64)
+        for log_scale in torch.linspace(-7, 7, 29, dtype=torch.float64):
+            variance_i = (solution.eigenvalues_i * log_scale.exp() + 1)[:, None]
+            log_likelihood_n = -0.5 * (variance_i.log() + squares_in / variance_i).sum(dim=0)
+            log_posterior_n = log_likelihood_n - 0.5 * (log_scale / SCALE_WIDTH) ** 2
+            self.gene_scale[log_posterior_n > best_n] = log_scale.exp().float()
+            best_n = torch.maximum(best_n, log_posterior_n)
+
+    def without(self, keep_g: Tensor) -> MixedEffects:
+        """Return the model of these groups alone: same variances, gene scales fitted again."""
+        kept = torch.nonzero(keep_g)[:, 0]
+        sizes = (self.targets_gt.shape[1], self.similarity_gp.shape[1], self.effects_gn.shape[1])
+        model = MixedEffects(len(kept), *sizes, self.feature_blocks).to(self.effects_gn.device)
+        model.set(self.design.rows(kept), self.effects_gn[kept], self.n_cells_g[kept])
+        model.log_variances.copy_(self.log_variances)
+        model.sharing.copy_(self.sharing)
+        model._fit_gene_scale()
+        return model
+
+    @torch.no_grad()
+    def predict(self, design: Design) -> Prediction:
+        """Return posterior means and variances of groups of cells, float32."""
+        solution, scale_n = self._solution(), self.gene_scale.double()
+        signal_qi = self._covariance_with(design) @ solution.basis_gi
+        is_same_qg = design.population_g[:, None] == self.population_g[None]
+        noise_qi = (is_same_qg / self.n_controls_g.double()[None]) @ solution.basis_gi
+        precision_in = 1 / solution.divisors(scale_n)
+        weights_in = precision_in * solution.effects_in
+        effect_qn = scale_n * (signal_qi @ weights_in)
+        effect_variance_qn = scale_n * (
+            self._prior_variance(design)[:, None] - scale_n * (signal_qi.square() @ precision_in)
+        )
+        mean_qn = effect_qn + noise_qi @ weights_in
+        variance_qn = effect_variance_qn + (1 / design.n_controls_g.double())[:, None]
+        variance_qn = variance_qn - 2 * scale_n * ((signal_qi * noise_qi) @ precision_in)
+        variance_qn = variance_qn - noise_qi.square() @ precision_in
+        return Prediction(
+            mean_qn.float(),
+            variance_qn.clamp(min=MIN_VARIANCE).float(),
+            effect_qn.float(),
+            effect_variance_qn.clamp(min=MIN_VARIANCE).float(),
+        )
+
+    def is_trained(self, design: Design) -> Tensor:
+        """Return which groups are among the training groups, bool."""
+        same_size = design.n_targets_g[:, None] == self.n_targets_g[None]
+        same = (design.targets_gt @ self.targets_gt.T == self.n_targets_g[None]) & same_size
+        return (same & (design.population_g[:, None] == self.population_g[None])).any(dim=1)
+
+    @torch.no_grad()
+    def target_effects(self, design: Design) -> Tensor:
+        """Return the posterior means of the effects of single targets, one per row."""
+        solution, scale_n = self._solution(), self.gene_scale.double()
+        weights_in = solution.effects_in / solution.divisors(scale_n)
+        signal_qi = self._covariance_with(design) @ solution.basis_gi
+        return (scale_n * (signal_qi @ weights_in)).float()
+
+    def _solution(self) -> _Solution:
+        """Return the basis in which the noise is 1 and the covariance of effects diagonal."""
+        if self._solved is None:
+            everything = torch.arange(len(self.n_cells_g), device=self.n_cells_g.device)
+            factor = torch.linalg.cholesky(self._noise(everything).double())
+            covariance_gg = self._covariance_with(self.design)
+            whitened = torch.linalg.solve_triangular(factor, covariance_gg, upper=False)
+            whitened = torch.linalg.solve_triangular(factor, whitened.T, upper=False)
+            eigenvalues_i, vectors_gi = torch.linalg.eigh((whitened + whitened.T) / 2)
+            basis_gi = torch.linalg.solve_triangular(factor.T, vectors_gi, upper=True)
+            self._solved = _Solution(
+                basis_gi, eigenvalues_i.clamp(min=0), basis_gi.T @ self.effects_gn.double()
+            )
+        return self._solved
+
+    def _covariance_with(self, design: Design) -> Tensor:
+        """Return the prior covariance of effects with those of the training groups."""
+        variances, sharing = self.log_variances.double().exp(), self.sharing.double()
+        return self._covariance(design, self.design, variances, sharing)
+
+    def _covariance(self, a: Design, b: Design, variances: Tensor, sharing: Tensor) -> Tensor:
+        a, b = (Design(*(part.double() for part in design)) for design in (a, b))
+        overlap = a.targets_gt @ b.targets_gt.T
+        covariance = variances[0] * torch.outer(a.n_targets_g, b.n_targets_g)
+        covariance = covariance + variances[1] * overlap
+        sizes = a.n_targets_g[:, None], b.n_targets_g[None]
+        is_same = (overlap == sizes[0]) & (overlap == sizes[1]) & (sizes[0] > 1)
+        covariance = covariance + variances[2] * is_same
+        features = [design.features_gf.split(self.feature_blocks, dim=1) for design in (a, b)]
+        for variance, of_a, of_b in zip(variances[3:], *features, strict=True):
+            covariance = covariance + variance * of_a @ of_b.T
+        # Populations that are not of the training are only more or less similar to those.
+        likeness = a.similarity_gp[:, b.population_g.long()]
+        is_same = a.population_g[:, None] == b.population_g[None]
+        return covariance * (sharing[0] + sharing[1] * likeness + sharing[2] * is_same)
+
+    def _prior_variance(self, design: Design) -> Tensor:
+        """Return the prior variance of effects."""
+        variances = self.log_variances.double().exp()
+        n_targets = design.n_targets_g.double()
+        variance_q = variances[0] * n_targets**2 + variances[1] * n_targets
+        variance_q = variance_q + variances[2] * (n_targets > 1)
+        features = design.features_gf.double().split(self.feature_blocks, dim=1)
+        for variance, of_block in zip(variances[3:], features, strict=True):
+            variance_q = variance_q + variance * of_block.square().sum(dim=1)
+        return variance_q
+
+    def _noise(self, index: Tensor) -> Tensor:
+        """Return the covariance of the noise of training groups; control cells are shared."""
+        population = self.population_g[index]
+        is_same = population[:, None] == population[None]
+        noise = is_same / self.n_controls_g[index][None]
+        return noise + torch.diag(1 / self.n_cells_g[index] + JITTER)
+
+    def __getstate__(self) -> dict:
+        """Leave out the solution: a copy may be moved to another device."""
+        return self.__dict__ | {"_solved": None}
+
+
+class EffectNet(nn.Module):
+    r"""Correction of predicted effects, :math:`\rho(x_{pn}, \sum_{t \in p} \phi(u_{tn}, x_{pn}))`.
+
+    It sees what is known about targets (:math:`u`), gene and population (:math:`x`) but no
+    identities, so that it applies to new ones; the sum makes it independent of the order of the
+    targets (Zaheer et al. 2017). The last layer starts at zero: untrained, it corrects nothing.
+    """
+
+    def __init__(self, n_target_inputs: int, n_gene_inputs: int, n_hidden: int = 32) -> None:
+        super().__init__()
+        n_inputs = n_target_inputs + n_gene_inputs
+        self.of_target = nn.Sequential(
+            nn.Linear(n_inputs, n_hidden), nn.GELU(), nn.Linear(n_hidden, n_hidden)
+        )
+        last = nn.Linear(n_hidden, 1)
+        self.of_sum = nn.Sequential(nn.Linear(n_hidden + n_gene_inputs, n_hidden), nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, targets_gtnu: Tensor, is_target_gt: Tensor, genes_gnx: Tensor) -> Tensor:
+        """Return the corrections, ``(n_groups, n_genes)``."""
+        per_target = genes_gnx[:, None].expand(-1, targets_gtnu.shape[1], -1, -1)
+        hidden_gtnh = self.of_target(torch.cat([targets_gtnu, per_target], dim=-1))
+        sum_gnh = (hidden_gtnh * is_target_gt[:, :, None, None]).sum(dim=1)
+        return self.of_sum(torch.cat([sum_gnh, genes_gnx], dim=-1))[..., 0]
 
 
 class EffectModel(nn.Module):
@@ -20,36 +429,11 @@ class EffectModel(nn.Module):
         \Delta_{pn} = s_n \left( \delta_{pn} + \lambda \, r_{pn} \right), \qquad
         \operatorname{sd}_{pn} = s_n \, c \sqrt{v_{pn}}
 
-    :math:`\delta` and :math:`v` come from the ``MixedEffects``, :math:`r` from
-    the ``EffectNet``; :math:`s_n` is the standard deviation of a gene between
-    cells. The weight :math:`\lambda`, from 0 to 1, and the calibration :math:`c` are chosen on
-    perturbations that were left out, apart for those with and without targets that were never
-    seen, or only in other populations. For perturbations of the training :math:`c` is 1 and
-    :math:`\lambda` is 0.
-
-    Parameters
-    ----------
-    sizes
-        Sizes of the training data.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.perturbation.effect_data import Query
-    >>> effects = perturbation_model.module.effects
-    >>> design = effects.mixed.design.rows(torch.tensor([0, 1]))  # of two genes perturbed alone
-    >>> affinity_gtn = torch.zeros(2, 1, effects.sizes.n_genes)
-    >>> population_g = torch.zeros(2, dtype=torch.int64)
-    >>> query = Query(design, design, torch.zeros(2, 1).long(), affinity_gtn, population_g)
-    >>> effect, std, score = effects.predict(query, effects.controls)
-    >>> effect.shape
-    torch.Size([2, 60])
-    >>> effects.similarity(effects.controls.latent_pz)
-    tensor([[1.]])
-    >>> effects.inputs(query, effects.controls, effects.mixed).base.mean_gn.shape
-    torch.Size([2, 60])
-    >>> effects.project_context(torch.zeros(60, effects.sizes.n_hidden)).shape
-    torch.Size([60, 8])
+    :math:`\delta` and :math:`v` come from ``MixedEffects``, :math:`r` from ``EffectNet``;
+    :math:`s_n` is the standard deviation of a gene between cells. The weight :math:`\lambda` from
+    0 to 1 (``gate``) and the calibration :math:`c` are chosen on perturbations that were left
+    out, separately by where the targets were seen. For perturbations of the training :math:`c` is
+    1 and :math:`\lambda` is 0.
     """
 
     gene_ids: Tensor
@@ -91,19 +475,17 @@ class EffectModel(nn.Module):
         """The control cells of the training."""
         return Controls(self.control_mean, self.control_expressing, self.latent, self.context)
 
-    def set_controls(self, controls: Controls) -> None:
-        """Take the control cells of the training.
+    @property
+    def uses_encoder(self) -> bool:
+        """Whether predictions depend on the encoder, which gives the following three.
 
-        Parameters
-        ----------
-        controls
-            Their populations.
-
-        Examples
-        --------
-        >>> effects = perturbation_model.module.effects
-        >>> effects.set_controls(effects.controls)
+        The similarity of populations, gene embeddings as features of targets, and inputs of the
+        correcting network. Where this is false, predictions are the same for any encoder.
         """
+        return len(self.latent) > 1 or self.sizes.n_embedding > 0 or bool(self.gate.any())
+
+    def set_controls(self, controls: Controls) -> None:
+        """Take the control cells of the training."""
         self.control_mean.copy_(controls.mean_pn)
         self.control_expressing.copy_(controls.expressing_pn)
         self.latent.copy_(controls.latent_pz)
@@ -112,23 +494,7 @@ class EffectModel(nn.Module):
             self.latent_width.copy_(torch.pdist(self.latent).median().clamp(min=1e-6))
 
     def set_context_axes(self, embeddings_nd: Tensor) -> None:
-        """Choose what to keep of contextual gene embeddings: their principal components.
-
-        Parameters
-        ----------
-        embeddings_nd
-            Contextual gene embeddings of any populations; NaN where a gene has none.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from scxtrimo.perturbation.effects import EffectModel
-        >>> from scxtrimo.perturbation.effect_data import EffectSizes
-        >>> effects = EffectModel(EffectSizes(3, 3, 1, 50, n_latent=8, n_hidden=16, n_context=4))
-        >>> effects.set_context_axes(torch.randn(50, 16))
-        >>> effects.project_context(torch.randn(50, 16)).shape
-        torch.Size([50, 4])
-        """
+        """Choose the principal components of contextual gene embeddings (NaN if there is none)."""
         known_nd = embeddings_nd[embeddings_nd.isfinite().all(dim=1)]
         if len(known_nd) <= self.sizes.n_context:
             return
@@ -139,53 +505,21 @@ class EffectModel(nn.Module):
         self.context_axes.copy_(axes_dc / spread_c)
 
     def project_context(self, embeddings_nd: Tensor) -> Tensor:
-        """Return what is kept of contextual gene embeddings.
-
-        Parameters
-        ----------
-        embeddings_nd
-            Contextual gene embeddings, shape ``(n_genes, n_hidden)``; NaN where a gene has none.
-
-        Returns
-        -------
-        Shape ``(n_genes, n_context)``; 0 where a gene has none.
-        """
+        """Return the principal components of contextual gene embeddings; 0 if there is none."""
         return ((embeddings_nd - self.context_mean) @ self.context_axes).nan_to_num(0.0)
 
     def similarity(self, latent_qz: Tensor) -> Tensor:
-        """Return how much alike populations are to those of the training, from 0 to 1.
+        """Return similarities from 0 to 1 to the training populations, ``(n_queries, n_pop)``.
 
-        Parameters
-        ----------
-        latent_qz
-            Mean latent representations, shape ``(n_queries, n_latent)``.
-
-        Returns
-        -------
-        Shape ``(n_queries, n_populations)``. With a single population in the training all others
-        count as like it: there is nothing to learn from how effects depend on the population.
+        With a single training population they are 1: nothing tells how effects depend on it.
         """
-        distance = torch.cdist(latent_qz, self.latent) / self.latent_width
         if len(self.latent) == 1:
-            return torch.ones_like(distance)
+            return torch.ones(len(latent_qz), 1)
+        distance = torch.cdist(latent_qz, self.latent) / self.latent_width
         return (-0.5 * distance.square()).exp()
 
     def inputs(self, query: Query, controls: Controls, mixed: MixedEffects) -> NetInputs:
-        """Return what is known about the groups, to a mixed model.
-
-        Parameters
-        ----------
-        query
-            The groups.
-        controls
-            Their populations.
-        mixed
-            The mixed model, or one that has seen fewer groups.
-
-        Returns
-        -------
-        What the network takes, and the effects it corrects.
-        """
+        """Return the inputs of the network, given a mixed model that may have seen less."""
         base = mixed.predict(query.design)
         n_groups, max_targets = query.seen_gt.shape
         effects_gtn = mixed.target_effects(query.singles).view(n_groups, max_targets, -1)
@@ -199,13 +533,8 @@ class EffectModel(nn.Module):
         targets_gtnu = torch.stack(
             [effects_gtn.asinh(), is_known_gtn.float(), query.affinity_gtn], dim=-1
         )
-        of_group = torch.stack(
-            [
-                base.mean_gn.square().mean(dim=1).sqrt(),
-                query.design.n_targets_g - 1,
-            ],
-            dim=1,
-        )
+        size_g = base.mean_gn.square().mean(dim=1).sqrt()
+        of_group = torch.stack([size_g, query.design.n_targets_g - 1], dim=1)
         mean_gn = controls.mean_pn[query.population_g]
         of_gene = [
             base.mean_gn.asinh(),
@@ -228,23 +557,13 @@ class EffectModel(nn.Module):
 
     @torch.inference_mode()
     def predict(self, query: Query, controls: Controls) -> tuple[Tensor, Tensor, Tensor]:
-        """Return effects and their standard deviations, in units of log-normalised expression.
+        """Return effect, its standard deviation and score on log-normalised expression.
 
-        Parameters
-        ----------
-        query
-            Groups of cells.
-        controls
-            Their populations.
-
-        Returns
-        -------
-        Three float32 tensors of shape ``(n_groups, n_genes)``; the last is the effect in units of
-        its standard deviation, where the noise of the control cells counts as well.
+        The score is the effect over its standard deviation, noise of the control cells included.
         """
         base = self.mixed.predict(query.design)
         is_trained_g, kind_g = self.mixed.is_trained(query.design), query.kind_g
-        # What was measured needs no correction: the network has learned from what was left out.
+        # Measured effects need no correction: the network was trained on those left out.
         gate_g1 = torch.where(is_trained_g, 0.0, self.gate[kind_g])[:, None]
         calibration_g1 = torch.where(is_trained_g, 1.0, self.calibration[kind_g])[:, None]
         correction_gn = torch.zeros_like(base.mean_gn)

@@ -1,4 +1,4 @@
-"""Which genes were perturbed in which cells."""
+"""Groups of cells with the same perturbation and population: names, fields and moments."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scvi.data import _constants
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager, _constants
 from scvi.data.fields import BaseAnnDataField
 
 from ..data.columns import as_text, canonical, get_column
-from ..data.fields import CategoryField
+from ..data.counts import RowReader, log_normalized
+from ..data.fields import CategoryField, CountsField
 from ..data.vocabulary import preview
 
 PERTURBATION = "perturbation"
 POPULATION = "population"
 LIBRARY_SIZE = "library_size"
 ALL_CELLS = "all"
+MIN_SD = 0.01
+"""Lower bound of the standard deviation of a gene between cells, for genes without counts."""
 Group = tuple[int, tuple[str, ...]]
 """Number of a population, and the perturbed genes."""
 
@@ -34,7 +39,7 @@ class PerturbationNames:
     control
         Name of unperturbed cells.
     separator
-        What stands between the genes of a combination.
+        Text between the genes of a combination.
 
     Examples
     --------
@@ -55,13 +60,11 @@ class PerturbationNames:
     def targets(self, name: str | Sequence[str]) -> tuple[str, ...]:
         """Return the perturbed genes.
 
-        Their order does not matter.
-
         Parameters
         ----------
         name
-            A name, or the genes. The control as a part of a combination, as in
-            ``"KLF1+control"``, is no gene.
+            A name, or the genes in any order. The control as a part of a combination, as in
+            ``"KLF1+control"``, is ignored.
 
         Returns
         -------
@@ -75,14 +78,14 @@ class PerturbationNames:
         if isinstance(name, Real):
             name = canonical(name)
         if isinstance(name, str) and name.strip() == self.control:
-            return ()  # before splitting: the name of the control may hold the separator
+            return ()  # before splitting: the name of the control may contain the separator
         parts = name.split(self.separator) if isinstance(name, str) else map(str, name)
         genes = [part.strip() for part in parts]
         if "" in genes or not genes:
             raise ValueError(
                 f"The perturbation {name!r} has an empty gene name. Genes of a combination are "
                 f"separated by {self.separator!r}, as in 'KLF1{self.separator}BAK1'; choose "
-                "another with `separator=`."
+                "another separator with `separator=`."
             )
         genes = sorted(gene for gene in genes if gene != self.control)
         if twice := {gene for gene in genes if genes.count(gene) > 1}:
@@ -99,35 +102,23 @@ class PerturbationNames:
 
         Returns
         -------
-        The genes, sorted, with the separator between them; that of the control if there are none.
+        The sorted genes joined by the separator, or the name of the control if there are none.
         """
         return self.separator.join(sorted(targets)) or self.control
 
 
 class PerturbationField(CategoryField):
-    """A column of ``adata.obs`` with the perturbation of every cell.
-
-    Parameters
-    ----------
-    obs_key
-        Column of ``adata.obs``.
-    names
-        How its values are read.
-    """
+    """A column of ``adata.obs`` with the perturbation of every cell."""
 
     def __init__(self, obs_key: str, names: PerturbationNames) -> None:
         super().__init__(PERTURBATION, obs_key)
         self.names = names
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Read all names; there must be control cells and perturbed ones."""
+        """Read all names; there must be control cells and perturbed cells."""
         assert self.obs_key is not None
         group_cells(adata, self.names, self.obs_key, None)
-        self._check_separator(adata)
-        return super().register_field(adata)
-
-    def _check_separator(self, adata: AnnData) -> None:
-        """Refuse to split names of genes, such as HLA-A."""
+        # A separator that is part of gene names, such as HLA-A, would split them.
         named = set(as_text(adata.obs[self.obs_key]).unique()) & set(adata.var_names)
         if split := sorted(name for name in named if self.names.separator in name):
             raise ValueError(
@@ -135,19 +126,14 @@ class PerturbationField(CategoryField):
                 f"adata.obs[{self.obs_key!r}] has as a perturbation. Choose another separator, "
                 "and name combinations with it."
             )
+        return super().register_field(adata)
 
     def _consequence(self) -> str:
         return "their effects are neither learned from nor needed."
 
 
 class LibrarySizeField(BaseAnnDataField):
-    """A column of ``adata.obs`` with the total counts of the cells, of all genes.
-
-    Parameters
-    ----------
-    obs_key
-        Column of ``adata.obs``.
-    """
+    """A column of ``adata.obs`` with the total counts of the cells over all genes."""
 
     registry_key = LIBRARY_SIZE
     attr_name = _constants._ADATA_ATTRS.OBS
@@ -178,39 +164,21 @@ class LibrarySizeField(BaseAnnDataField):
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
-        """Check the column of other data, if they have it; embedding does without."""
+        """Check the column of other data if they have it; embedding does not need it."""
         return self.register_field(adata_target) if self.obs_key in adata_target.obs else {}
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
-        """Nothing to count."""
+        """Return nothing: there is nothing to count."""
         return {}
 
     def view_state_registry(self, state_registry: dict[str, Any]) -> None:
-        """Nothing to show."""
+        """Show nothing."""
 
 
 def library_sizes(adata: AnnData, key: str) -> np.ndarray:
-    """Return the total counts of the cells from a column of ``adata.obs``.
-
-    Parameters
-    ----------
-    adata
-        The data.
-    key
-        Name of the column.
-
-    Returns
-    -------
-    float64, shape ``(n_cells,)``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column, or a value is not a positive number.
-    """
-    values = pd.to_numeric(get_column(adata.obs, "adata.obs", key), errors="coerce").to_numpy(
-        float
-    )
+    """Return the total counts of the cells from ``adata.obs[key]``, float64."""
+    column = get_column(adata.obs, "adata.obs", key)
+    values = pd.to_numeric(column, errors="coerce").to_numpy(float)
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(bad):
         raise ValueError(
@@ -222,19 +190,7 @@ def library_sizes(adata: AnnData, key: str) -> np.ndarray:
 
 
 class CellGroups(NamedTuple):
-    """Cells with the same perturbation and population.
-
-    Parameters
-    ----------
-    groups
-        Population and perturbed genes of every group of perturbed cells.
-    codes
-        Group of every cell, -1 for control cells, int64, shape ``(n_cells,)``.
-    control_codes
-        Population of every control cell, -1 for perturbed ones, of the same shape.
-    populations
-        Names of the populations.
-    """
+    """Groups of perturbed cells; codes are the group (or control population) of a cell, or -1."""
 
     groups: list[Group]
     codes: np.ndarray
@@ -245,23 +201,7 @@ class CellGroups(NamedTuple):
 def group_cells(
     adata: AnnData, names: PerturbationNames, perturbation_key: str, population_key: str | None
 ) -> CellGroups:
-    """Sort cells by what was done to them.
-
-    Parameters
-    ----------
-    adata
-        Control and perturbed cells.
-    names
-        How the names of perturbations are read.
-    perturbation_key, population_key
-        Columns of ``adata.obs``.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing or has missing values, there are only control cells, or a
-        population has none.
-    """
+    """Group cells by perturbation and population; every population needs control cells."""
     labels = complete_column(adata, perturbation_key)
     targets = {label: names.targets(label) for label in labels.unique()}
     population, populations = population_codes(adata, population_key)
@@ -280,9 +220,8 @@ def group_cells(
     if without:
         raise ValueError(
             f"The populations {preview([populations[i] for i in without])} of "
-            f"adata.obs[{population_key!r}] have no control cells {names.control!r}: effects need "
-            "something to be compared with. Leave these cells out, or name the control with "
-            "`control=`."
+            f"adata.obs[{population_key!r}] have no control cells {names.control!r} to compare "
+            "perturbed cells with. Leave these cells out, or name the control with `control=`."
         )
     pairs = list(zip(population.tolist(), condition.tolist(), strict=True))
     distinct = sorted({pair for pair in pairs if conditions[pair[1]]})
@@ -293,22 +232,108 @@ def group_cells(
 
 
 def complete_column(adata: AnnData, key: str) -> pd.Series:
-    """Return a column of ``adata.obs`` as text; missing values are refused."""
+    """Return a column of ``adata.obs`` as text; raise if it has missing values."""
     CategoryField(PERTURBATION, key).validate_field(adata)
     return as_text(adata.obs[key])
 
 
 def population_codes(adata: AnnData, key: str | None) -> tuple[np.ndarray, list[str]]:
-    """Return the population of every cell, and the names of the populations.
-
-    Parameters
-    ----------
-    adata
-        The cells.
-    key
-        Column of ``adata.obs``; without one all cells are one population.
-    """
+    """Return the population of every cell and the names; without a key all are one population."""
     if key is None:
         return np.zeros(adata.n_obs, dtype=np.int64), [ALL_CELLS]
     codes, names = pd.factorize(complete_column(adata, key), sort=True)
     return codes.astype(np.int64), [str(name) for name in names]
+
+
+class GroupMoments(NamedTuple):
+    """Mean, variance within groups and fraction of expressing cells, ``(n_groups, n_genes)``."""
+
+    n_cells: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
+    expressing: np.ndarray
+
+
+def group_moments(
+    chunks: Iterable[sparse.csr_matrix],
+    codes: np.ndarray,
+    n_groups: int,
+    totals: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
+) -> GroupMoments:
+    """Return moments of ``log1p`` of counts per 10,000; the code of cells of no group is -1.
+
+    ``totals`` are the sums of the rows by default; ``columns`` are chosen after normalisation.
+    """
+    sums: list[np.ndarray] = []
+    start = 0
+    for chunk in chunks:
+        rows = slice(start, start := start + chunk.shape[0])
+        logged = log_normalized(chunk, None if totals is None else totals[rows])
+        if columns is not None:
+            logged = logged[:, columns]
+        squares, ones = logged.copy(), logged.copy()
+        squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
+        members = np.flatnonzero(codes[rows] >= 0)
+        present, place = np.unique(codes[rows][members], return_inverse=True)
+        of_group = sparse.csr_matrix(
+            (np.ones(len(members)), (place, members)), shape=(len(present), chunk.shape[0])
+        )
+        sums = sums or [np.zeros((n_groups, logged.shape[1])) for _ in range(3)]
+        for total, values in zip(sums, (logged, squares, ones), strict=True):
+            total[present] += (of_group @ values).toarray()
+    n_cells = np.bincount(codes[codes >= 0], minlength=n_groups)
+    mean, mean_square, expressing = (total / np.maximum(n_cells, 1)[:, None] for total in sums)
+    variance = np.maximum(mean_square - mean**2, 0)
+    variance *= (n_cells / np.maximum(n_cells - 1, 1))[:, None]
+    return GroupMoments(n_cells, mean, variance, expressing)
+
+
+def pooled_sd(*groups: GroupMoments) -> np.ndarray:
+    """Return the standard deviation of genes within groups of cells, shape ``(n_genes,)``."""
+    degrees = [np.maximum(moments.n_cells - 1, 0) for moments in groups]
+    within = sum(d @ moments.variance for d, moments in zip(degrees, groups, strict=True))
+    return np.sqrt(within / max(sum(d.sum() for d in degrees), 1) + MIN_SD**2)
+
+
+class RegisteredCells(NamedTuple):
+    """The expression of registered cells, with genes as positions in the vocabulary."""
+
+    reader: RowReader
+    columns: np.ndarray  # column of every gene of the vocabulary, -1 if the data lack it
+    totals: np.ndarray | None  # total counts of the cells, if they are not the sums of the rows
+
+    @classmethod
+    def from_manager(
+        cls, manager: AnnDataManager, n_genes: int, totals: np.ndarray | None
+    ) -> RegisteredCells:
+        """Return the cells of a manager, given the size of the vocabulary."""
+        state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+        gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
+        columns = np.full(n_genes, -1)
+        used = np.flatnonzero(gene_of_column >= 0)
+        columns[gene_of_column[used]] = used
+        return cls(RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY)), columns, totals)
+
+    def moments(self, codes: np.ndarray, n_groups: int, genes: np.ndarray) -> GroupMoments:
+        """Return the moments of groups of cells; NaN for genes that the data lack."""
+        columns = self.columns[genes]
+        is_measured = columns >= 0
+        moments = group_moments(
+            self.reader.chunks(), codes, n_groups, self.totals, columns[is_measured]
+        )
+        full = []
+        for values in moments[1:]:
+            wide = np.full((n_groups, len(genes)), np.nan)
+            wide[:, is_measured] = values
+            full.append(wide)
+        return GroupMoments(moments.n_cells, *full)
+
+    def expression(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
+        """Return log-normalised expression of some cells; 0 for genes that the data lack."""
+        columns = self.columns[genes]
+        totals = None if self.totals is None else self.totals[rows]
+        logged = log_normalized(self.reader.read(rows), totals)
+        values = np.zeros((len(rows), len(genes)))
+        values[:, columns >= 0] = logged[:, columns[columns >= 0]].toarray()
+        return values

@@ -1,4 +1,4 @@
-"""Pictures of the effects of perturbations."""
+"""Figures of the effects of perturbations."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from anndata import AnnData
 
-from .. import tl
 from ..data.vocabulary import preview
 from ..pl._axes import finish, new_axes
-from .effect_tables import EFFECT, STD, check_effects
+from .tools import EFFECT, STD, check_effects, perturbation_scores, rank_perturbed_genes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +24,9 @@ def perturbation_effects(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw predicted against observed effects of a perturbation on all genes.
+    """Plot predicted against observed effects of a perturbation on all genes.
 
-    Bars are standard deviations of the prediction, and of what was observed for want of cells.
+    Bars are the standard deviations of the prediction and the standard errors of the observation.
 
     Parameters
     ----------
@@ -38,8 +37,8 @@ def perturbation_effects(
     population
         Population of cells, if there are several.
     n_labels
-        How many of the most changed genes to name, of those that change at least a tenth as
-        much as the most changed one.
+        Maximum number of genes to label, those with the largest effects; effects below a tenth
+        of the largest one are not labelled.
     ax
         Axes to draw on; by default new ones.
     show
@@ -52,7 +51,7 @@ def perturbation_effects(
     Raises
     ------
     ValueError
-        If the perturbation is not in both, or in several populations of which none is named.
+        If the perturbation is not in both, or in several populations and none is chosen.
 
     Examples
     --------
@@ -64,7 +63,7 @@ def perturbation_effects(
     'observed effect'
     """
     one = predicted[[_row(predicted, "predicted", perturbation, population)]]
-    scores = tl.perturbation_scores(one, observed).iloc[0]
+    scores = perturbation_scores(one, observed).iloc[0]
     truth = observed[[_row(observed, "observed", perturbation, scores["population"])]]
     genes = truth.var_names[truth.var_names.isin(one.var_names)]
     x, x_std = (np.asarray(truth[:, genes].layers[name])[0] for name in (EFFECT, STD))
@@ -80,7 +79,7 @@ def perturbation_effects(
     ax.scatter(x, y, s=9, color="C0", zorder=2)
     size = np.maximum(np.abs(x), np.abs(y))
     for i in np.argsort(-size)[:n_labels]:
-        if size[i] < 0.1 * largest:  # names of what hardly changes would lie on one another
+        if size[i] < 0.1 * largest:  # labels of small effects would overlap
             break
         ax.annotate(
             genes[i], (x[i], y[i]), (3, 3), textcoords="offset points", fontsize=7, zorder=3
@@ -101,7 +100,7 @@ def perturbed_genes(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw the genes that a perturbation changes most certainly, with standard deviations.
+    """Plot the effects with the largest scores of a perturbation, with standard deviations.
 
     Parameters
     ----------
@@ -110,7 +109,7 @@ def perturbed_genes(
     perturbation, population
         See :func:`perturbation_effects`.
     n_genes
-        How many genes.
+        Number of genes.
     ax
         Axes to draw on; by default new ones.
     show
@@ -127,7 +126,7 @@ def perturbed_genes(
     20
     """
     one = effects[[_row(effects, "effects", perturbation, population)]]
-    ranked = tl.rank_perturbed_genes(one, n_genes).sort_values("effect").reset_index()
+    ranked = rank_perturbed_genes(one, n_genes).sort_values("effect").reset_index()
     was_given = ax is not None
     ax = new_axes(ax, (4.2, 0.9 + 0.2 * len(ranked)))
     colors = np.where(ranked["effect"] > 0, "C3", "C0")
@@ -143,16 +142,16 @@ def perturbed_genes(
 def _row(effects: AnnData, argument: str, perturbation: str, population: str | None) -> int:
     """Return the row of a perturbation."""
     check_effects(effects, argument)
-    is_it = effects.obs["perturbation"].astype(str).to_numpy() == perturbation
-    if not is_it.any():
+    found = effects.obs["perturbation"].astype(str).to_numpy() == perturbation
+    if not found.any():
         raise ValueError(
             f"perturbation={perturbation!r} is not in {argument}, which has "
             f"{preview(effects.obs['perturbation'].unique())}."
         )
     populations = effects.obs["population"].astype(str).to_numpy()
     if population is not None:
-        is_it = is_it & (populations == population)
-    rows = np.flatnonzero(is_it)
+        found = found & (populations == population)
+    rows = np.flatnonzero(found)
     if len(rows) != 1:
         raise ValueError(
             f"{perturbation!r} is in {argument} for {len(rows)} populations named {population!r}; "

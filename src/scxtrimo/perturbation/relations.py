@@ -1,9 +1,9 @@
-"""Relations between genes: what is known about genes that were never perturbed."""
+"""Relations between genes, and the features of perturbed genes that are made of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from .._logging import logger
 from ..data.counts import RowReader, check_counts, get_layer, log_normalized
 from ..data.vocabulary import preview
 
-BLOCK = 1024
+GENES_PER_BLOCK = 1024
+N_STEPS = 20
+MAX_FEATURES = 64
+RELATIONS = "relations"
 
 
 def relations_from_gene_sets(
@@ -25,8 +29,8 @@ def relations_from_gene_sets(
 ) -> pd.DataFrame:
     """Relate genes that share gene sets, such as terms of the Gene Ontology.
 
-    Two genes are as similar as the sets they share are many among the sets of either (Jaccard),
-    as in GEARS :cite:p:`Roohani2023`.
+    The similarity of two genes is the Jaccard index of the sets they belong to, as in GEARS
+    :cite:p:`Roohani2023`.
 
     Parameters
     ----------
@@ -37,7 +41,7 @@ def relations_from_gene_sets(
     min_similarity
         Smallest similarity of an edge.
     n_neighbors
-        Edges per gene at most.
+        Maximum number of edges per gene.
 
     Returns
     -------
@@ -84,7 +88,7 @@ def relations_from_expression(
     min_similarity: float = 0.1,
     n_neighbors: int = 20,
 ) -> pd.DataFrame:
-    """Relate genes whose expression goes together.
+    """Relate genes whose expression is correlated.
 
     Parameters
     ----------
@@ -97,7 +101,7 @@ def relations_from_expression(
     min_similarity
         Smallest absolute correlation of log-normalised expression of an edge.
     n_neighbors
-        Edges per gene at most.
+        Maximum number of edges per gene.
 
     Returns
     -------
@@ -135,29 +139,26 @@ def relations_from_expression(
 
 
 def _nearest(
-    names: pd.Index, similarity_of, min_similarity: float, n_neighbors: int, source: str
+    names: pd.Index,
+    similarity_of: Callable[[slice], np.ndarray],
+    min_similarity: float,
+    n_neighbors: int,
+    source: str,
 ) -> pd.DataFrame:
-    """Return the edges to the nearest genes, a block of genes at a time."""
+    """Return the edges to the most similar genes, computed for a block of genes at a time."""
     if n_neighbors < 1:
         raise ValueError(f"n_neighbors={n_neighbors} must be positive.")
     edges = []
-    for start in range(0, len(names), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(names)))
+    for start in range(0, len(names), GENES_PER_BLOCK):
+        rows = slice(start, min(start + GENES_PER_BLOCK, len(names)))
         similarity = similarity_of(rows)
         place = np.arange(rows.stop - rows.start)
-        similarity[place, start + place] = 0  # a gene is no relation of itself
+        similarity[place, start + place] = 0  # no edge from a gene to itself
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :n_neighbors]
         weight = np.take_along_axis(similarity, nearest, axis=1)
         i, j = np.nonzero(weight >= max(min_similarity, 1e-6))
-        edges.append(
-            pd.DataFrame(
-                {
-                    "source": names[start + i],
-                    "target": names[nearest[i, j]],
-                    "weight": weight[i, j],
-                }
-            )
-        )
+        of_block = {"source": names[start + i], "target": names[nearest[i, j]]}
+        edges.append(pd.DataFrame(of_block | {"weight": weight[i, j]}))
     joined = pd.concat(edges, ignore_index=True) if edges else pd.DataFrame()
     if len(joined) == 0:
         raise ValueError(
@@ -177,3 +178,105 @@ def _read_gmt(path: Path) -> dict[str, list[str]]:
             f"tabs, which {preview(short)} does not have."
         )
     return {fields[0]: [gene for gene in fields[2:] if gene] for fields in lines}
+
+
+def feature_table(
+    target_features: pd.DataFrame | Mapping[str, pd.DataFrame] | None,
+    relations: pd.DataFrame | None,
+    targets: Sequence[str],
+) -> pd.DataFrame:
+    """Return all features of genes side by side; the upper level of the columns is their kind."""
+    if target_features is None:
+        tables = {}
+    elif isinstance(target_features, pd.DataFrame):
+        tables = {"target_features": target_features}
+    else:
+        tables = dict(target_features)
+    checked = {name: _standardized(table, name, targets) for name, table in tables.items()}
+    if relations is not None:
+        if RELATIONS in checked:
+            raise ValueError(
+                f"target_features has the key {RELATIONS!r}, which is reserved for `relations=`. "
+                "Rename it."
+            )
+        checked[RELATIONS] = relation_features(relations, targets)
+    if not checked:
+        return pd.DataFrame()
+    for name, table in checked.items():
+        n_known = sum(target in table.index for target in targets)
+        logger.info(f"{name}: known for {n_known} of {len(targets)} perturbed genes.")
+    return pd.concat(checked, axis=1).fillna(0.0).astype(np.float32)
+
+
+def _standardized(table: pd.DataFrame, name: str, targets: Sequence[str]) -> pd.DataFrame:
+    """Return scaled features with a mean square of 1 per gene, 64 principal components at most."""
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(f"{name} must be a DataFrame with genes as index, not {type(table)}.")
+    table = table.set_axis(table.index.astype(str), axis=0)
+    if not table.index.is_unique:
+        twice = preview(table.index[table.index.duplicated()].unique())
+        raise ValueError(f"{name} has genes twice: {twice}. Keep one row of each.")
+    values = table.to_numpy(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has NaN or infinite values; leave these genes out.")
+    if not set(targets) & set(table.index):
+        raise ValueError(
+            f"None of the {len(targets)} perturbed genes, such as {targets[0]!r}, is in {name}, "
+            f"which has genes such as {preview(table.index, 3)}. Use the same names."
+        )
+    values = values - values.mean(axis=0)
+    spread = values.std(axis=0)
+    values = values[:, spread > 0] / spread[spread > 0]
+    if values.shape[1] > MAX_FEATURES:
+        left, sizes, _ = np.linalg.svd(values, full_matrices=False)
+        values = (left * sizes)[:, :MAX_FEATURES]
+    values /= np.sqrt(max(np.square(values).sum(axis=1).mean(), 1e-12))
+    return pd.DataFrame(values, index=table.index)
+
+
+def relation_features(relations: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    r"""Return features of genes whose products are their similarities on the graph of relations.
+
+    These are :math:`(I + L)^{-1} = \sum_k (A / 2)^k / 2` with the normalised adjacency :math:`A`
+    and Laplacian :math:`L = I - A`: a linear graph convolution of many layers with restart. They
+    are exact between any gene and the targets; that of a target to itself is 1 on average.
+    """
+    if missing := sorted({"source", "target"} - set(relations.columns)):
+        raise ValueError(
+            f"relations lacks the columns {missing}; it has {list(relations.columns)}."
+        )
+    if relations[["source", "target"]].isna().any(axis=None):
+        raise ValueError("relations has edges without a source or target; leave them out.")
+    edges = relations[relations["source"] != relations["target"]]
+    if len(edges) == 0:
+        raise ValueError("relations has no edges between different genes.")
+    weights = edges["weight"] if "weight" in edges else pd.Series(1.0, index=edges.index)
+    weights = weights.to_numpy(float)
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        raise ValueError("relations['weight'] must be positive everywhere; leave other edges out.")
+    ends = [edges["source"].astype(str), edges["target"].astype(str)]
+    genes = pd.Index(sorted(set(ends[0]) | set(ends[1])))
+    places = genes.get_indexer(pd.Index(targets))
+    places = places[places >= 0]
+    if len(places) == 0:
+        raise ValueError(
+            f"None of the {len(targets)} perturbed genes, such as {targets[0]!r}, is in "
+            f"relations, which have genes such as {genes[0]!r}. Use the same names."
+        )
+    source, target = (genes.get_indexer(pd.Index(end)) for end in ends)
+    shape = (len(genes), len(genes))
+    graph = sparse.coo_matrix((weights, (source, target)), shape=shape).tocsr()
+    graph = graph.maximum(graph.T)
+    scale = sparse.diags_array(1 / np.sqrt(np.asarray(graph.sum(axis=1)).ravel()))
+    half = scale @ graph @ scale / 2
+    start = np.zeros((len(genes), len(places)))
+    start[places, np.arange(len(places))] = 0.5
+    similarity = start
+    for _ in range(N_STEPS):
+        similarity = start + half @ similarity
+    # Nystroem approximation: features of all genes from their similarities to the targets.
+    values, vectors = np.linalg.eigh(similarity[places])
+    kept = values > 1e-6 * values[-1]
+    features = similarity @ vectors[:, kept] / np.sqrt(values[kept])
+    features /= np.sqrt(np.diag(similarity[places]).mean())
+    return pd.DataFrame(features.astype(np.float32), index=genes)

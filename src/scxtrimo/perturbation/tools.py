@@ -1,16 +1,24 @@
-"""Observed effects of perturbations, and what to make of effects, observed or predicted."""
+"""Observed effects of perturbations, and the analysis of effects, observed or predicted."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from anndata.utils import make_index_unique
+from scipy import sparse
 
 from ..data.counts import RowReader, check_counts, get_layer
 from ..data.vocabulary import preview
-from .effect_tables import EFFECT, LAYERS, SCORE, check_effects, effects_anndata
-from .group_moments import group_moments, pooled_sd
-from .groups import PerturbationNames, group_cells, library_sizes
+from .groups import PerturbationNames, group_cells, group_moments, library_sizes, pooled_sd
+
+EFFECT = "effect"
+STD = "std"
+SCORE = "score"
+CONTROL = "control"
+LAYERS = (EFFECT, STD, SCORE, CONTROL)
 
 
 def perturbation_effects(
@@ -22,7 +30,7 @@ def perturbation_effects(
     library_size_key: str | None = None,
     layer: str | None = None,
 ) -> AnnData:
-    """Measure what perturbations do to the mean expression of cells.
+    """Measure the effects of perturbations on the mean expression of cells.
 
     Parameters
     ----------
@@ -36,8 +44,8 @@ def perturbation_effects(
     AnnData with a row per perturbation and population, as
     :meth:`scxtrimo.model.XTrimoGenePerturbation.predict` returns it: ``X`` is the mean
     log-normalised expression, the layer ``effect`` its difference to that of the control cells
-    (layer ``control``), ``std`` its standard error, the control cells taken as they are, and
-    ``score`` the effect in units of its standard error, theirs included. ``obs["n_cells"]`` is
+    (layer ``control``), ``std`` its standard error without the noise of the control cells, and
+    ``score`` the effect over its standard error with this noise. ``obs["n_cells"]`` is
     the number of perturbed cells.
 
     Raises
@@ -87,7 +95,7 @@ def perturbation_effects(
 
 
 def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataFrame:
-    """Rank the genes that perturbations change, by effect in units of its standard deviation.
+    """Rank the genes that perturbations change, by the absolute score.
 
     Parameters
     ----------
@@ -99,7 +107,7 @@ def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataF
     Returns
     -------
     Data frame with the columns ``perturbation``, ``population``, ``gene``, ``effect``, ``std``,
-    ``score`` and ``control``, see :func:`perturbation_effects`, the most certain changes first.
+    ``score`` and ``control``, see :func:`perturbation_effects`, the largest scores first.
 
     Examples
     --------
@@ -137,11 +145,10 @@ def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) 
     predicted
         Predicted effects.
     observed
-        Observed effects of the same perturbations and populations, and maybe others; genes are
-        matched by name.
+        Observed effects of at least the same perturbations and populations; genes are matched
+        by name.
     n_top
-        Number of differential genes, those with the largest observed effects in units of their
-        standard error.
+        Number of differential genes, those with the largest observed absolute scores.
 
     Returns
     -------
@@ -191,7 +198,7 @@ def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) 
 def genetic_interactions(
     effects: AnnData, separator: str = "+", singles: AnnData | None = None
 ) -> pd.DataFrame:
-    r"""Describe how the effect of two genes differs from the sum of their effects.
+    r"""Compare the effects of pairs of genes with the sums of the effects of the single genes.
 
     The effect of the pair is regressed on those of its genes,
     :math:`\delta_{ab} \approx c_a \delta_a + c_b \delta_b` :cite:p:`Norman2019`.
@@ -201,23 +208,23 @@ def genetic_interactions(
     effects
         Effects of pairs and of their genes, observed or predicted.
     separator
-        What stands between the genes of a pair.
+        Text between the genes of a pair.
     singles
         Effects of single genes, if they are not in ``effects``.
 
     Returns
     -------
-    Data frame with a row per pair of which both genes are there: the coefficients ``c_a`` and
-    ``c_b``; ``magnitude`` :math:`\sqrt{c_a^2 + c_b^2}`, above :math:`\sqrt 2` for synergy and
-    below for buffering; ``fit``, the correlation of the pair with the regression, low if
-    something new happens (neomorphism); ``equality``, the smaller coefficient over the larger
-    one, low if one gene dominates (epistasis); ``similarity``, the correlation of the effects of
-    the two genes; and ``ratio``, the length of the effect over that of the sum.
+    Data frame with a row per pair of which both single effects are known: the coefficients
+    ``c_a`` and ``c_b``; ``magnitude`` :math:`\sqrt{c_a^2 + c_b^2}`, above :math:`\sqrt 2` for
+    synergy and below for buffering; ``fit``, the correlation of the pair with the regression, low
+    for neomorphism; ``equality``, the smaller coefficient over the larger one, low for epistasis;
+    ``similarity``, the correlation of the effects of the two genes; and ``ratio``, the length of
+    the effect over that of the sum.
 
     Raises
     ------
     ValueError
-        If there is no pair of which both genes are there.
+        If there is no pair whose genes both have single effects.
 
     Examples
     --------
@@ -250,12 +257,12 @@ def genetic_interactions(
             "fit": _correlations((genes @ c)[None], pair[None])[0],
             "equality": float(size.min()) / max(float(size.max()), 1e-12),
             "similarity": _correlations(genes[:, :1].T, genes[:, 1:].T)[0],
-            "ratio": _length(pair) / max(_length(genes.sum(axis=1)), 1e-12),
+            "ratio": np.linalg.norm(pair) / max(np.linalg.norm(genes.sum(axis=1)), 1e-12),
         }
     if not rows:
         raise ValueError(
-            "There is no pair of genes of which both are perturbed alone as well; predict them "
-            "together, for instance `model.predict(['A', 'B', 'A+B'])`."
+            "There is no pair of genes that are both perturbed alone as well. Predict them "
+            "together, for instance `model.predict(['A', 'B', 'A+B'])`, or pass `singles=`."
         )
     return pd.DataFrame.from_dict(rows, orient="index")
 
@@ -277,5 +284,68 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(length > 0, (a * b).sum(axis=1) / np.maximum(length, 1e-30), 0.0)
 
 
-def _length(values: np.ndarray) -> float:
-    return float(np.sqrt(np.square(values).sum()))
+def effects_anndata(
+    obs: pd.DataFrame,
+    genes: np.ndarray | pd.Index,
+    effect: np.ndarray,
+    std: np.ndarray,
+    score: np.ndarray,
+    control: np.ndarray,
+    named_by: Sequence[str] = ("population",),
+) -> AnnData:
+    """Return effects as an AnnData with a row per perturbation and population.
+
+    Rows are named by the perturbation and by those columns of ``named_by`` that differ.
+    """
+    names = obs["perturbation"].astype(str)
+    if more := [key for key in named_by if obs[key].nunique() > 1]:
+        names = names + " (" + obs[more].astype(str).agg(", ".join, axis=1) + ")"
+    # A perturbation that was left out in several ways has several rows.
+    index = make_index_unique(pd.Index(names.to_numpy(), dtype=object))
+    effect = np.maximum(effect, -control)  # expression is not negative
+    adata = AnnData(
+        (control + effect).astype(np.float32),
+        obs=obs.set_axis(index, axis=0),
+        var=pd.DataFrame(index=pd.Index(np.asarray(genes, dtype=object))),
+    )
+    for name, values in zip(LAYERS, (effect, std, score, control), strict=True):
+        adata.layers[name] = np.asarray(values, dtype=np.float32)
+    return adata
+
+
+def check_effects(effects: AnnData, argument: str) -> None:
+    """Raise if an AnnData, called so in the message, does not hold effects."""
+    missing = [name for name in LAYERS if name not in effects.layers]
+    missing += [key for key in ("perturbation", "population") if key not in effects.obs]
+    if missing:
+        raise ValueError(
+            f"{argument} lacks {missing}: it must come from "
+            "`scxtrimo.tl.perturbation_effects` or `XTrimoGenePerturbation.predict`."
+        )
+
+
+def change_means(
+    values_cg: np.ndarray, mean_g: np.ndarray, rng: np.random.Generator
+) -> sparse.csr_matrix:
+    """Return cells (log-normalised expression) changed at random to have another expected mean.
+
+    Of a gene that goes down, some expressing cells lose their expression; of one that goes up,
+    others take over the expression of cells that express it, or, where all do, all are shifted.
+    """
+    result = np.array(values_cg)
+    for gene in range(values_cg.shape[1]):
+        column = values_cg[:, gene]
+        is_on = column > 0
+        now, wanted = column.mean(), max(float(mean_g[gene]), 0.0)
+        if wanted < now:
+            result[is_on & (rng.random(len(column)) > wanted / now), gene] = 0.0
+        elif wanted > now:
+            level = column[is_on].mean() if is_on.any() else 1.0
+            missing = (wanted - now) * len(column) / level
+            chance = min(missing / max((~is_on).sum(), 1), 1.0)
+            turned = ~is_on & (rng.random(len(column)) < chance)
+            pool = column[is_on] if is_on.any() else np.array([level])
+            result[turned, gene] = rng.choice(pool, turned.sum())
+            if chance == 1.0:  # all cells express it now: shift the rest of the way
+                result[:, gene] += wanted - result[:, gene].mean()
+    return sparse.csr_matrix(np.maximum(result, 0), dtype=np.float32)

@@ -1,8 +1,8 @@
-"""Fitting of an effect model, and what it predicts for perturbations it has not seen."""
+"""Fitting of an effect model, with perturbations left out in turn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -13,14 +13,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._validation import Validated
-from .effect_data import ELSEWHERE, HERE, NEVER, NetInputs, Query
-from .effects import EffectModel
-from .leaving_out import LeftOut, condition_of_group, folds_of, leave_out, n_rounds
-from .net import EffectNet
+from .effects import (
+    ELSEWHERE,
+    HERE,
+    NEVER,
+    EffectModel,
+    EffectNet,
+    NetInputs,
+    Prediction,
+    Query,
+)
 
 N_NET_FOLDS = 3
 MIN_JUDGED = 8
 MIN_STANDARD_ERRORS = 2.0
+MAX_ENTRIES = 6_000_000
+"""Maximum of left-out groups times genes; each takes about 100 bytes."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +68,14 @@ class EffectsConfig(Validated):
 
 
 class HeldOut(NamedTuple):
-    """Perturbations predicted without having seen them.
+    """Training groups predicted without having seen them, a row each; most come several times."""
 
-    Parameters
-    ----------
-    group
-        Which of the training groups, int64, shape ``(n_rows,)``; most come more than once.
-    left_out
-        What was left out: ``"perturbation"``, ``"target"`` or ``"population"``, of the same shape.
-    is_unseen
-        Which of its targets were then not seen anywhere, bool, shape ``(n_rows, max_targets)``.
-    predicted
-        Effects in units of log-normalised expression, shape ``(n_rows, n_genes)``.
-    std
-        Their standard deviations, of the same shape.
-    score
-        Effects in units of their standard deviations, the noise of the control cells included.
-    """
-
-    group: np.ndarray
-    left_out: np.ndarray
-    is_unseen: np.ndarray
-    predicted: np.ndarray
-    std: np.ndarray
-    score: np.ndarray
+    group: np.ndarray  # number of the training group
+    left_out: np.ndarray  # "perturbation", "target" or "population"
+    is_unseen: np.ndarray  # targets that were not seen anywhere, bool, (rows, max_targets)
+    predicted: np.ndarray  # effects on log-normalised expression, (rows, genes)
+    std: np.ndarray  # their standard deviations
+    score: np.ndarray  # effects over their standard deviations, noise of the controls included
 
 
 def fit_effects(
@@ -93,25 +85,9 @@ def fit_effects(
     seed: int,
     update: Callable[[], object] = lambda: None,
 ) -> HeldOut:
-    """Fit variances, the correcting network, its weight and the calibration.
+    """Fit variances, network, its weight and the calibration, given a model with training data.
 
-    Parameters
-    ----------
-    model
-        The model, with its training data: at least two perturbations.
-    query
-        The training groups.
-    config
-        Folds and training.
-    seed
-        Seed of folds and network.
-    update
-        Called after each of the :func:`n_stages`.
-
-    Returns
-    -------
-    What is predicted for the training groups by models that have not seen their perturbation, one
-    of its targets, or the perturbation in this population.
+    ``query`` has the training groups; ``update`` is called after each of the ``n_stages``.
     """
     model.mixed.fit(seed)
     update()
@@ -119,9 +95,10 @@ def fit_effects(
         rows = leave_out(model, query, config.n_folds, seed, update)
     correction_gn = torch.zeros_like(rows.observed_gn)
     model.gate.zero_()
-    if config.correct:
-        condition_g = condition_of_group(query)[rows.group]
-        fold_g = folds_of(condition_g, N_NET_FOLDS, seed + 1)
+    condition_g = _condition_of_group(query)
+    if may_correct(config, int(condition_g.max()) + 1):
+        condition_g = condition_g[rows.group]
+        fold_g = _folds(condition_g, N_NET_FOLDS, seed + 1)
         for fold in range(N_NET_FOLDS):
             if bool((fold_g != fold).any()):
                 net = _train_net(model, rows, fold_g != fold, config, seed + fold)
@@ -151,9 +128,90 @@ def fit_effects(
 
 
 def n_stages(model: EffectModel, config: EffectsConfig) -> int:
-    """Return how often :func:`fit_effects` reports progress."""
-    n_populations = model.sizes.n_populations
-    return 1 + n_rounds(config.n_folds, n_populations) + (N_NET_FOLDS + 1) * config.correct
+    """Return how often ``fit_effects`` reports progress."""
+    n_rounds = config.n_folds * (2 if model.sizes.n_populations == 1 else 3)
+    n_conditions = len(model.mixed.targets_gt.unique(dim=0))
+    return 1 + n_rounds + (N_NET_FOLDS + 1) * may_correct(config, n_conditions)
+
+
+def may_correct(config: EffectsConfig, n_conditions: int) -> bool:
+    """Return whether there are enough perturbations to judge a correction by."""
+    return config.correct and n_conditions >= MIN_JUDGED
+
+
+class LeftOut(NamedTuple):
+    """Groups left out, what a mixed model without them knows, and what was observed."""
+
+    group: Tensor
+    left_out: np.ndarray
+    seen_gt: Tensor
+    kind_g: Tensor
+    inputs: NetInputs
+    observed_gn: Tensor  # in units of the standard deviation between cells
+    n_cells_g: Tensor
+
+
+def leave_out(
+    model: EffectModel, query: Query, n_folds: int, seed: int, update: Callable[[], object]
+) -> LeftOut:
+    """Predict groups without their perturbation, a target, or the perturbation in the population.
+
+    Where there are too many groups, a random part of them is predicted.
+    """
+    n_groups = len(query.design.targets_gt)
+    max_rows = max(8, MAX_ENTRIES // model.sizes.n_genes // 2)
+    drawn = torch.zeros(n_groups, dtype=torch.bool)
+    order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
+    drawn[order[:max_rows]] = True
+    parts, reasons = [], []
+    for reason, is_out in _rounds(query, n_folds, seed):
+        rows = torch.nonzero(is_out & drawn)[:, 0]
+        if len(rows) > 0 and bool((~is_out).any()):
+            asked = query.rows(rows).as_seen_in(query.design.rows(~is_out))
+            inputs = model.inputs(asked, model.controls, model.mixed.without(~is_out))
+            parts.append((rows, asked.seen_gt, asked.kind_g, inputs))
+            reasons += [reason] * len(rows)
+        update()
+    group, seen_gt, kind_g = _joined([part[:3] for part in parts])
+    inputs = NetInputs(
+        Prediction(*_joined([part[3].base for part in parts])),
+        *_joined([part[3][1:] for part in parts]),
+    )
+    observed_gn, n_cells_g = model.mixed.effects_gn[group], model.mixed.n_cells_g[group]
+    return LeftOut(group, np.array(reasons), seen_gt, kind_g, inputs, observed_gn, n_cells_g)
+
+
+def _rounds(query: Query, n_folds: int, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield why groups are left out, and which."""
+    targets_gt = query.design.targets_gt > 0
+    fold_g = _folds(_condition_of_group(query), n_folds, seed)
+    fold_t = _folds(torch.arange(targets_gt.shape[1]), n_folds, seed)
+    for fold in range(n_folds):
+        yield "perturbation", fold_g == fold
+    for fold in range(n_folds):
+        yield "target", targets_gt[:, fold_t == fold].any(dim=1)
+    if query.design.similarity_gp.shape[1] > 1:
+        fold_g = _folds(torch.arange(len(targets_gt)), n_folds, seed)
+        for fold in range(n_folds):
+            yield "population", fold_g == fold
+
+
+def _condition_of_group(query: Query) -> Tensor:
+    """Return numbers that are equal for groups with the same targets."""
+    return torch.unique(query.design.targets_gt, dim=0, return_inverse=True)[1]
+
+
+def _folds(items: Tensor, n_folds: int, seed: int) -> Tensor:
+    """Return folds of about equal size, the same one for equal items."""
+    distinct, place = items.unique(return_inverse=True)
+    order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
+    fold = torch.empty(len(distinct), dtype=torch.int64)
+    fold[order] = torch.arange(len(distinct)) % n_folds
+    return fold[place]
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
 
 
 def _train_net(
@@ -182,7 +240,7 @@ def _train_net(
             known.genes_gnx[group[:, None], gene[None]],
         )
         error = correction - missed_gn[group[:, None], gene[None]]
-        # Single outliers must not decide: a few genes change by many standard deviations.
+        # Robust, as a few genes change by many standard deviations.
         loss = (
             F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=1.0)
             * weight_n[gene]
@@ -195,6 +253,7 @@ def _train_net(
 
 
 def _apply(net: EffectNet, known: NetInputs, use_g: Tensor) -> Tensor:
+    """Return the corrections of some groups, a few at a time."""
     rows = torch.nonzero(use_g)[:, 0]
     parts = [
         net(known.targets_gtnu[part], known.is_target_gt[part], known.genes_gnx[part])
@@ -206,17 +265,16 @@ def _apply(net: EffectNet, known: NetInputs, use_g: Tensor) -> Tensor:
 def _choose_gate(
     gene_sd: Tensor, rows: LeftOut, correction_gn: Tensor, condition_g: Tensor
 ) -> Tensor:
-    """Return how much of the correction to use, by where the targets were seen.
+    """Return the weight of the correction, by where the targets were seen.
 
-    It is used where it makes the squared error smaller by more than twice its standard error over
-    the perturbations, so that chance is not taken for skill.
+    It is 0 unless it lowers the squared error by more than twice its standard error.
     """
     weight_n = gene_sd.square()
     missed_gn = rows.observed_gn - rows.inputs.base.mean_gn
     gate = torch.zeros(3)
     for kind in (HERE, ELSEWHERE, NEVER):
         of_kind = rows.kind_g == kind
-        # Rows of the same perturbation are no independent judges.
+        # Rows of the same perturbation are not independent: each perturbation counts once.
         judges, judge_g = condition_g[of_kind].unique(return_inverse=True)
         if len(judges) < MIN_JUDGED:
             continue
@@ -229,16 +287,13 @@ def _choose_gate(
         gain = gain / torch.bincount(judge_g)
         if gain.mean() > MIN_STANDARD_ERRORS * gain.std() / len(gain) ** 0.5:
             gate[kind] = weight
-    if not bool((rows.kind_g == ELSEWHERE).any()):  # a single population: nothing to judge it by
+    if not bool((rows.kind_g == ELSEWHERE).any()):  # there is a single population
         gate[ELSEWHERE] = gate[HERE]
     return gate
 
 
 def _calibrate(rows: LeftOut, error_gn: Tensor) -> Tensor:
-    """Return the factors of the standard deviation that make the errors most likely.
-
-    By where the targets were seen.
-    """
+    """Return the most likely factors of the standard deviation, by where targets were seen."""
     noise_gn = (1 / rows.n_cells_g)[:, None].expand_as(error_gn)
     factors = torch.ones(3)
     for kind in (HERE, ELSEWHERE, NEVER):

@@ -9,7 +9,7 @@ from helpers import make_perturbed_cells
 from scipy import sparse
 
 import scxtrimo
-from scxtrimo.perturbation.effect_tables import change_means
+from scxtrimo.perturbation.tools import change_means
 
 
 @pytest.fixture(scope="module")

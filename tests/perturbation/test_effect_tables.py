@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from scxtrimo.perturbation.effect_tables import effects_anndata
+from scxtrimo.perturbation.tools import effects_anndata
 
 
 def test_rows_of_one_perturbation_have_names_of_their_own():

@@ -5,6 +5,7 @@ import mudata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers import make_perturbed_cells, train_tiny
 
 import scxtrimo
@@ -323,6 +324,78 @@ def test_a_trained_network_is_taken_over():
     assert scxtrimo.tl.perturbation_scores(model.predict(), observed)["pearson"].median() > 0.9
 
 
+def outside_the_panel(n_targets=4, **kwargs):
+    """Cells whose perturbed genes are not measured."""
+    names = [f"OUTSIDE{i}" for i in range(n_targets)]
+    return make_perturbed_cells(targets=names, pairs=[tuple(names[:2])], n_cells=20, **kwargs)
+
+
+@pytest.mark.parametrize(("n_targets", "correct"), [(4, True), (10, False)])
+def test_an_encoder_that_contributes_nothing_is_not_trained(n_targets, correct, tmp_path):
+    cells = outside_the_panel(n_targets)
+    config = EffectsConfig(n_steps=30, correct=correct)
+    model = train(cells, effects=config)
+    assert not model.is_trained_
+    assert model.history == {}
+    assert "none, they are the same for any encoder, so it was not trained" in repr(model)
+    for result in (
+        model.get_latent_representation,
+        model.get_normalized_expression,
+        model.get_gene_embeddings,
+    ):
+        with pytest.raises(ValueError, match="encoder of this model was not trained"):
+            result()
+    # Nor does a trained encoder change anything.
+    XTrimoGene.setup_anndata(cells)
+    network = XTrimoGene(cells, size="tiny", seed=5)
+    network.train(1, **ARGS)
+    other = XTrimoGenePerturbation.from_xtrimogene_model(network, cells, "condition", seed=0)
+    other.train(effects=config)
+    assert repr(other).endswith("none, they are the same for any encoder")
+    assert other.get_latent_representation().shape == (cells.n_obs, 32)
+    model.save(tmp_path / "model")
+    loaded = XTrimoGenePerturbation.load(tmp_path / "model", adata=cells)
+    controls = cells[(cells.obs["condition"] == "control").to_numpy(), 5:].copy()
+    names = ["OUTSIDE0+OUTSIDE2", "OUTSIDE1"]
+    for data in (None, controls):
+        expected = model.predict(names, adata=data)
+        for layer in ("effect", "std", "score", "control"):
+            for same in (other, loaded):
+                found = same.predict(names, adata=data).layers[layer]
+                np.testing.assert_array_equal(found, expected.layers[layer])
+    for layer in ("effect", "std", "score", "observed"):
+        np.testing.assert_array_equal(model.held_out.layers[layer], other.held_out.layers[layer])
+
+
+def test_the_encoder_is_trained_as_soon_as_it_may_contribute():
+    model = train(outside_the_panel(10), effects=EffectsConfig(correct=False))
+    before = model.predict("OUTSIDE1")
+    model.train(1, effects=FAST, **ARGS)  # a correction has the encoder's view of the genes
+    assert model.is_trained_
+    assert len(model.history["validation_loss"]) == 1
+    assert model.get_gene_embeddings().shape == (60, 32)
+    np.testing.assert_array_equal(model.predict("OUTSIDE1").X, before.X)
+
+
+def test_predictions_without_a_correction_are_the_same_for_any_encoder():
+    model = train(outside_the_panel(10))
+    assert not model.module.effects.gate.any()  # there is nothing to correct
+    controls = model.adata[(model.adata.obs["condition"] == "control").to_numpy()].copy()
+    before = [model.predict("OUTSIDE0+OUTSIDE3", adata=data).X for data in (None, controls)]
+    for parameter in model.module.net.parameters():
+        torch.nn.init.normal_(parameter.data)
+    after = [model.predict("OUTSIDE0+OUTSIDE3", adata=data).X for data in (None, controls)]
+    np.testing.assert_array_equal(before, after)
+
+
+def test_it_is_said_what_the_encoder_contributes(model):
+    assert repr(model).endswith("encoder in the predictions: gene embeddings")
+    names = ["OUTSIDE1", "OUTSIDE2", "OUTSIDE3"]
+    both = joined([make_perturbed_cells(targets=names, pairs=[], n_cells=10) for _ in range(2)])
+    both.obs["line"] = np.repeat(["a", "b"], both.n_obs // 2)
+    assert repr(train(both, population_key="line")).endswith(": similarity of populations")
+
+
 def test_a_network_that_knows_more_genes_than_the_data():
     cells = make_perturbed_cells()
     network = train_tiny(make_perturbed_cells(n_genes=90))
@@ -362,7 +435,7 @@ def test_a_failed_training_leaves_the_model_as_it_was(tmp_path, model, monkeypat
     def fail(*args, **kwargs):
         raise RuntimeError("interrupted")
 
-    monkeypatch.setattr("scxtrimo.model._perturbation_training.fit_effects", fail)
+    monkeypatch.setattr(torch.optim.LBFGS, "step", fail)  # variances are fitted by it
     with pytest.raises(RuntimeError, match="interrupted"):
         loaded.train()
     np.testing.assert_array_equal(loaded.predict("GENE1").X, before)
@@ -470,7 +543,7 @@ def test_a_population_without_control_cells_is_named():
     ("arguments", "message"),
     [
         ({"perturbations": "NOBODY+GENE1"}, "Nothing is known about 'NOBODY'"),
-        ({"perturbations": "control"}, "'control' is the control"),
+        ({"perturbations": "control"}, "has 'control', which is the control"),
         ({"perturbations": []}, "perturbations is empty"),
         ({"perturbations": "GENE1+GENE1"}, "twice"),
         ({"perturbations": ["GENE1+GENE2", "GENE2+GENE1"]}, "more than once"),

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scxtrimo.perturbation.design import Design
-from scxtrimo.perturbation.mixed_effects import MixedEffects
-from scxtrimo.perturbation.net import EffectNet
+from scxtrimo.perturbation.effects import Design, EffectNet, MixedEffects
 
 
 def design(targets, population=None, n_populations=1, n_controls=100.0) -> Design:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from scxtrimo.perturbation.relation_features import relation_features
+from scxtrimo.perturbation.relations import relation_features
 
 
 def test_products_of_features_are_the_similarities_on_the_graph():
