@@ -43,7 +43,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "nn": {
         "CellClassifier": "annotation.module",
         "Design": "perturbation.design",
-        "DrugTower": "drugs.graphs",
+        "DrugTower": "drugs.module",
         "EffectNet": "perturbation.net",
         "GeneClassifier": "annotation.module",
         "LineTower": "drugs.lines",

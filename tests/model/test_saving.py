@@ -13,8 +13,7 @@ from helpers import make_cells, make_perturbed_cells, train_tiny
 from numpy.testing import assert_array_equal
 
 from scxtrimo.annotation.model import XTrimoGeneAnnotator
-from scxtrimo.drugs.response import XTrimoGeneDrugResponse
-from scxtrimo.drugs.synergy import XTrimoGeneSynergy
+from scxtrimo.drugs.model import XTrimoGeneDrugResponse, XTrimoGeneSynergy
 from scxtrimo.model.xtrimogene import XTrimoGene
 from scxtrimo.perturbation.model import XTrimoGenePerturbation
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,31 @@ import torch
 from torch import Tensor
 
 from ..data.vocabulary import preview
-from .extra import need
+
+INSTALL = 'pip install "scxtrimo[drug]"'
+
+
+def need(name: str) -> Any:
+    """Import a module of RDKit or PyTorch Geometric.
+
+    Parameters
+    ----------
+    name
+        Such as ``"rdkit.Chem"`` or ``"torch_geometric.nn"``.
+
+    Raises
+    ------
+    ImportError
+        If it is not installed; the message says how to get it.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = {"rdkit": "RDKit", "torch_geometric": "PyTorch Geometric"}[name.split(".")[0]]
+        raise ImportError(
+            f"Models of drugs need {package}, which cannot be imported ({error}): `{INSTALL}`."
+        ) from error
+
 
 FINGERPRINT_BITS = 1024
 FINGERPRINT_RADIUS = 2

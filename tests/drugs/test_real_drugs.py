@@ -8,8 +8,7 @@ from conftest import SHARED_DATA
 from drug_screens import FAST, SMALL
 from sklearn.metrics import roc_auc_score
 
-from scxtrimo.drugs.response import XTrimoGeneDrugResponse
-from scxtrimo.drugs.synergy import XTrimoGeneSynergy
+from scxtrimo.drugs.model import XTrimoGeneDrugResponse, XTrimoGeneSynergy
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scxtrimo.drugs.cell_lines import LinePanel, LineSetup, read_lines, setup_lines, setup_of
+from scxtrimo.drugs.screen import LinePanel, LineSetup, read_lines, setup_lines, setup_of
 
 
 def make_lines(values) -> anndata.AnnData:

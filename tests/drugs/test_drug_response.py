@@ -6,8 +6,8 @@ import pytest
 import torch
 from drug_screens import FAST, SMALL, SMILES, make_lines, make_responses
 
-from scxtrimo.drugs.response import XTrimoGeneDrugResponse
-from scxtrimo.drugs.response_base import ResponseBase
+from scxtrimo.drugs.model import XTrimoGeneDrugResponse
+from scxtrimo.drugs.module import ResponseBase
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")

@@ -8,9 +8,8 @@ import pytest
 from drug_screens import FAST, SMALL, SMILES, make_lines, make_screen
 from sklearn.metrics import roc_auc_score
 
-from scxtrimo.drugs.newcomers import choose_own_weight, draw_newcomers
-from scxtrimo.drugs.response import XTrimoGeneDrugResponse
-from scxtrimo.drugs.synergy import XTrimoGeneSynergy
+from scxtrimo.drugs.model import XTrimoGeneDrugResponse, XTrimoGeneSynergy
+from scxtrimo.drugs.training import choose_own_weight, draw_newcomers
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")

@@ -12,8 +12,7 @@ from drug_screens import FAST, SMALL, SMILES, make_lines, make_screen
 from scipy import sparse
 from sklearn.metrics import log_loss, roc_auc_score
 
-from scxtrimo.drugs.response import XTrimoGeneDrugResponse
-from scxtrimo.drugs.synergy import XTrimoGeneSynergy
+from scxtrimo.drugs.model import XTrimoGeneDrugResponse, XTrimoGeneSynergy
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")
