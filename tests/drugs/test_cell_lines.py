@@ -53,19 +53,27 @@ def with_values(lines, **kwargs):
     ("lines", "kwargs", "message"),
     [
         (make_lines([[-1.0, 2.0]]), {"expression": "tpm"}, "smallest value is -1"),
-        (make_lines([[-1.0, 2.0]]), {"expression": "counts"}, 'say expression="values"'),
-        (make_lines([[np.nan, 2.0]]), {}, "1 values .* gene 'GENE0' in cell line 'LINE0'"),
+        (make_lines([[-1.0, 2.0]]), {"expression": "counts"}, 'pass expression="values"'),
+        (
+            make_lines([[np.nan, 2.0]]),
+            {},
+            "1 expression values .* gene 'GENE0' in cell line 'LINE0'",
+        ),
         (make_lines([[1.0, np.inf]]), {}, "NaN or infinite"),
         (make_lines([[1.0, 2.0]]), {"expression": "fpkm"}, "expression='fpkm'"),
         (make_lines([[1.0, 2.0]]), {"layer": "tpm"}, "layer='tpm' is not in"),
         (make_lines([[1.0, 2.0]]), {"gene_id_key": "id"}, "'id' is not a column"),
-        (make_lines([[0.0, 0.0]]), {"expression": "counts"}, "no counts at all: 'LINE0'"),
+        (make_lines([[0.0, 0.0]]), {"expression": "counts"}, "no counts: 'LINE0'"),
         (
             with_values(make_lines([[1.0, 2.0]]), var_names=["A", "A"]),
             {},
             "lines.var_names has 1 duplicate gene identifiers, for instance 'A'",
         ),
-        (with_values(make_lines([[1.0], [2.0]]), obs_names=["L", "L"]), {}, "twice: 'L'"),
+        (
+            with_values(make_lines([[1.0], [2.0]]), obs_names=["L", "L"]),
+            {},
+            "duplicate cell lines: 'L'",
+        ),
         (make_lines(np.zeros((0, 3))), {}, "no expression: 0 lines"),
     ],
 )

@@ -7,7 +7,8 @@ import torch
 from drug_screens import FAST, SMALL, SMILES, make_lines, make_responses
 
 from scxtrimo.drugs.model import XTrimoGeneDrugResponse
-from scxtrimo.drugs.module import ResponseBase
+from scxtrimo.drugs.module import ResponseBase, tanimoto
+from scxtrimo.drugs.molecules import canonical_smiles
 
 pytest.importorskip("rdkit")
 pytest.importorskip("torch_geometric")
@@ -90,9 +91,12 @@ def test_a_network_that_adds_nothing_is_left_out(lines, screen):
     with pytest.raises(FloatingPointError):
         model.train(2, lr=1e30, **FAST)
     model.train(1, lr=1e-12, **FAST)
-    values = model.predict(screen)
-    base, _ = model._offset_and_scale(model._training_rows())
-    np.testing.assert_allclose(values["predicted_response"], base, atol=1e-4)
+    base = model.module.base
+    table_ld = base.mean_d[:-1] + base.scale_d[:-1] * base.table_ld
+    drugs = [model.smiles.tolist().index(canonical_smiles([s])[s]) for s in screen["drug"]]
+    lines = [model.line_names.index(name) for name in screen["cell"]]
+    predicted = model.predict(screen)["predicted_response"]
+    np.testing.assert_allclose(predicted, table_ld[lines, drugs], atol=1e-4)
 
 
 def test_saved_and_loaded_it_predicts_the_same(model, screen, lines, tmp_path):
@@ -135,12 +139,17 @@ def test_the_table_of_drugs_and_lines_is_completed():
     assert np.corrcoef(new.ravel()[test], table_ld.ravel()[test])[0, 1] > 0.9
 
 
+def test_fingerprints_are_compared_with_their_counts():
+    similarity = tanimoto(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    torch.testing.assert_close(similarity, torch.tensor([[2 / 3, 0.0]]))
+
+
 def test_what_is_wrong_is_said(lines, screen):
     with pytest.raises(ValueError, match="lacks the columns \\['y'\\]"):
         make_model(lines, screen.drop(columns="y"))
     with pytest.raises(ValueError, match="no 'y'"):
         make_model(lines, screen.assign(y=screen["y"].where(screen.index > 0)))
-    with pytest.raises(ValueError, match="nothing but 2"):
+    with pytest.raises(ValueError, match="'y' are 2"):
         make_model(lines, screen.assign(y=2.0))
     with pytest.raises(ValueError, match="cannot be read"):
         make_model(lines, screen, drug_key="name")

@@ -285,7 +285,7 @@ BAD_SCREENS = {
     "lacks the columns \\['drug2'\\]": lambda t: t.drop(columns="drug2"),
     "has no rows": lambda t: t.head(0),
     "2 rows of `screen` have no 'label'": lambda t: t.assign(label=t["label"].where(t.index > 1)),
-    "nothing but 1": lambda t: t[t["label"] == 1],
+    "'label' are 1": lambda t: t[t["label"] == 1],
     "infinite": lambda t: t.assign(label=np.inf),
     "must hold numbers": lambda t: t.assign(label="yes"),
     "2 of 11 cannot be read by RDKit: 'not a drug', 'C1CC'": lambda t: t.assign(

@@ -1,4 +1,4 @@
-"""From SMILES to what networks read: graphs of atoms and bonds, fingerprints, descriptors."""
+"""Molecules as networks read them: graphs of atoms and bonds, fingerprints, descriptors."""
 
 from __future__ import annotations
 
@@ -12,31 +12,6 @@ from torch import Tensor
 
 from ..data.vocabulary import preview
 
-INSTALL = 'pip install "scxtrimo[drug]"'
-
-
-def need(name: str) -> Any:
-    """Import a module of RDKit or PyTorch Geometric.
-
-    Parameters
-    ----------
-    name
-        Such as ``"rdkit.Chem"`` or ``"torch_geometric.nn"``.
-
-    Raises
-    ------
-    ImportError
-        If it is not installed; the message says how to get it.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        package = {"rdkit": "RDKit", "torch_geometric": "PyTorch Geometric"}[name.split(".")[0]]
-        raise ImportError(
-            f"Models of drugs need {package}, which cannot be imported ({error}): `{INSTALL}`."
-        ) from error
-
-
 FINGERPRINT_BITS = 1024
 FINGERPRINT_RADIUS = 2
 DESCRIPTORS = (
@@ -44,30 +19,35 @@ DESCRIPTORS = (
     *("FractionCSP3", "RingCount", "NumAromaticRings", "HeavyAtomCount", "qed", "LabuteASA"),
     *("NumAliphaticRings", "NumHeteroatoms"),
 )
-N_FEATURES = FINGERPRINT_BITS + len(DESCRIPTORS)
 ELEMENTS = ("C", "N", "O", "S", "F", "Cl", "P", "B", "Br", "I")
+DEGREES = (1, 2, 3, 4)
+HYDROGENS = (0, 1, 2, 3)
 HYBRIDIZATIONS = ("SP", "SP2", "SP3")
 BOND_ORDERS = (1.0, 1.5, 2.0, 3.0)
-N_ATOM_FEATURES = len(ELEMENTS) + 1 + 5 + 5 + len(HYBRIDIZATIONS) + 1 + 4
-N_BOND_FEATURES = len(BOND_ORDERS) + 1 + 2
 
 
-WIDTHS = (N_ATOM_FEATURES, N_BOND_FEATURES, FINGERPRINT_BITS, N_FEATURES)
+class MoleculeWidths(NamedTuple):
+    """Numbers of features of an atom, of a bond, of a fingerprint, and of a drug in all."""
+
+    n_atom: int
+    n_bond: int
+    n_fingerprint: int
+    n_features: int
+
+
+# One-hot features have one more entry, for other values.
+WIDTHS = MoleculeWidths(
+    n_atom=sum(len(known) + 1 for known in (ELEMENTS, DEGREES, HYDROGENS, HYBRIDIZATIONS)) + 4,
+    n_bond=len(BOND_ORDERS) + 1 + 2,
+    n_fingerprint=FINGERPRINT_BITS,
+    n_features=FINGERPRINT_BITS + len(DESCRIPTORS),
+)
 
 
 class Molecule(NamedTuple):
-    """One molecule as arrays.
+    """A molecule without hydrogens; each bond is there in both directions.
 
-    Parameters
-    ----------
-    atoms_af
-        Features of its atoms without hydrogens, float32, ``(n_atoms, N_ATOM_FEATURES)``.
-    bonds_2e
-        Both directions of every bond, int64, ``(2, 2 * n_bonds)``.
-    bonds_ef
-        Features of these, float32, ``(2 * n_bonds, N_BOND_FEATURES)``.
-    features_f
-        Square roots of Morgan fingerprint counts, then descriptors, float32, ``(N_FEATURES,)``.
+    The features of the whole molecule are square roots of Morgan counts, then descriptors.
     """
 
     atoms_af: np.ndarray
@@ -76,38 +56,28 @@ class Molecule(NamedTuple):
     features_f: np.ndarray
 
 
+def need(name: str) -> Any:
+    """Import a module of RDKit or PyTorch Geometric, or say how to install it."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = {"rdkit": "RDKit", "torch_geometric": "PyTorch Geometric"}[name.split(".")[0]]
+        raise ImportError(
+            f"Drug models need {package}, which cannot be imported ({error}). Install it: "
+            '`pip install "scxtrimo[drug]"`.'
+        ) from error
+
+
 def canonical_smiles(
     smiles: Iterable[object], where: str = "SMILES", names: Mapping[object, str] | None = None
 ) -> dict[str, str]:
-    """Return the canonical SMILES of every distinct entry.
-
-    Parameters
-    ----------
-    smiles
-        SMILES as people write them.
-    where
-        What they are called in messages.
-    names
-        Names of drugs by their SMILES, for messages.
-
-    Raises
-    ------
-    ValueError
-        If RDKit cannot read some, or they are missing or empty; all of these are counted.
-    ImportError
-        If RDKit is not installed.
-
-    Examples
-    --------
-    >>> canonical_smiles(["OCC", "CCO"])
-    {'OCC': 'CCO', 'CCO': 'CCO'}
-    """
+    """Return the canonical SMILES of every distinct entry; one error lists all invalid ones."""
     chem = need("rdkit.Chem")
     found: dict[str, str] = {}
     wrong: list[object] = []
     with _quiet():
         for text in dict.fromkeys(smiles):
-            # RDKit would read what stands before a space, and take the rest for a name.
+            # RDKit would read "C vitamin" as methane with a name.
             is_one = isinstance(text, str) and len(text.split()) == 1
             molecule = chem.MolFromSmiles(str(text).strip()) if is_one else None
             if molecule is None or not molecule.GetNumAtoms():
@@ -117,52 +87,29 @@ def canonical_smiles(
     if wrong:
         raise ValueError(
             f"{where}: {len(wrong)} of {len(wrong) + len(found)} cannot be read by RDKit: "
-            f"{preview(wrong, 20)}. Correct or leave out the rows that have them; for names of "
-            "drugs pass `drugs={name: SMILES, ...}`."
+            f"{preview(wrong, 20)}. Correct or drop the rows that have them. If the columns hold "
+            "names of drugs, pass `drugs={name: SMILES, ...}`."
         )
     return found
 
 
 def parent_smiles(smiles: Sequence[str]) -> list[str]:
-    """Return the largest part of every structure, without stereochemistry.
+    """Return the largest fragment of every structure, without stereochemistry.
 
-    Salts of a drug, and drugs that differ in stereochemistry only, have one parent: what is known
-    of one is known of the others.
-
-    Parameters
-    ----------
-    smiles
-        Valid SMILES, see :func:`canonical_smiles`.
-
-    Examples
-    --------
-    >>> parent_smiles(["C[C@H](N)C(=O)O.Cl", "C[C@@H](N)C(=O)O"])
-    ['CC(N)C(=O)O', 'CC(N)C(=O)O']
+    Salts and stereoisomers of a drug share this parent structure.
     """
     chem = need("rdkit.Chem")
     parents = []
     for text in smiles:
-        parts = chem.GetMolFrags(chem.MolFromSmiles(text), asMols=True)
-        largest = max(parts, key=lambda part: part.GetNumHeavyAtoms())
+        fragments = chem.GetMolFrags(chem.MolFromSmiles(text), asMols=True)
+        largest = max(fragments, key=lambda fragment: fragment.GetNumHeavyAtoms())
         chem.RemoveStereochemistry(largest)
         parents.append(chem.MolToSmiles(largest))
     return parents
 
 
 def read_molecules(smiles: Sequence[str]) -> list[Molecule]:
-    """Return molecules as arrays.
-
-    Parameters
-    ----------
-    smiles
-        Valid SMILES, see :func:`canonical_smiles`.
-
-    Examples
-    --------
-    >>> read_molecules(["CCO"])[0].bonds_2e
-    array([[0, 1, 1, 2],
-           [1, 0, 2, 1]])
-    """
+    """Return the molecules of valid SMILES."""
     chem = need("rdkit.Chem")
     generator = need("rdkit.Chem.rdFingerprintGenerator").GetMorganGenerator(
         radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_BITS
@@ -173,58 +120,45 @@ def read_molecules(smiles: Sequence[str]) -> list[Molecule]:
 
 
 def _quiet() -> Any:
-    """Keep RDKit's own messages from the screen: ours name all invalid SMILES at once."""
+    """Silence RDKit's own messages; our error names all invalid SMILES at once."""
     return need("rdkit.rdBase").BlockLogs()
 
 
 def _read(molecule: Any, generator: Any, functions: dict[str, Any]) -> Molecule:
-    atoms = [_atom(atom) for atom in molecule.GetAtoms()]
     ends: list[tuple[int, int]] = []
     bonds: list[list[float]] = []
     for bond in molecule.GetBonds():
         order = bond.GetBondTypeAsDouble()
-        features = _one_of(order, BOND_ORDERS) + [bond.GetIsConjugated(), bond.IsInRing()]
         first, second = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         ends += [(first, second), (second, first)]
-        bonds += [features, features]
+        bonds += 2 * [_one_hot(order, BOND_ORDERS) + [bond.GetIsConjugated(), bond.IsInRing()]]
     counts = generator.GetCountFingerprintAsNumPy(molecule).astype(np.float32)
     descriptors = np.array([functions[name](molecule) for name in DESCRIPTORS], dtype=np.float32)
     return Molecule(
-        np.array(atoms, dtype=np.float32),
+        np.array([_atom_features(atom) for atom in molecule.GetAtoms()], dtype=np.float32),
         np.array(ends, dtype=np.int64).reshape(-1, 2).T.copy(),
-        np.array(bonds, dtype=np.float32).reshape(-1, N_BOND_FEATURES),
+        np.array(bonds, dtype=np.float32).reshape(-1, WIDTHS.n_bond),
         np.concatenate([np.sqrt(counts), np.nan_to_num(descriptors)]),
     )
 
 
-def _atom(atom: Any) -> list[float]:
+def _atom_features(atom: Any) -> list[float]:
     return [
-        *_one_of(atom.GetSymbol(), ELEMENTS),
-        *_one_of(atom.GetDegree(), (1, 2, 3, 4)),
-        *_one_of(atom.GetTotalNumHs(), (0, 1, 2, 3)),
-        *_one_of(str(atom.GetHybridization()), HYBRIDIZATIONS),
+        *_one_hot(atom.GetSymbol(), ELEMENTS),
+        *_one_hot(atom.GetDegree(), DEGREES),
+        *_one_hot(atom.GetTotalNumHs(), HYDROGENS),
+        *_one_hot(str(atom.GetHybridization()), HYBRIDIZATIONS),
         *(atom.GetIsAromatic(), atom.IsInRing(), atom.GetFormalCharge(), atom.GetMass() / 100),
     ]
 
 
-def _one_of(value: object, known: Sequence[object]) -> list[float]:
-    """Return which of the known values it is; the last entry is for all others."""
+def _one_hot(value: object, known: Sequence[object]) -> list[float]:
+    """Return which known value it is; the last entry stands for all others."""
     return [float(value == k) for k in known] + [float(value not in known)]
 
 
 def collate_molecules(molecules: Sequence[Molecule]) -> dict[str, Tensor]:
-    """Join molecules to one graph without edges between them.
-
-    Parameters
-    ----------
-    molecules
-        One or more.
-
-    Returns
-    -------
-    ``atoms_af``, ``bonds_2e``, ``bonds_ef`` and ``features_df`` of all, and ``molecule_of_a``,
-    int64, the molecule of every atom.
-    """
+    """Join molecules into one graph; ``molecule_of_a`` is the molecule of every atom."""
     sizes = np.array([len(molecule.atoms_af) for molecule in molecules])
     starts = np.cumsum(sizes) - sizes
     shifted = [m.bonds_2e + start for m, start in zip(molecules, starts, strict=True)]
