@@ -113,13 +113,13 @@ def test_own_weights_are_saved(model, screen, tmp_path):
 def test_stand_ins_are_pairs_that_may_be(model, screen, monkeypatch):
     """Not a drug with itself: that is no pair of the screen."""
     asked = []
-    predict_rows = type(model.module).predict_rows
+    forward = type(model.module).forward
 
     def spy(self, drugs_dh, lines_lh, drugs_nd, lines_n):
         asked.append(drugs_nd)
-        return predict_rows(self, drugs_dh, lines_lh, drugs_nd, lines_n)
+        return forward(self, drugs_dh, lines_lh, drugs_nd, lines_n)
 
-    monkeypatch.setattr(type(model.module), "predict_rows", spy)
+    monkeypatch.setattr(type(model.module), "forward", spy)
     known = screen["drug1"].iloc[0]
     table = screen.head(2).assign(drug1=["CCN", known], drug2=["CCCN", "CCN"])
     model.predict(table)
@@ -234,7 +234,7 @@ def test_what_numpy_and_pandas_hand_over_is_saved(lines, screen, tmp_path):
         ({"n_hidden": 32.0}, "n_hidden=32.0 must be a whole number"),
         ({"n_genes": "24"}, "n_genes='24' must be a whole number"),
         ({"dropout": "0.1"}, "dropout='0.1' must be a number"),
-        ({"seed": -1}, "seed=-1 must be a whole number"),
+        ({"seed": -1}, "seed=-1 must not be negative"),
     ],
 )
 def test_impossible_settings_are_refused_at_once(lines, screen, arguments, message):

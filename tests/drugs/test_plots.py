@@ -26,7 +26,7 @@ def test_measured_and_predicted_are_drawn_on_given_axes():
 @pytest.mark.parametrize(
     ("truth", "predicted", "message"),
     [
-        ([0, 1], [0.5], "of one length"),
+        ([0, 1], [0.5], "the same length"),
         ([], [], "at least 1"),
         ([0, np.nan], [0.5, 0.5], "1 rows"),
         ([0, 2], [0.5, 0.5], "0 and 1 only"),

@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from pydantic import NonNegativeInt
 from scvi.model._utils import parse_device_args
 
 from .. import __version__
 from .._logging import logger
+from .._validation import check
 from ..checkpoint.native import read_model, write_model
 from ..data.columns import canonical
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
@@ -90,9 +92,7 @@ class DrugModelBase:
                 for name, smiles in self.drugs_by_name.items()
                 if name in used or isinstance(smiles, str)
             }
-        if not isinstance(seed, int | np.integer) or seed < 0:
-            raise ValueError(f"seed={seed!r} must be a whole number, not negative.")
-        self.setup, self.seed = setup, int(seed)
+        self.setup, self.seed = setup, check("seed", seed, NonNegativeInt)
         self.adata: AnnData | None = lines
         self.config = DrugConfig(**hyperparameters)
         target_n = target_of(screen, target_key)
@@ -148,17 +148,16 @@ class DrugModelBase:
             Layer with the expression; by default ``X``.
         expression
             ``"tpm"`` (log2-transformed), ``"counts"`` (scaled to a million per line, then
-            log2-transformed), ``"values"`` (any real numbers, such as z-scores or logarithms, used
-            as they are) or ``"auto"``: expression with negative values or none above 100 is
-            ``"values"``, with whole numbers ``"counts"``, anything else ``"tpm"``.
+            log2-transformed), ``"values"`` (z-scores, logarithms and the like, used as they are)
+            or ``"auto"``: expression with negative values or none above 100 is ``"values"``, with
+            whole numbers ``"counts"``, anything else ``"tpm"``.
         gene_id_key
             Column of ``adata.var`` with gene identifiers, or ``"var_names"``, the default.
 
         Raises
         ------
         ValueError
-            If values are missing, infinite or wrongly negative, or names of lines or genes are
-            not unique.
+            If values are missing, infinite or negative, or names of lines or genes not unique.
 
         Examples
         --------
@@ -228,25 +227,15 @@ class DrugModelBase:
         is_held_out_n = split_rows(
             drugs_nd, lines_n, validate_on, validation_size, self.seed, parents_d
         )
-        if not is_held_out_n.any() or is_held_out_n.all():
-            raise ValueError(
-                f"{len(target_n)} rows cannot be split by validate_on={validate_on!r}: one side "
-                "would have no rows. Choose another `validate_on`."
-            )
         if len(np.unique(target_n[~is_held_out_n])) < 2:
             raise ValueError(
-                f"Without the validation rows, all values of the column {self.target_key!r} are "
-                f"{target_n[~is_held_out_n][0]:g}. Lower `validation_size`, or choose another "
-                "`validate_on` or `seed`."
+                f"The {(~is_held_out_n).sum()} rows left for training do not differ in the column "
+                f"{self.target_key!r}. Lower `validation_size`, or choose another `validate_on` "
+                "or `seed`."
             )
         before = self.module
-        fit_rows = partial(
-            fit,
-            training=how,
-            seed=self.seed,
-            device=torch_device,
-            enable_progress_bar=enable_progress_bar,
-        )
+        settings = {"seed": self.seed, "device": torch_device, "progress_bar": enable_progress_bar}
+        fit_rows = partial(fit, training=how, **settings)
         try:
             own_weight = self._own_weights(fit_rows, ~is_held_out_n, parents_d)
             losses = self._fit(fit_rows, ~is_held_out_n, is_held_out_n, "Training")
@@ -381,8 +370,7 @@ class DrugModelBase:
         Raises
         ------
         ValueError
-            If the model is not trained, SMILES are invalid, names of drugs or lines unknown,
-            columns missing, or too few genes present.
+            If the model is not trained, or a column, a name or genes are missing.
 
         Examples
         --------
@@ -573,36 +561,31 @@ class DrugModelBase:
             accelerator, device, return_device="torch", validate_single_device=True
         )[2]
         model = cls.__new__(cls)
-        model._restore(tensors, metadata, dir_path)
-        model.module.to(torch_device).eval()
-        if adata is not None:
-            model._read_lines(adata, DEFAULT_MIN_GENE_OVERLAP)  # raises now if they do not fit
-            model.adata = model._query_lines = adata
-        return model
-
-    def _restore(
-        self, tensors: dict[str, torch.Tensor], stored: dict[str, Any], path: str | os.PathLike
-    ) -> None:
-        """Set all attributes from what was saved."""
         for name in SAVED:
-            setattr(self, name, stored[name])
+            setattr(model, name, metadata[name])
         try:
-            self.config, self.setup = DrugConfig(**stored["config"]), LineSetup(**stored["setup"])
+            model.config = DrugConfig(**metadata["config"])
+            model.setup = LineSetup(**metadata["setup"])
             mean_g, scale_g = (tensors.pop(f"panel.{name}").numpy() for name in ("mean", "scale"))
         except (TypeError, KeyError) as error:
             raise ValueError(
-                f"The model in {path} has settings this scxtrimo does not know ({error}). "
+                f"The model in {dir_path} has settings this scxtrimo does not know ({error}). "
                 "Update it: `pip install --upgrade scxtrimo`."
             ) from error
-        self.panel = LinePanel(tuple(stored["genes"]), mean_g, scale_g)
+        model.panel = LinePanel(tuple(metadata["genes"]), mean_g, scale_g)
         # Another version of RDKit may write the same structure differently.
-        texts = canonical_smiles(stored["smiles"], f"SMILES of the model in {path}")
-        self.smiles = np.array([texts[text] for text in stored["smiles"]], dtype=str)
-        self.history = _by_epoch(stored["history"])
-        self.molecules = read_molecules(stored["smiles"])
-        self.module = self._make_module()
-        _load_tensors(self, tensors, path)
-        self.adata = self._screen = self._query_lines = None
+        smiles = canonical_smiles(metadata["smiles"], f"SMILES of the model in {dir_path}")
+        model.smiles = np.array([smiles[text] for text in metadata["smiles"]], dtype=str)
+        model.molecules = read_molecules(metadata["smiles"])
+        model.history = _by_epoch(metadata["history"])
+        model.module = model._make_module()
+        _load_tensors(model, tensors, dir_path)
+        model.module.to(torch_device).eval()
+        model.adata = model._screen = model._query_lines = None
+        if adata is not None:
+            model._read_lines(adata, DEFAULT_MIN_GENE_OVERLAP)  # raises if they do not fit
+            model.adata = model._query_lines = adata
+        return model
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.module.parameters())
@@ -626,10 +609,9 @@ def _by_epoch(losses: Losses) -> dict[str, pd.Series]:
 class XTrimoGeneSynergy(DrugModelBase):
     """Synergy of two drugs in a cell line.
 
-    Both drugs are read as graphs of atoms (graph attention of PyTorch Geometric) and by their
-    fingerprints, the bulk expression of the cell line by xTrimoGene's encoder. The vectors of the
-    drugs are combined regardless of their order, so that predictions are exactly symmetric. The
-    members of an ensemble predict together; their mean is calibrated on held-out rows.
+    Drugs are read as graphs of atoms and by their fingerprints, the bulk expression of the cell
+    line by xTrimoGene's encoder. Predictions are exactly symmetric in the drugs. The mean of an
+    ensemble is calibrated on held-out rows.
 
     A drug or line that was trained on has a learned vector (memory) besides its structure or
     expression. A new one is read by structure or expression alone, and predictions for it are
@@ -661,16 +643,14 @@ class XTrimoGeneSynergy(DrugModelBase):
     Raises
     ------
     ValueError
-        If columns, drugs or cell lines are missing, SMILES invalid, labels missing or all the
-        same, or a hyper-parameter impossible.
+        If a column, drug or cell line is missing, or a SMILES, label or option invalid.
     ImportError
         If RDKit or PyTorch Geometric is missing: ``pip install "scxtrimo[drug]"``.
 
     Notes
     -----
-    The encoder is that of xTrimoGene :cite:p:`Gong2023`. Graph attention for drugs beside the
-    expression of a cell line, and the data of the benchmark, are from DeepDDS
-    :cite:p:`Wang2021`.
+    The encoder is that of xTrimoGene :cite:p:`Gong2023`; graph attention for drugs beside the
+    expression of a cell line, and the data of the benchmark, are from DeepDDS :cite:p:`Wang2021`.
 
     Examples
     --------
@@ -709,10 +689,10 @@ class XTrimoGeneSynergy(DrugModelBase):
 class XTrimoGeneDrugResponse(DrugModelBase):
     """Response of a cell line to a drug, such as ln IC50.
 
-    The network predicts what simple models miss: mean and spread of every drug, and a completed
-    table of lines and drugs, in which new lines are placed by their expression and new drugs by
-    their structure (``ResponseBase``). If the validation rows show that the network adds nothing,
-    only the simple models are used.
+    The network predicts what closed-form models miss: mean and spread of every drug, and a
+    completed table of lines and drugs, in which new lines are placed by expression and new drugs
+    by structure. If the network does not improve on them in the validation rows, only these are
+    used.
 
     Parameters
     ----------
@@ -740,15 +720,13 @@ class XTrimoGeneDrugResponse(DrugModelBase):
     Raises
     ------
     ValueError
-        If columns, drugs or cell lines are missing, SMILES invalid, responses missing or all the
-        same, or a hyper-parameter impossible.
+        If a column, drug or cell line is missing, or a SMILES, response or option invalid.
     ImportError
         If RDKit or PyTorch Geometric is missing: ``pip install "scxtrimo[drug]"``.
 
     Notes
     -----
-    The task is that of DeepCDR :cite:p:`Liu2020`, the encoder that of xTrimoGene
-    :cite:p:`Gong2023`.
+    The task is that of DeepCDR :cite:p:`Liu2020`, the encoder xTrimoGene's :cite:p:`Gong2023`.
 
     Examples
     --------

@@ -111,20 +111,14 @@ class MoleculeAttention(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(n_hidden) for _ in range(n_layers))
         self.out = nn.Sequential(nn.Linear(2 * n_hidden, n_out), nn.LayerNorm(n_out))
 
-    def forward(
-        self,
-        atoms_af: Tensor,
-        bonds_2e: Tensor,
-        bonds_ef: Tensor,
-        molecule_of_a: Tensor,
-        n_molecules: int,
-    ) -> Tensor:
-        """Return ``(n_molecules, n_out)``; ``molecule_of_a`` must be sorted."""
-        x_ad = self.embed(atoms_af)
+    def forward(self, drugs: dict[str, Tensor]) -> Tensor:
+        """Return ``(n_drugs, n_out)`` from what :meth:`DrugRows.drugs` returns."""
+        x_ad, molecule_of_a = self.embed(drugs["atoms_af"]), drugs["molecule_of_a"]
         for layer, norm in zip(self.layers, self.norms, strict=True):
-            x_ad = x_ad + F.gelu(layer(norm(x_ad), bonds_2e, bonds_ef))
-        total_md = x_ad.new_zeros(n_molecules, x_ad.shape[1]).index_add(0, molecule_of_a, x_ad)
-        n_atoms_m = torch.bincount(molecule_of_a, minlength=n_molecules)
+            x_ad = x_ad + F.gelu(layer(norm(x_ad), drugs["bonds_2e"], drugs["bonds_ef"]))
+        n_atoms_m = torch.bincount(molecule_of_a)
+        total_md = x_ad.new_zeros(len(n_atoms_m), x_ad.shape[1])
+        total_md = total_md.index_add(0, molecule_of_a, x_ad)
         most_md = torch.stack([x.amax(0) for x in x_ad.split(n_atoms_m.tolist())])
         return self.out(torch.cat([total_md / n_atoms_m[:, None], most_md], dim=1))
 
@@ -159,10 +153,7 @@ class DrugTower(nn.Module):
             scaled_df = (drugs["features_df"] - self.feature_mean) * self.feature_scale
             x_dh = x_dh + self.fingerprint(self.dropout(scaled_df.clamp(-5, 5)))
         if self.graph is not None:
-            x_dh = x_dh + self.graph(
-                *(drugs[name] for name in ("atoms_af", "bonds_2e", "bonds_ef", "molecule_of_a")),
-                len(drugs["known_d"]),
-            )
+            x_dh = x_dh + self.graph(drugs)
         return x_dh
 
 
@@ -463,15 +454,10 @@ class DrugModule(nn.Module):
         return self.temperature.device
 
     def forward(
-        self, drugs: dict[str, Tensor], lines: dict[str, Tensor], drugs_nd: Tensor, lines_n: Tensor
-    ) -> Tensor:
-        """Return standardised predictions or logits of rows of drugs and lines by place."""
-        return self.predict_rows(self.drugs(drugs), self.lines(lines), drugs_nd, lines_n)
-
-    def predict_rows(
         self, drugs_dh: Tensor, lines_lh: Tensor, drugs_nd: Tensor, lines_n: Tensor
     ) -> Tensor:
-        """Return predictions from encoded drugs and lines, ``(n_members, n_rows)``."""
+        """Return logits or standardised predictions ``(n_members, n_rows)`` of encoded inputs."""
+        drugs_nd, lines_n = drugs_nd.to(self.device), lines_n.to(self.device)
         picked_ndh = drugs_dh.index_select(0, drugs_nd.flatten()).view(*drugs_nd.shape, -1)
         return self.head(picked_ndh, lines_lh.index_select(0, lines_n))
 

@@ -1,4 +1,4 @@
-"""Pictures of predictions for drugs."""
+"""Plots of drug predictions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def _same_length(truth: ArrayLike, predicted: ArrayLike) -> pd.DataFrame:
-    """Return both as columns, after checking that they belong together."""
+    """Return both as columns, after checking shapes and values."""
     truth_n = np.asarray(truth, dtype=np.float64)
     predicted_n = np.asarray(predicted, dtype=np.float64)
     if truth_n.ndim != 1 or truth_n.shape != predicted_n.shape or not len(truth_n):
         raise ValueError(
-            "Truth and predictions must be of one length, at least 1, but have the shapes "
+            "Truth and predictions must have the same length, at least 1, but have the shapes "
             f"{truth_n.shape} and {predicted_n.shape}."
         )
     frame = pd.DataFrame({"truth": truth_n, "predicted": predicted_n})
@@ -36,7 +36,7 @@ def probability_calibration(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw how often pairs of some probability are synergistic.
+    """Plot the fraction of synergistic pairs against the predicted probability.
 
     Parameters
     ----------
@@ -45,11 +45,9 @@ def probability_calibration(
     probability
         Predicted probabilities of class 1.
     n_bins
-        Number of bins, of equally many rows each.
-    ax
-        Axes to draw on; by default new ones.
-    show
-        Whether to show the figure.
+        Number of bins with equal numbers of rows.
+    ax, show
+        Axes to draw on, by default new ones, and whether to show the figure.
 
     Returns
     -------
@@ -58,13 +56,13 @@ def probability_calibration(
     Raises
     ------
     ValueError
-        If truth and probabilities do not belong together, or truth is not 0 or 1.
+        If lengths differ, values are missing, or truth is not 0 or 1.
 
     Examples
     --------
     >>> ax = scxtrimo.pl.probability_calibration([0, 1, 1], [0.1, 0.6, 0.9], show=False)
     >>> ax.get_ylabel()
-    'part that is synergistic'
+    'fraction synergistic'
     """
     frame = _same_length(truth, probability)
     if not frame["truth"].isin([0, 1]).all():
@@ -73,7 +71,7 @@ def probability_calibration(
     predicted, came_true = (frame[name].to_numpy() for name in ("predicted", "truth"))
     ax = draw_reliability(ax, predicted, came_true, n_bins, low=0.0)
     ax.set_xlabel("predicted probability")
-    ax.set_ylabel("part that is synergistic")
+    ax.set_ylabel("fraction synergistic")
     return finish(ax, was_given, show)
 
 
@@ -84,14 +82,14 @@ def observed_predicted(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw measured against predicted responses.
+    """Plot measured against predicted responses.
 
     Parameters
     ----------
     truth, predicted
-        Responses, of the same rows.
+        Measured and predicted responses of the same rows.
     unit
-        What they are, for the axes.
+        Name and unit of the response, for the axes.
     ax, show
         See :func:`probability_calibration`.
 
@@ -102,7 +100,7 @@ def observed_predicted(
     Raises
     ------
     ValueError
-        If truth and predictions do not belong together.
+        If lengths differ, or values are missing.
 
     Examples
     --------

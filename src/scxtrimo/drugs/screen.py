@@ -246,7 +246,16 @@ def read_lines(lines: AnnData, setup: LineSetup) -> np.ndarray:
 
 def _checked(lines: AnnData, setup: LineSetup) -> tuple[np.ndarray, str]:
     """Return the expression as float64 and its kind, after checking both."""
-    values_lg = _matrix(lines, setup.layer)
+    layer = setup.layer
+    if layer is not None and layer not in lines.layers:
+        raise ValueError(
+            f"layer={layer!r} is not in lines.layers, which has {list(lines.layers)}."
+        )
+    values: Any = lines.X if layer is None else lines.layers[layer]
+    if values is None or not lines.n_obs or not lines.n_vars:
+        raise ValueError(f"`lines` has no expression: {lines.n_obs} lines x {lines.n_vars} genes.")
+    values_lg = values.toarray() if sparse.issparse(values) else np.asarray(values)
+    values_lg = values_lg.astype(np.float64)
     if not lines.obs_names.is_unique:
         repeated = lines.obs_names[lines.obs_names.duplicated()].unique()
         raise ValueError(
@@ -276,18 +285,6 @@ def _checked(lines: AnnData, setup: LineSetup) -> tuple[np.ndarray, str]:
     if kind == "counts" and (empty := lines.obs_names[values_lg.sum(1) == 0]).size:
         raise ValueError(f"These cell lines have no counts: {preview(empty)}. Drop them.")
     return values_lg, kind
-
-
-def _matrix(lines: AnnData, layer: str | None) -> np.ndarray:
-    if layer is not None and layer not in lines.layers:
-        raise ValueError(
-            f"layer={layer!r} is not in lines.layers, which has {list(lines.layers)}."
-        )
-    values: Any = lines.X if layer is None else lines.layers[layer]
-    if values is None or not lines.n_obs or not lines.n_vars:
-        raise ValueError(f"`lines` has no expression: {lines.n_obs} lines x {lines.n_vars} genes.")
-    values = values.toarray() if sparse.issparse(values) else np.asarray(values)
-    return values.astype(np.float64)
 
 
 class LinePanel(NamedTuple):

@@ -120,7 +120,7 @@ def fit(
     training: DrugTraining,
     seed: int,
     device: torch.device,
-    enable_progress_bar: bool = True,
+    progress_bar: bool = True,
     description: str = "Training",
 ) -> dict[str, list[float]]:
     """Train a module in place, keep the best weights on the held-out rows, and return losses."""
@@ -137,7 +137,7 @@ def fit(
         optimizer = torch.optim.AdamW(
             module.parameters(), lr=training.lr, weight_decay=training.weight_decay
         )
-        bar = tqdm(range(training.max_epochs), desc=description, disable=not enable_progress_bar)
+        bar = tqdm(range(training.max_epochs), desc=description, disable=not progress_bar)
         for epoch in bar:
             module.train()
             batches = list(_batches(data, rows, size, training))
@@ -199,12 +199,8 @@ def _step(
 ) -> float:
     which_d, drug_place = data.drugs_nd[batch].unique(return_inverse=True)
     which_l, line_place = data.lines_n[batch].unique(return_inverse=True)
-    z_kn = module(
-        _to(data.drugs(which_d), module.device),
-        _to(data.lines(which_l, module.config.gene_dropout), module.device),
-        drug_place.to(module.device),
-        line_place.to(module.device),
-    )
+    drugs_dh, lines_lh = _encode(module, data, which_d, which_l, module.config.gene_dropout)
+    z_kn = module(drugs_dh, lines_lh, drug_place, line_place)
     # The loss is per member: with a loss of their mean, members could be wrong together.
     target_kn = data.target_n[batch].to(module.device).expand_as(z_kn)
     loss = _loss(z_kn, target_kn, data.has_classes)
@@ -229,8 +225,13 @@ def _copy_weights(module: DrugModule) -> dict[str, Tensor]:
     return {name: x.detach().cpu().clone() for name, x in module.state_dict().items()}
 
 
-def _to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def _encode(
+    module: DrugModule, data: DrugRows, which_d: Tensor, which_l: Tensor, gene_dropout: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the vectors of some of the drugs and of the lines."""
+    batches = data.drugs(which_d), data.lines(which_l, gene_dropout)
+    drugs, lines = ({name: x.to(module.device) for name, x in b.items()} for b in batches)
+    return module.drugs(drugs), module.lines(lines)
 
 
 @torch.no_grad()
@@ -248,8 +249,7 @@ def predict_members(
     rows = torch.arange(len(data.lines_n)) if rows is None else rows
     which_d, drug_place = data.drugs_nd[rows].unique(return_inverse=True)
     which_l, line_place = data.lines_n[rows].unique(return_inverse=True)
-    drugs_dh = module.drugs(_to(data.drugs(which_d), module.device))
-    lines_lh = module.lines(_to(data.lines(which_l), module.device))
+    drugs_dh, lines_lh = _encode(module, data, which_d, which_l)
     z_kn = _predict(module, drugs_dh, lines_lh, drug_place, line_place)
     spread_n = torch.zeros(len(rows))
     known_nd = data.known_d[which_d][drug_place]
@@ -258,8 +258,10 @@ def predict_members(
         return z_kn, spread_n
     stand_in_d, stand_in_l = _stand_ins(known.known_d), _stand_ins(known.known_l)
     n_drugs, n_lines = len(drugs_dh), len(lines_lh)
-    drugs_dh = torch.cat([drugs_dh, module.drugs(_to(known.drugs(stand_in_d), module.device))])
-    lines_lh = torch.cat([lines_lh, module.lines(_to(known.lines(stand_in_l), module.device))])
+    encoded = zip(
+        (drugs_dh, lines_lh), _encode(module, known, stand_in_d, stand_in_l), strict=True
+    )
+    drugs_dh, lines_lh = map(torch.cat, encoded)
     for has_new_drug, has_new_line in ((True, False), (False, True), (True, True)):
         group = torch.nonzero((new_nd.any(1) == has_new_drug) & (new_n == has_new_line))[:, 0]
         if not len(group):
@@ -303,13 +305,7 @@ def _predict(
 ) -> Tensor:
     """Return predictions of the members on the CPU, some thousand rows at a time."""
     parts = zip(drugs_nd.split(ROWS_AT_A_TIME), lines_n.split(ROWS_AT_A_TIME), strict=True)
-    return torch.cat(
-        [
-            module.predict_rows(drugs_dh, lines_lh, d.to(module.device), n.to(module.device)).cpu()
-            for d, n in parts
-        ],
-        dim=1,
-    )
+    return torch.cat([module(drugs_dh, lines_lh, d, n).cpu() for d, n in parts], dim=1)
 
 
 def offset_and_scale(module: DrugModule, data: DrugRows) -> tuple[np.ndarray, np.ndarray]:
