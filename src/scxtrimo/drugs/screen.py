@@ -24,7 +24,6 @@ from ..data.vocabulary import (
 from ..model.registration import own_view
 from .molecules import canonical_smiles
 
-Task = Literal["classification", "regression"]
 Expression = Literal["auto", "tpm", "counts", "values"]
 SETUP_KEY = "scxtrimo_lines"
 MAX_LOGGED = 100.0
@@ -116,7 +115,7 @@ def target_of(table: pd.DataFrame, key: str) -> np.ndarray:
     return target_n
 
 
-def task_of(target_n: np.ndarray, task: str, key: str) -> Task:
+def task_of(target_n: np.ndarray, task: str, key: str) -> str:
     """Return the task; ``"auto"`` is classification if all values of the column are 0 or 1."""
     if task not in ("auto", "classification", "regression"):
         raise ValueError(f"task={task!r} must be 'auto', 'classification' or 'regression'.")
@@ -133,7 +132,7 @@ def task_of(target_n: np.ndarray, task: str, key: str) -> Task:
         )
     if task == "auto":
         return "classification" if is_binary else "regression"
-    return task  # type: ignore[return-value]
+    return task
 
 
 def warn_of_conflicts(drugs_nd: np.ndarray, lines_n: np.ndarray, label_n: np.ndarray) -> None:

@@ -373,7 +373,7 @@ def own_weights(module: DrugModule, data: DrugRows, newcomers: Newcomers) -> Ten
     weights = torch.full((2,), 0.5)
     for i, is_judge_n in enumerate((newcomers.has_new_drug_n, newcomers.has_new_line_n)):
         judges = torch.from_numpy(np.flatnonzero(is_judge_n))
-        if not len(judges):
+        if len(judges) < MIN_JUDGED:
             continue
         z = []
         for weight in (1.0, 0.0):
