@@ -15,11 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from scxtrimo.checkpoint.scfoundation import _names
 from scxtrimo.config import XTrimoGeneConfig
-from scxtrimo.nn.embedding import normalize_counts
+from scxtrimo.nn.layers import normalize_counts
 from scxtrimo.nn.performer import EPSILON
 from scxtrimo.nn.ragged import cells_of, to_tokens
-from scxtrimo.nn.xtrimogene import XTrimoGeneNet
-from scxtrimo.train.module import XTrimoGeneModule, target_values
+from scxtrimo.nn.xtrimogene import XTrimoGeneModule, XTrimoGeneNet, target_values
 
 
 def random_checkpoint(path: Path, config: XTrimoGeneConfig, n_genes: int) -> None:
@@ -168,14 +167,14 @@ class NaiveTraining:
     def _encode(self, inputs: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
         """Encode the visible genes of padded cells; tokens and their positions."""
         cu, n_genes = inputs["cu_seqlens"], self.net.n_genes
-        library_t = to_tokens(inputs["library_size"], cu, len(inputs["counts"]))
-        values_t = normalize_counts(inputs["counts"], library_t)
+        library_t = to_tokens(inputs["library_size_c"], cu, len(inputs["counts_t"]))
+        values_t = normalize_counts(inputs["counts_t"], library_t)
         lengths = cu.diff().tolist()
         depth_ids = torch.arange(n_genes, n_genes + 2)
-        ids = [torch.cat([x, depth_ids]) for x in inputs["gene_ids"].split(lengths)]
+        ids = [torch.cat([x, depth_ids]) for x in inputs["gene_ids_t"].split(lengths)]
         values = [
             torch.cat([x, depths])
-            for x, depths in zip(values_t.split(lengths), inputs["depths"], strict=True)
+            for x, depths in zip(values_t.split(lengths), inputs["depths_cd"], strict=True)
         ]
         padded_ids = pad_sequence(ids, batch_first=True)
         x = self._embed(pad_sequence(values, batch_first=True))
@@ -192,8 +191,10 @@ class NaiveTraining:
 
     def _embed_all_genes(self, batch: dict[str, Any]) -> Tensor:
         """Put encoded, masked and unexpressed genes where they are in the vocabulary."""
-        inputs = self.module._get_inference_input(batch)
-        values_h, ids_h, cu_h = inputs["hidden"]
+        inputs = self.net.inputs(self.module.readable(batch))
+        values_h, ids_h, cu_h = (
+            batch[f"hidden_{name}"] for name in ("values", "gene_ids", "cu_seqlens")
+        )
         n_cells, n_positions = len(cu_h) - 1, len(self.module.positions)
         values = torch.zeros(n_cells, n_positions)
         values[cells_of(cu_h, len(ids_h)), ids_h] = values_h

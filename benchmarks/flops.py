@@ -27,9 +27,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from scxtrimo.config import SIZES, XTrimoGeneConfig
-from scxtrimo.nn.masking import MaskingConfig, mask_batch
+from scxtrimo.nn.masking import mask_batch
 from scxtrimo.nn.performer import Performer
-from scxtrimo.train.module import XTrimoGeneModule
+from scxtrimo.nn.xtrimogene import XTrimoGeneModule
+from scxtrimo.train.plan import MaskingConfig
 
 # torch's counter knows the attention kernels of GPUs only
 ATTENTION_ON_CPU = {

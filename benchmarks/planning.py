@@ -24,10 +24,11 @@ from scipy import sparse
 
 import scxtrimo
 from scxtrimo.config import SIZES
-from scxtrimo.nn.masking import MaskingConfig, mask_batch
+from scxtrimo.nn.masking import mask_batch
+from scxtrimo.nn.xtrimogene import XTrimoGeneModule
 from scxtrimo.pretraining.plan import activation_bytes, training_flops
 from scxtrimo.pretraining.stream import ragged_batch
-from scxtrimo.train.module import XTrimoGeneModule
+from scxtrimo.train.plan import MaskingConfig
 
 N_CELLS, N_GENES = 50_000_000, 19_264
 PEAK = 989e12  # H100 SXM, bfloat16, dense, as its maker says
@@ -61,7 +62,7 @@ def of_size(size: str, batch: dict[str, Any], n_genes: int) -> dict[str, float]:
     for name, recompute in (("MB/cell", False), ("MB/cell, recomputed", True)):
         module.net.encoder.recompute = recompute
         given = masked(module, batch)
-        figures[name] = activation_bytes(lambda g=given: module(g)[2].loss) / FEW / 1e6
+        figures[name] = activation_bytes(lambda g=given: module(g).loss) / FEW / 1e6
     return figures
 
 

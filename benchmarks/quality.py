@@ -23,7 +23,8 @@ from anndata import AnnData
 from torch.utils.flop_counter import FlopCounterMode
 
 import scxtrimo
-from scxtrimo.nn.masking import MaskingConfig, mask_batch
+from scxtrimo.nn.masking import mask_batch
+from scxtrimo.train.plan import MaskingConfig
 
 # name: width, layers, heads
 SIZES = {"8 x 1": (8, 1, 1), "16 x 1": (16, 1, 1), "32 x 1": (32, 1, 2)}
@@ -84,7 +85,7 @@ def step_flops(model: scxtrimo.model.XTrimoGene) -> float:
     batch = mask_batch(batch, MaskingConfig(), model.module.n_genes, seed=0, epoch=0)
     model.module.train()
     with FlopCounterMode(display=False) as counter:
-        model.module(batch)[2].loss.backward()
+        model.module(batch).loss.backward()
     model.module.eval()
     return counter.get_total_flops()
 

@@ -22,8 +22,9 @@ from anndata import AnnData
 
 import scxtrimo
 from scxtrimo.config import SIZES
-from scxtrimo.nn.masking import MaskingConfig, mask_batch
-from scxtrimo.train.module import XTrimoGeneModule
+from scxtrimo.nn.masking import mask_batch
+from scxtrimo.nn.xtrimogene import XTrimoGeneModule
+from scxtrimo.train.plan import MaskingConfig
 
 N_GENES, N_EXPRESSED, SIZE = 19_264, 1_000, "1m"
 
@@ -57,7 +58,7 @@ def training_step(
 
     def step() -> None:
         masked = mask_batch(batch, masking, n_genes, seed=0, epoch=0, tell_hidden=False)
-        module(masked)[2].loss.backward()
+        module(masked).loss.backward()
         module.zero_grad(set_to_none=True)
 
     return step

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
+import types
 import typing
 from dataclasses import fields, is_dataclass
-from functools import lru_cache
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-"""From 0 to below 1."""
-Probability = Annotated[float, Field(ge=0, le=1)]
-"""From 0 to 1."""
-OpenInterval = Annotated[float, Field(gt=0, lt=1)]
-"""Above 0 and below 1."""
-PositiveProbability = Annotated[float, Field(gt=0, le=1)]
-"""Above 0 and at most 1."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Seeds that NumPy, torch and scikit-learn accept."""
 
+BOUNDS = {"> 0": Field(gt=0), ">= 0": Field(ge=0), "< 1": Field(lt=1), "<= 1": Field(le=1)}
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 REASONS = {
     "int_type": "must be a whole number",
@@ -73,9 +68,21 @@ class Validated:
             object.__setattr__(self, field.name, value)
 
 
-@lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)
 def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=STRICT)
+    return TypeAdapter(_bounded(hint), config=STRICT)
+
+
+def _bounded(hint: Any) -> Any:
+    """Turn bounds that are written out, as in ``nn.ranges``, into those of pydantic."""
+    arguments = tuple(map(_bounded, typing.get_args(hint)))
+    if typing.get_origin(hint) is Annotated:
+        return Annotated[(arguments[0], *(BOUNDS.get(a, a) for a in hint.__metadata__))]
+    if isinstance(hint, types.UnionType):
+        return functools.reduce(operator.or_, arguments)
+    if (origin := typing.get_origin(hint)) is tuple:
+        return origin[arguments]
+    return hint
 
 
 def _reason(error: ValidationError, hint: Any) -> str:

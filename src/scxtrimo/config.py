@@ -1,67 +1,20 @@
-"""Hyper-parameters of the network, and the sizes that go by a name."""
+"""Hyper-parameters of a model, and the sizes that go by a name."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
-
-from ._validation import Fraction, Probability, Validated
-from .nn.layers import Activation
-from .nn.xtrimogene import ImputationDecoder
-
-LatentSpaceName = Literal["components", "bottleneck"]
+from ._validation import Validated
+from .nn.ranges import PositiveInt, Probability
+from .nn.xtrimogene import NetConfig
 
 
 @dataclass(frozen=True)
-class XTrimoGeneConfig(Validated):
+class XTrimoGeneConfig(Validated, NetConfig):
     """Hyper-parameters of an :class:`~scxtrimo.model.XTrimoGene`.
 
-    Parameters
-    ----------
-    n_hidden
-        Width of the encoder and of the gene embeddings.
-    n_layers, n_heads
-        Depth of the encoder and heads per layer.
-    n_bins, bin_alpha
-        Bins of the auto-discretisation of expression values, and the weight of its residual path.
-    n_pool
-        Inner width of the network that turns encoded tokens into the cell vector.
-    n_latent
-        Dimensions of the cell vector and of the latent representation.
-    imputation_decoder
-        Decoder of masked genes: ``"cross_attention"``, or ``"performer"`` as published.
-    n_decoder_hidden, n_decoder_layers, n_decoder_heads
-        Width, depth and heads of this decoder.
-    decoder_head_width
-        Width of a head of the Performer; by default ``n_decoder_hidden / n_decoder_heads``.
-    redraw_features_every
-        Steps of training after which the Performer gets other random features.
-    read_depth_aware
-        Add tokens of the target and the source depth, and train on cells of which counts were
-        taken away :cite:p:`Hao2024`. Needed to ask for a ``target_depth``.
-    n_covariate
-        Width of the embedding of batch and other covariates, used by the bottleneck decoder only.
-    n_input_genes
-        How many highly variable genes the encoder reads; ``None`` for all. Predictions are made
-        for all genes of the vocabulary regardless.
-    pca_initialization
-        Start with gene embeddings from a principal component analysis of the training cells.
-    latent_space
-        What users get as the latent representation: ``"components"``, principal components of the
-        training cells, partly as measured and partly as the network predicts them, with batches
-        integrated (see ``LatentSpace``); or ``"bottleneck"``, the cell
-        vector of the network as it is.
-    measured_weight
-        Weight of the measured components, from 0 to 1.
-    likelihood_weight
-        Weight of the count likelihood. 0 leaves out the bottleneck decoder and with it the
-        learned pooling: the latent representation is then the published one.
-    imputation_weight
-        Weight of the masked regression; 0 leaves out the imputation decoder.
-    activation, norm_first, dropout
-        Feed-forward activation, pre-norm or post-norm, and dropout of the encoder.
+    Those of the network come from :class:`~scxtrimo.nn.NetConfig`.
 
     Examples
     --------
@@ -71,30 +24,17 @@ class XTrimoGeneConfig(Validated):
     (128, True, True)
     """
 
-    n_hidden: PositiveInt = 64
-    n_layers: PositiveInt = 2
-    n_heads: PositiveInt = 4
-    n_bins: PositiveInt = 100
-    bin_alpha: PositiveFloat = 1.0
-    n_pool: PositiveInt = 128
-    n_latent: PositiveInt = 32
-    imputation_decoder: ImputationDecoder = "cross_attention"
-    n_decoder_hidden: PositiveInt = 64
-    n_decoder_layers: PositiveInt = 1
-    n_decoder_heads: PositiveInt = 4
-    decoder_head_width: PositiveInt | None = None
-    redraw_features_every: PositiveInt = 1000
-    read_depth_aware: bool = False
-    n_covariate: PositiveInt = 8
     n_input_genes: PositiveInt | None = 2000
+    """How many highly variable genes the encoder reads; ``None`` for all. Predictions are made for
+    all genes of the vocabulary regardless."""
     pca_initialization: bool = True
-    latent_space: LatentSpaceName = "components"
+    """Start with gene embeddings from a principal component analysis of the training cells."""
+    latent_space: Literal["components", "bottleneck"] = "components"
+    """The latent representation: ``"components"``, principal components of the training cells,
+    partly as measured and partly as the network predicts them, with batches integrated; or
+    ``"bottleneck"``, the cell vector of the network as it is."""
     measured_weight: Probability = 0.6
-    likelihood_weight: NonNegativeFloat = 1.0
-    imputation_weight: NonNegativeFloat = 1.0
-    activation: Activation = "gelu"
-    norm_first: bool = True
-    dropout: Fraction = 0.0
+    """Weight of the measured components, from 0 to 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,11 +60,6 @@ class XTrimoGeneConfig(Validated):
                 "likelihood_weight=0 leaves out the cell token, so that read_depth_aware=True is "
                 "needed: a cell whose genes are all masked would have no token."
             )
-
-    @property
-    def has_bottleneck(self) -> bool:
-        """Whether there are a bottleneck decoder and a learned pooling."""
-        return self.likelihood_weight > 0
 
     @property
     def uses_components(self) -> bool:
@@ -163,7 +98,7 @@ class XTrimoGeneConfig(Validated):
             raise ValueError(f"size={size!r} is unknown; choose 'auto' or one of {list(SIZES)}.")
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(overrides) - set(known)):
-            raise TypeError(f"Unknown hyper-parameters {unknown}; XTrimoGeneConfig has {known}.")
+            raise TypeError(f"Unknown hyper-parameters {unknown}; {cls.__name__} has {known}.")
         return cls(**(asdict(SIZES[size]) | overrides))
 
 
@@ -218,11 +153,6 @@ def choose_size(n_cells: int, on_gpu: bool) -> str:
 
     A CPU gets ``1m`` whatever the number of cells; larger sizes pay from some 100,000 cells on
     and need a GPU to finish in reasonable time.
-
-    Examples
-    --------
-    >>> choose_size(3_000, on_gpu=False)
-    '1m'
     """
     if not on_gpu or n_cells < 100_000:
         return "1m"

@@ -1,41 +1,50 @@
-"""From the cell vector of the network to the latent representation users get."""
+"""Principal components of the training cells.
+
+Training starts from them; afterwards they become the latent representation: measured, predicted
+from the cell vector, and integrated across batches.
+"""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import anndata
+import numpy as np
+import pandas as pd
+import scanpy as sc
 import torch
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.linear_model import Ridge
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from .nn.embedding import normalize_counts
-from .nn.ragged import select_tokens, sum_per_cell, to_tokens
+from .data.counts import RowReader, log_normalized
+from .data.fields import CountsField
+from .nn.layers import normalize_counts
+from .nn.ragged import RaggedBatch, select_tokens, sum_per_cell, to_tokens
+from .nn.xtrimogene import XTrimoGeneModule
 
 MAX_SCALED_VALUE = 10.0
 MAX_CLUSTERS = 100
 SHARPNESS = 20.0
+RIDGE = 1.0
+CELLS_PER_CLUSTER = 30
+QUERY_ROUNDS = 5
+MAX_CELLS = 20_000
+MIN_EXPRESSING = 3
+MIN_CELLS = 20
+MIN_SPREAD = 1e-3  # variance of a scaled gene, which is 1 unless nearly all values are cut off
 
 
 class Panel(NamedTuple):
-    """What the genes that some data have mean for their principal components.
+    """What the genes that some data have mean for their principal components."""
 
-    Parameters
-    ----------
-    center_k
-        Components of the average training cell on these genes, shape ``(n_components,)``.
-    coverage_kk
-        How much of each component these genes make up: the identity if all are there.
-
-    Examples
-    --------
-    >>> import torch
-    >>> half = torch.arange(len(model.vocabulary)) % 2 == 0
-    >>> panel = model.module.latent_space.panel(half)
-    >>> panel.coverage_kk.shape, bool(panel.coverage_kk.trace() < 32)
-    (torch.Size([32, 32]), True)
-    """
-
-    center_k: Tensor
-    coverage_kk: Tensor
+    center_k: Tensor  # components of the average training cell on these genes
+    coverage_kk: Tensor  # how much of each component they make up: the identity if all are there
 
 
 class LatentSpace(nn.Module):
@@ -55,39 +64,8 @@ class LatentSpace(nn.Module):
     between :math:`r_c` and the centres of the clusters in the batch of the cell,
     :math:`\mu_k + \Delta_{bk}`. No cell depends on another.
 
-    Parameters
-    ----------
-    n_genes
-        Number of genes in the vocabulary.
-    n_latent
-        Number of components, and of dimensions of the cell vector.
-    n_batches
-        Number of batches of the training cells.
-    measured_weight
-        The weight :math:`w`.
-
-    Notes
-    -----
     Components, prediction and clusters are fitted to the training cells when training ends;
     nothing here has gradients.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.data import RaggedDataset
-    >>> space = model.module.latent_space
-    >>> space.is_fitted
-    True
-    >>> batch = RaggedDataset(model.adata_manager)[:10]
-    >>> batch = {name: torch.from_numpy(array) for name, array in batch.items()}
-    >>> latent, measured = torch.zeros(10, 32), space.measure(batch)
-    >>> space(latent, measured, space.panel()).shape
-    torch.Size([10, 32])
-    >>> predicted, difference = space.compare(latent, measured, space.panel())
-    >>> torch.equal(predicted, space.predict(latent))
-    True
-    >>> space.integrate(predicted, batch_c=torch.zeros(10, dtype=torch.int64)).shape
-    torch.Size([10, 32])
     """
 
     inverse_std: Tensor
@@ -116,22 +94,7 @@ class LatentSpace(nn.Module):
         self.register_buffer("is_cluster", torch.zeros(MAX_CLUSTERS, dtype=torch.bool))
 
     def set(self, **tensors: Tensor) -> None:
-        """Fill buffers; what has fewer components or clusters than there is room for is padded.
-
-        Parameters
-        ----------
-        **tensors
-            Values of the buffers, by name.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from scxtrimo.latent import LatentSpace
-        >>> space = LatentSpace(n_genes=5, n_latent=4)
-        >>> space.set(loadings=torch.ones(5, 2))
-        >>> space.loadings.sum(dim=0)
-        tensor([5., 5., 0., 0.])
-        """
+        """Fill buffers by name; fewer components or clusters than there is room for are padded."""
         for name, tensor in tensors.items():
             buffer = getattr(self, name)
             buffer.zero_()
@@ -143,35 +106,15 @@ class LatentSpace(nn.Module):
         return bool(self.is_cluster.any())
 
     def panel(self, measured: Tensor | None = None) -> Panel:
-        """Return what the genes of some data mean for the components.
-
-        Parameters
-        ----------
-        measured
-            Genes the data have, bool, shape ``(n_genes,)``; by default all.
-
-        Returns
-        -------
-        Centre and coverage of the components.
-        """
+        """Return what the genes of some data (bool, by default all) mean for the components."""
         is_used = self.inverse_std > 0
         if measured is not None:
             is_used = is_used & measured
         loadings_uk = self.loadings[is_used]
         return Panel(self.scaled_mean[is_used] @ loadings_uk, loadings_uk.T @ loadings_uk)
 
-    def measure(self, batch: dict[str, Any]) -> Tensor:
-        """Return the components of the counts of a ragged batch, not centred.
-
-        Parameters
-        ----------
-        batch
-            Ragged batch with all expressed genes, see :class:`~scxtrimo.data.RaggedDataset`.
-
-        Returns
-        -------
-        float32, shape ``(n_cells, n_components)``.
-        """
+    def measure(self, batch: RaggedBatch) -> Tensor:
+        """Return the components of the counts of a ragged batch, not centred."""
         keep = self.inverse_std[batch["gene_ids"]] > 0
         counts_t, ids_t = batch["counts"][keep], batch["gene_ids"][keep]
         cu_seqlens = select_tokens(keep, batch["cu_seqlens"])
@@ -188,25 +131,11 @@ class LatentSpace(nn.Module):
         batch_c: Tensor | None = None,
         measured_weight: float | None = None,
     ) -> Tensor:
-        """Return the latent representation.
+        """Return the latent representation, shape ``(n_cells, n_latent)``.
 
-        Parameters
-        ----------
-        latent_cz
-            Cell vectors of the network, shape ``(n_cells, n_latent)``.
-        measured_ck
-            What :meth:`measure` returned for these cells.
-        panel
-            What :meth:`panel` returned for the genes of the data.
-        batch_c
-            Batches of the cells, int64, shape ``(n_cells,)``; -1 for one not trained on, to which
-            nothing is done. By default nothing is done to any.
-        measured_weight
-            Instead of that of the space.
-
-        Returns
-        -------
-        Latent representation, shape ``(n_cells, n_latent)``.
+        ``latent_cz`` are the cell vectors and ``measured_ck`` what :meth:`measure` returned.
+        ``batch_c`` are the batches of the cells; -1, one not trained on, is left as it is, and so
+        are all cells by default.
         """
         predicted_ck, surprise_ck = self.compare(latent_cz, measured_ck, panel, batch_c)
         weight = self.measured_weight if measured_weight is None else measured_weight
@@ -214,33 +143,13 @@ class LatentSpace(nn.Module):
         return mixed_ck if batch_c is None else self.integrate(mixed_ck, batch_c)
 
     def predict(self, latent_cz: Tensor) -> Tensor:
-        """Predict the components from the cell vector, without offsets of batches.
-
-        Parameters
-        ----------
-        latent_cz
-            Cell vectors of the network, shape ``(n_cells, n_latent)``.
-
-        Returns
-        -------
-        Tensor of shape ``(n_cells, n_components)``.
-        """
+        """Predict the components from the cell vector, without offsets of batches."""
         return latent_cz @ self.weight.T + self.bias
 
     def compare(
         self, latent_cz: Tensor, measured_ck: Tensor, panel: Panel, batch_c: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return predicted components, and measured minus expected ones.
-
-        Parameters
-        ----------
-        latent_cz, measured_ck, panel, batch_c
-            See :meth:`forward`.
-
-        Returns
-        -------
-        Two tensors of shape ``(n_cells, n_components)``.
-        """
+        """Return predicted components, and measured minus expected ones."""
         expected_ck = predicted_ck = self.predict(latent_cz)
         if batch_c is not None:
             is_known_c1 = (batch_c >= 0)[:, None]
@@ -250,19 +159,7 @@ class LatentSpace(nn.Module):
         return predicted_ck, measured_ck - panel.center_k - expected_ck @ panel.coverage_kk
 
     def integrate(self, mixed_ck: Tensor, batch_c: Tensor) -> Tensor:
-        """Take away what the clusters of the batches differ in.
-
-        Parameters
-        ----------
-        mixed_ck
-            Cells, shape ``(n_cells, n_components)``.
-        batch_c
-            Their batches, int64, shape ``(n_cells,)``; -1 for one not trained on.
-
-        Returns
-        -------
-        Tensor of shape ``(n_cells, n_components)``.
-        """
+        """Take away what the clusters of the batches differ in."""
         centers_nk, shifts_bnk = self.centers[self.is_cluster], self.shifts[:, self.is_cluster]
         result_ck = mixed_ck.clone()
         for batch in batch_c.unique().tolist():
@@ -276,18 +173,272 @@ class LatentSpace(nn.Module):
 
 
 def memberships(mixed_ck: Tensor, centers_nk: Tensor) -> Tensor:
-    """Return the probability of each cell to be in each cluster, from cosines as in Harmony.
+    """Return the probability of each cell to be in each cluster, from cosines.
 
-    Parameters
-    ----------
-    mixed_ck
-        Cells, shape ``(n_cells, n_components)``.
-    centers_nk
-        Centres of the clusters, shape ``(n_clusters, n_components)``.
-
-    Notes
-    -----
-    Korsunsky et al. 2019, with their default width of 0.1.
+    As in Harmony (Korsunsky et al. 2019), with their default width of 0.1.
     """
     cosine_cn = nn.functional.normalize(mixed_ck) @ nn.functional.normalize(centers_nk).T
     return (SHARPNESS * cosine_cn).softmax(dim=1)
+
+
+def fit_latent_space(
+    space: LatentSpace, latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor, seed: int
+) -> None:
+    """Learn to predict components from cell vectors, and what batches differ in.
+
+    On the CPU, from cell vectors and measured, centred components of training cells; ``batch_c``
+    are their batches, -1 for one the model does not know. Batches are integrated with Harmony
+    (Korsunsky et al. 2019). Of its result only the clusters are used: their centres in all batches
+    make a correction that applies to other cells as well, as in Symphony (Kang et al. 2021). If
+    the space was fitted before and cells of a batch are missing now, clusters and batches stay.
+    """
+    n_batches, n_latent = space.batch_offset.shape
+    is_batch = (batch_c[:, None] == torch.arange(n_batches)).double()
+    fraction_b = is_batch.mean(0)
+    ridge = Ridge(alpha=RIDGE).fit(
+        torch.cat([latent_cz.double(), is_batch], dim=1).numpy(), components_ck.double().numpy()
+    )
+    coefficients = torch.from_numpy(np.atleast_2d(ridge.coef_))
+    offset_bk = coefficients[:, n_latent:].T
+    average_k = fraction_b @ offset_bk  # goes to the bias: no offset on average
+    is_new_b1 = (fraction_b > 0)[:, None]
+    known_bk = space.batch_offset if space.is_fitted else torch.zeros_like(space.batch_offset)
+    space.set(
+        weight=coefficients[:, :n_latent],
+        bias=torch.from_numpy(np.atleast_1d(ridge.intercept_)) + average_k,
+        batch_offset=torch.where(is_new_b1, (offset_bk - average_k).to(known_bk), known_bk),
+    )
+    if space.is_fitted and not is_new_b1.all():
+        return
+    everything = Panel(torch.zeros(n_latent), torch.eye(n_latent))
+    predicted_ck, surprise_ck = space.compare(latent_cz, components_ck, everything, batch_c)
+    known = batch_c >= 0
+    if not known.any():  # all cells are of batches the model does not know
+        batch_c = torch.zeros_like(batch_c)
+        known = batch_c == 0
+    mixed_ck = (predicted_ck + space.measured_weight * surprise_ck)[known]
+    p_cn = _clusters(mixed_ck, batch_c[known], seed)
+    mean_bnk, trust_bn1 = _means(p_cn, mixed_ck, batch_c[known], n_batches)
+    centers_nk = (trust_bn1 * mean_bnk).sum(0) / trust_bn1.sum(0).clamp(min=1e-8)
+    space.set(
+        centers=centers_nk,
+        shifts=trust_bn1 * (mean_bnk - centers_nk),
+        is_cluster=torch.ones(len(centers_nk)),
+    )
+
+
+def map_batches(
+    space: LatentSpace, latent_cz: Tensor, measured_ck: Tensor, panel: Panel, batch_c: Tensor
+) -> Tensor:
+    """Return the latent representation of cells of other batches, moved to the training cells.
+
+    As in Symphony (Kang et al. 2021), except that clusters and what the batch shifts them by are
+    looked for in turn. ``batch_c`` numbers the batches of the query from 0.
+    """
+    centers_nk = space.centers[space.is_cluster]
+    result_ck = torch.empty_like(measured_ck)
+    for batch in batch_c.unique().tolist():
+        rows = batch_c == batch
+        predicted_ck, surprise_ck = space.compare(latent_cz[rows], measured_ck[rows], panel)
+        surprise_ck = surprise_ck - surprise_ck.mean(0)  # the offset of the batch
+        mixed_ck = predicted_ck + space.measured_weight * surprise_ck
+        one_batch_c = torch.zeros(len(mixed_ck), dtype=torch.int64)
+        shift_nk = torch.zeros_like(centers_nk)
+        for _ in range(QUERY_ROUNDS):
+            p_cn = memberships(mixed_ck, centers_nk + shift_nk)
+            mean_bnk, trust_bn1 = _means(p_cn, mixed_ck, one_batch_c, 1)
+            shift_nk = (trust_bn1 * (mean_bnk - centers_nk))[0]
+        result_ck[rows] = mixed_ck - p_cn @ shift_nk
+    return result_ck
+
+
+def _clusters(mixed_ck: Tensor, batch_c: Tensor, seed: int) -> Tensor:
+    """Return the probability of each cell to be in each cluster, shared by the batches."""
+    n_clusters = int(np.clip(len(mixed_ck) / CELLS_PER_CLUSTER, 1, MAX_CLUSTERS))
+    if len(batch_c.unique()) == 1 or n_clusters == 1:
+        directions = nn.functional.normalize(mixed_ck).numpy()
+        with threadpool_limits(1):  # sums in one order: results repeat
+            means = KMeans(n_clusters, n_init=1, random_state=seed).fit(directions)
+        return memberships(mixed_ck, torch.from_numpy(means.cluster_centers_))
+    import harmonypy  # takes a moment, and most models have no batches
+
+    harmony = harmonypy.run_harmony(
+        mixed_ck.T.double().numpy(),
+        pd.DataFrame({"batch": batch_c.numpy().astype(str)}),
+        "batch",
+        nclust=n_clusters,
+        random_state=seed,
+        verbose=False,
+        ncores=1,
+    )
+    return torch.from_numpy(np.asarray(harmony.R)).float()
+
+
+def _means(
+    p_cn: Tensor, mixed_ck: Tensor, batch_c: Tensor, n_batches: int
+) -> tuple[Tensor, Tensor]:
+    """Return the mean of every cluster in every batch, and how far to trust it.
+
+    A cluster with hardly a cell in a batch is not shifted there; one cell counts half.
+    """
+    n_bn = p_cn.new_zeros(n_batches, p_cn.shape[1]).index_add_(0, batch_c, p_cn)
+    sums = [p_cn[batch_c == b].T @ mixed_ck[batch_c == b] for b in range(n_batches)]
+    n_bn1 = n_bn.unsqueeze(-1)
+    return torch.stack(sums) / n_bn1.clamp(min=1e-8), n_bn1 / (n_bn1 + 1)
+
+
+def gene_statistics(
+    adata_manager: AnnDataManager,
+    rows: np.ndarray,
+    n_genes: int,
+    n_components: int,
+    n_embedding: int,
+    n_input_genes: int | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Compute what :func:`start_from` takes, from at most 20,000 of the training cells.
+
+    Gene embeddings start as the correlations of genes with the principal components of the scaled,
+    log-normalised training cells: a randomly initialised encoder that adds up the embeddings of
+    the genes of a cell then already knows what PCA knows, and training starts there. The encoder
+    is to read the ``n_input_genes`` most variable genes, ``None`` for all.
+    """
+    rows = draw_rows(rows, seed)
+    counts = read_counts(adata_manager, rows, n_genes)
+    totals = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
+    library_size = np.asarray(counts.sum(axis=1)).ravel()
+    logged = log_normalize(counts)
+    mean = np.asarray(logged.mean(axis=0)).ravel()
+    is_read = _highly_variable(logged, n_input_genes)
+    components, embeddings = _components(
+        logged, mean, is_read, max(n_components, n_embedding), n_embedding, seed
+    )
+    if "loadings" in components:
+        components["loadings"] = components["loadings"][:, :n_components]
+    return {
+        "is_read": torch.from_numpy(is_read),
+        "mean_expression": torch.from_numpy(mean.astype(np.float32)),
+        "rates": torch.from_numpy(((totals + 0.5) / (totals + 0.5).sum()).astype(np.float32)),
+        "typical_depth": torch.tensor(np.log10(np.median(library_size)), dtype=torch.float32),
+        "embeddings": embeddings,
+        "components": components,
+    }
+
+
+def start_from(
+    module: XTrimoGeneModule,
+    is_read: Tensor,
+    mean_expression: Tensor,
+    rates: Tensor,
+    embeddings: Tensor,
+    typical_depth: Tensor,
+    components: dict[str, Tensor],
+) -> None:
+    """Put what the training cells say about the genes into a network, before it is trained.
+
+    Gene embeddings beyond the dimensions of ``embeddings`` keep their random values.
+    """
+    net, from_pca = module.net, module.config.pca_initialization
+    with torch.no_grad():
+        module.is_read.copy_(is_read)
+        module.mean_expression.copy_(mean_expression)
+        module.typical_depth.copy_(typical_depth)
+        if net.bottleneck is not None:
+            net.bottleneck.log_baseline.copy_(rates.log())
+            if from_pca and embeddings.shape[1]:  # the first components are the latent dimensions
+                nn.init.eye_(net.bottleneck.to_query.weight)
+        if from_pca:
+            net.gene_embeddings[:, : embeddings.shape[1]] = embeddings
+        if module.latent_space is not None:
+            module.latent_space.set(**components)
+
+
+def draw_rows(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Return the cells that statistics are taken from: all, or 20,000 drawn at random."""
+    if len(rows) <= MAX_CELLS:
+        return rows
+    return np.sort(np.random.default_rng(seed).choice(rows, MAX_CELLS, replace=False))
+
+
+def log_normalize(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Return ``log1p`` of counts scaled to 10,000 per cell."""
+    return log_normalized(counts, np.maximum(np.asarray(counts.sum(axis=1)).ravel(), 1))
+
+
+def read_counts(
+    adata_manager: AnnDataManager, rows: np.ndarray, n_genes: int
+) -> sparse.csr_matrix:
+    """Return counts of shape ``(n_rows, n_genes)`` with the columns of the vocabulary."""
+    reader = RowReader(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
+    state = adata_manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+    gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
+    used = np.flatnonzero(gene_of_column >= 0)
+    to_vocabulary = sparse.csr_matrix(
+        (np.ones(len(used), np.float32), (used, gene_of_column[used])),
+        shape=(len(gene_of_column), n_genes),
+    )
+    return sparse.csr_matrix(reader.read(rows).astype(np.float32) @ to_vocabulary)
+
+
+def _highly_variable(logged: sparse.csr_matrix, n_top: int | None) -> np.ndarray:
+    """Choose genes as scanpy does by default, among those seen in at least three cells.
+
+    Dispersions of a handful of cells mean nothing: there the most variable are taken.
+    """
+    if n_top is None or n_top >= logged.shape[1]:
+        return np.ones(logged.shape[1], dtype=bool)
+    chosen = np.flatnonzero(logged.getnnz(axis=0) >= min(MIN_EXPRESSING, logged.shape[0]))
+    if len(chosen) > n_top and logged.shape[0] < MIN_CELLS:
+        variance = logged[:, chosen].power(2).mean(0) - np.square(logged[:, chosen].mean(0))
+        chosen = chosen[np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_top]]
+    elif len(chosen) > n_top:
+        adata = anndata.AnnData(logged[:, chosen])
+        sc.pp.highly_variable_genes(adata, n_top_genes=n_top)
+        chosen = chosen[adata.var["highly_variable"].to_numpy()]
+    is_read = np.zeros(logged.shape[1], dtype=bool)
+    is_read[chosen] = True
+    return is_read
+
+
+def _components(
+    logged: sparse.csr_matrix,
+    mean: np.ndarray,
+    is_read: np.ndarray,
+    n_components: int,
+    n_embedding: int,
+    seed: int,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Principal components of the genes that are read, and correlations of all genes with them.
+
+    Genes that hardly vary would fill the components with noise: they only get their places.
+    The correlations have shape ``(n_genes, <= n_embedding)``, rows of about unit length.
+    """
+    n_cells, n_genes = logged.shape
+    second_moment = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
+    inverse_std = 1 / np.sqrt(np.maximum(second_moment - mean**2, 1e-8))
+    scaled = sparse.csr_matrix(logged @ sparse.diags_array(inverse_std.astype(logged.dtype)))
+    scaled.data = np.minimum(scaled.data, MAX_SCALED_VALUE)
+    spread = np.asarray(scaled.multiply(scaled).mean(axis=0)).ravel()
+    spread -= np.square(np.asarray(scaled.mean(axis=0)).ravel())
+    is_read = is_read & (spread > MIN_SPREAD)
+    n_components = min(n_components, n_cells - 1, int(is_read.sum()) - 1)
+    if n_components < 1:
+        return {}, torch.empty(n_genes, 0)
+    # "arpack" centres sparse data implicitly: nothing of size cells x genes is built.
+    pca = PCA(n_components, svd_solver="arpack", random_state=seed)
+    scores = pca.fit_transform(sparse.csr_matrix(scaled[:, is_read]))[:, :n_embedding]
+    scores /= np.maximum(scores.std(axis=0), 1e-8)
+    correlations = scaled.T @ scores / n_cells
+    length = np.sqrt(np.square(correlations).sum() / n_genes)
+
+    def of_all_genes(of_read: np.ndarray) -> Tensor:
+        result = np.zeros((n_genes, *of_read.shape[1:]), dtype=np.float32)
+        result[is_read] = of_read
+        return torch.from_numpy(result)
+
+    components = {
+        "inverse_std": of_all_genes(inverse_std[is_read]),
+        "scaled_mean": of_all_genes(pca.mean_),
+        "loadings": of_all_genes(pca.components_.T),
+    }
+    return components, torch.from_numpy((correlations / max(length, 1e-8)).astype(np.float32))

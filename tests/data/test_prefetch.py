@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 import scxtrimo
 from scxtrimo.data.dataset import PrefetchLoader, RaggedDataset, prefetch
-from scxtrimo.train.sampler import EpochShuffler
+from scxtrimo.train.splitter import EpochShuffler
 
 
 def test_all_batches_in_order_from_another_thread():

@@ -6,7 +6,7 @@ import torch
 from helpers import make_cells, train_tiny
 
 from scxtrimo.model.xtrimogene import XTrimoGene
-from scxtrimo.nn import attention
+from scxtrimo.nn import layers as attention
 
 
 def by_hand(model, cells, row, layer):

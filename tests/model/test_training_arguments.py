@@ -8,8 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from scxtrimo.model.xtrimogene import XTrimoGene
-from scxtrimo.nn.masking import MaskingConfig
-from scxtrimo.train.plan import OptimizerConfig
+from scxtrimo.train.plan import MaskingConfig, OptimizerConfig
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 

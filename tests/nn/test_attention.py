@@ -7,11 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from scxtrimo.nn import chunks, varlen
-from scxtrimo.nn import layers as encoder
-from scxtrimo.nn.attention import ragged_attention
-from scxtrimo.nn.embedding import AutoDiscretization
-from scxtrimo.nn.layers import Encoder, FeedForward
+from scxtrimo.nn import layers
+from scxtrimo.nn.layers import AutoDiscretization, Encoder, FeedForward, ragged_attention
 from scxtrimo.nn.ragged import CellBoundaries
 
 QUERIES, KEYS = ([4, 0, 9], [6, 2, 5])
@@ -40,11 +37,11 @@ def one_cell_after_the_other(q, k, v, cu_q, cu_k) -> torch.Tensor:
 @pytest.fixture
 def gpu_like(monkeypatch):
     """Let tensors on the processor pass for such on a GPU."""
-    monkeypatch.setattr(varlen, "_has_kernel", lambda q: q.dtype == torch.bfloat16)
+    monkeypatch.setattr(layers, "_has_kernel", lambda q: q.dtype == torch.bfloat16)
     yield monkeypatch
-    varlen._passes_check.cache_clear()
-    varlen._batch_invariance.cache_clear()
-    varlen._say_that_torch_is_old.cache_clear()
+    layers._passes_check.cache_clear()
+    layers._batch_invariance.cache_clear()
+    layers._say_that_torch_is_old.cache_clear()
 
 
 def test_one_kernel_takes_all_cells(gpu_like):
@@ -57,14 +54,14 @@ def test_one_kernel_takes_all_cells(gpu_like):
         calls.append(len(q))
         return one_cell_after_the_other(q, k, v, cu_q, cu_k)
 
-    gpu_like.setattr(varlen, "varlen_attn", kernel)
+    gpu_like.setattr(layers, "varlen_attn", kernel)
     result = ragged_attention(*inputs(torch.bfloat16), ragged(QUERIES), ragged(KEYS))
     assert calls == [20, sum(QUERIES)]  # the check, then the work
     ragged_attention(*inputs(torch.bfloat16), ragged(QUERIES), ragged(KEYS))
     assert calls[2:] == [sum(QUERIES)]  # the check is not repeated
     ragged_attention(*inputs(torch.float32), ragged(QUERIES), ragged(KEYS))
     assert len(calls) == 3  # not in float32
-    gpu_like.setattr(varlen, "varlen_attn", None)
+    gpu_like.setattr(layers, "varlen_attn", None)
     with pytest.warns(RuntimeWarning, match="torch 2.10 or newer has it"):
         expected = ragged_attention(*inputs(torch.bfloat16), ragged(QUERIES), ragged(KEYS))
     assert_close(result, expected, rtol=0, atol=0.02)
@@ -74,9 +71,9 @@ def test_a_kernel_without_splits_is_called_without(gpu_like):
     def kernel(q, k, v, cu_q, cu_k, max_q, max_k):
         return one_cell_after_the_other(q, k, v, cu_q, cu_k)
 
-    gpu_like.setattr(varlen, "varlen_attn", kernel)
+    gpu_like.setattr(layers, "varlen_attn", kernel)
     with torch.inference_mode():  # the check takes gradients all the same
-        assert varlen.can_use_varlen(inputs(torch.bfloat16)[0])
+        assert layers.can_use_varlen(inputs(torch.bfloat16)[0])
 
 
 def wrong(q, k, v, cu_q, cu_k, *lengths):
@@ -89,7 +86,7 @@ def failing(q, *args, **kwargs):
 
 @pytest.mark.parametrize(("kernel", "reason"), [(wrong, "off by"), (failing, "no kernel image")])
 def test_a_kernel_that_does_not_pass_its_check_is_not_used(gpu_like, kernel, reason):
-    gpu_like.setattr(varlen, "varlen_attn", kernel)
+    gpu_like.setattr(layers, "varlen_attn", kernel)
     half = inputs(torch.bfloat16)
     with pytest.warns(RuntimeWarning, match=f"{reason}.*one after the other"):
         result = ragged_attention(*half, ragged(QUERIES), ragged(KEYS))
@@ -118,7 +115,7 @@ def test_an_encoder_works_through_groups_of_cells(monkeypatch):
     with torch.enable_grad():
         expected = module(x, cells.cu_seqlens)
     for most in (1, 12 * 16, 1000 * 16):
-        monkeypatch.setattr(encoder, "MAX_ENTRIES", most)
+        monkeypatch.setattr(layers, "MAX_ENTRIES", most)
         assert_close(module(x, cells.cu_seqlens), expected.detach())
 
 
@@ -131,9 +128,9 @@ def test_feed_forward_in_chunks_has_the_same_result_and_gradients(monkeypatch, r
     expected = module.outer(F.gelu(module.inner(x)))
     parameters = [x, *module.parameters()]
     gradients = torch.autograd.grad((expected * weights).sum(), parameters)
-    monkeypatch.setattr(chunks, "WORTH_RECOMPUTING", 4)
-    monkeypatch.setattr(encoder, "MAX_INNER_TRAINED", 7 * 32)
-    monkeypatch.setattr(encoder, "MAX_INNER", 7 * 32)
+    monkeypatch.setattr(layers, "WORTH_RECOMPUTING", 4)
+    monkeypatch.setattr(layers, "MAX_INNER_TRAINED", 7 * 32)
+    monkeypatch.setattr(layers, "MAX_INNER", 7 * 32)
     result = module(x)
     assert_close(result, expected)
     for ours, other in zip(

@@ -5,11 +5,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from scxtrimo.nn.decoders import BottleneckDecoder, CrossAttentionDecoder
-from scxtrimo.nn.embedding import AutoDiscretization, normalize_counts
-from scxtrimo.nn.encoded import EncodedCells
-from scxtrimo.nn.layers import Encoder, EncoderLayer
-from scxtrimo.nn.ragged import CellBoundaries
+from scxtrimo.nn.layers import AutoDiscretization, Encoder, EncoderLayer, normalize_counts
+from scxtrimo.nn.ragged import CellBoundaries, EncodedCells
+from scxtrimo.nn.xtrimogene import BottleneckDecoder, CrossAttentionDecoder
 
 CU = torch.tensor([0, 5, 12, 13], dtype=torch.int32)
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from scxtrimo.nn import chunks, performer
-from scxtrimo.nn.decoders import PerformerDecoder
-from scxtrimo.nn.encoded import EncodedCells, HiddenGenes
+from scxtrimo.nn import layers, performer
 from scxtrimo.nn.performer import (
     FavorAttention,
     Performer,
+    PerformerDecoder,
     exponential_features,
     orthogonal_features,
 )
+from scxtrimo.nn.ragged import EncodedCells, HiddenGenes
 
 
 def draw(n_features: int, seed: int) -> torch.Tensor:
@@ -85,7 +85,7 @@ def naive(network: Performer, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("chunk", [3, 7, 100])
 def test_chunks_change_neither_result_nor_gradient(monkeypatch, chunk):
     monkeypatch.setattr(performer, "CHUNK", chunk)
-    monkeypatch.setattr(chunks, "WORTH_RECOMPUTING", 4)  # some chunks are, some not
+    monkeypatch.setattr(layers, "WORTH_RECOMPUTING", 4)  # some chunks are, some not
     torch.manual_seed(0)
     network = Performer(n_layers=2, n_hidden=12, n_heads=2, head_width=6).double()
     x = torch.randn(20, 12, dtype=torch.float64, requires_grad=True)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from scxtrimo.nn.attention import ragged_attention
+from scxtrimo.nn.layers import ragged_attention
 from scxtrimo.nn.ragged import (
     CellBoundaries,
     cells_of,

@@ -7,9 +7,8 @@ from helpers import make_cells, train_tiny
 
 from scxtrimo.config import XTrimoGeneConfig
 from scxtrimo.model.xtrimogene import XTrimoGene
-from scxtrimo.train.finetuning import FinetuningConfig, finetuned
-from scxtrimo.train.module import XTrimoGeneModule
-from scxtrimo.train.plan import parameter_groups
+from scxtrimo.nn.xtrimogene import XTrimoGeneModule
+from scxtrimo.train.plan import FinetuningConfig, finetuned, parameter_groups
 
 ARGS = {"accelerator": "cpu", "enable_progress_bar": False}
 CONFIG = XTrimoGeneConfig.from_size("tiny", n_layers=3)
@@ -123,6 +122,6 @@ def test_what_was_not_trained_is_not_frozen():
 
 
 def test_a_missing_peft_is_said_before_any_work(monkeypatch):
-    monkeypatch.setattr("scxtrimo.train.finetuning.find_spec", lambda name: None)
+    monkeypatch.setattr("scxtrimo.train.plan.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'scxtrimo\[lora\]'"):
         train_tiny(make_cells(), 1).train(finetuning=FinetuningConfig(lora_rank=2), **ARGS)

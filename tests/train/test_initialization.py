@@ -3,8 +3,8 @@
 import numpy as np
 from helpers import make_cells
 
+from scxtrimo.latent import gene_statistics
 from scxtrimo.model.xtrimogene import XTrimoGene
-from scxtrimo.train.initialization import gene_statistics
 
 
 def statistics(adata, n_components=8, n_input_genes=None):

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from scxtrimo.nn.masking import MaskingConfig, hashed_uniform, mask_batch
+from scxtrimo.nn.masking import hashed_uniform, mask_batch
 from scxtrimo.nn.ragged import lengths_of
+from scxtrimo.train.plan import MaskingConfig
 
 N_GENES = 400
 

@@ -4,7 +4,7 @@ from torch import nn
 from scxtrimo.model.training import default_batch_size, default_max_epochs
 from scxtrimo.nn.xtrimogene import XTrimoGeneNet
 from scxtrimo.train.plan import OptimizerConfig, parameter_groups
-from scxtrimo.train.sampler import EpochShuffler
+from scxtrimo.train.splitter import EpochShuffler
 
 
 def test_learning_rate_warms_up_and_follows_a_cosine():

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 import scxtrimo
 from scxtrimo.data.dataset import RaggedDataset
-from scxtrimo.train.datamodule import RaggedDataSplitter
-from scxtrimo.train.sampler import TokenBudgetShuffler
+from scxtrimo.train.splitter import RaggedDataSplitter, TokenBudgetShuffler
 
 
 @given(

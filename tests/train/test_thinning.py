@@ -5,8 +5,8 @@ import torch
 from scipy import stats
 from torch.testing import assert_close
 
-from scxtrimo.nn.masking import MaskingConfig, mask_batch
-from scxtrimo.nn.thinning import binomial, thin_batch
+from scxtrimo.nn.masking import binomial, mask_batch, thin_batch
+from scxtrimo.train.plan import MaskingConfig
 
 N_GENES = 500
 

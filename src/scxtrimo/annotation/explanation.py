@@ -11,8 +11,8 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from ..nn.embedding import normalize_counts
-from ..nn.ragged import cells_of, to_tokens
+from ..nn.layers import normalize_counts
+from ..nn.ragged import RaggedBatch, cells_of, to_tokens
 
 if TYPE_CHECKING:
     from .model import XTrimoGeneAnnotator
@@ -54,7 +54,7 @@ def rank_genes(
     """Return the genes of every label by score, and the largest error of the integration."""
     panel = model._label_panel(data)
 
-    def log_probabilities(batch: dict[str, Any]) -> Tensor:
+    def log_probabilities(batch: RaggedBatch) -> Tensor:
         return model.module.label_log_probabilities(batch, model._encode(batch), panel)
 
     n_genes, n_labels = len(model.vocabulary), len(model.labels)
@@ -91,8 +91,8 @@ def rank_genes(
 
 
 def attribute(
-    log_probabilities: Callable[[dict[str, Any]], Tensor],
-    batch: dict[str, Any],
+    log_probabilities: Callable[[RaggedBatch], Tensor],
+    batch: RaggedBatch,
     target_c: Tensor,
     average_t: Tensor,
     n_steps: int,

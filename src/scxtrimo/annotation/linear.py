@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 from threadpoolctl import threadpool_limits
 from torch.nn import functional as F
 
-from ..train.initialization import MAX_CELLS
+from ..latent import MAX_CELLS
 from .module import CellClassifier, GeneClassifier, average_log_probabilities
 
 ClassWeight = Literal["balanced"] | None

@@ -24,12 +24,10 @@ from ..data.fields import CategoryField, LabelsField
 from ..data.vocabulary import own_identifiers, preview
 from ..model.base import XTrimoGeneBase
 from ..model.derive import derive_model
-from ..model.files import hash_texts
-from ..model.registration import UNLABELED
+from ..model.registration import hash_texts
 from ..model.training import as_epochs, default_batch_size, default_lr
 from ..model.xtrimogene import XTrimoGene
-from ..train.finetuning import FinetuningConfig
-from ..train.plan import OptimizerConfig, XTrimoGenePlan
+from ..train.plan import FinetuningConfig, OptimizerConfig, XTrimoGenePlan
 from ..train.trainer import KeepBest, as_list, objective_of
 from .explanation import as_scanpy_result, cells_to_explain, integrated_gradients, rank_genes
 from .linear import ClassWeight
@@ -53,6 +51,8 @@ from .training import (
 )
 
 BATCH = "scxtrimo_batch"  # reference or query, where both are trained on
+
+UNLABELED = "unlabeled_category"  # argument of the set-up
 
 
 class XTrimoGeneAnnotator(XTrimoGeneBase):
@@ -94,6 +94,10 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     module: XTrimoGeneAnnotatorModule
     _annotation: AnnotationConfig | None = None  # the objective while the labels are trained on
     _held_out: HeldOut | None = None
+
+    @classmethod
+    def _own_fields(cls, args: Mapping[str, Any], roles: Mapping[str, Any]) -> list[Any]:
+        return [LabelsField(args["labels_key"], args[UNLABELED])]
 
     def _module_arguments(self) -> dict[str, Any]:
         return {"n_labels": self.summary_stats.n_labels}

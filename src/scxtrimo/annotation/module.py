@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._validation import Fraction, Probability
 from ..config import XTrimoGeneConfig
 from ..latent import Panel
-from ..nn.embedding import normalize_counts
-from ..nn.encoded import EncodedCells
-from ..nn.ragged import to_tokens
-from ..train.module import XTrimoGeneModule
+from ..nn.layers import normalize_counts
+from ..nn.ragged import EncodedCells, RaggedBatch, to_tokens
+from ..nn.ranges import Fraction, PositiveInt, Probability
+from ..nn.xtrimogene import XTrimoGeneModule
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
             self.gene_classifier.missing(self.mean_expression, measured),
         )
 
-    def features(self, batch: dict[str, Any], cells: EncodedCells, panel: LabelPanel) -> Tensor:
+    def features(self, batch: RaggedBatch, cells: EncodedCells, panel: LabelPanel) -> Tensor:
         """Return the input of the cell classifier, shape ``(n_cells, n_features)``.
 
         These are the principal components, batches integrated, and the cell vector of the
@@ -217,7 +215,7 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         return torch.cat([components_ck, vector_cz], dim=1)
 
     def label_log_probabilities(
-        self, batch: dict[str, Any], cells: EncodedCells, panel: LabelPanel
+        self, batch: RaggedBatch, cells: EncodedCells, panel: LabelPanel
     ) -> Tensor:
         """Return calibrated log-probabilities, shape ``(n_cells, n_labels)``."""
         log_p_cl = self.classifier(self.features(batch, cells, panel)).log_softmax(dim=1)

@@ -9,8 +9,9 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from sklearn.metrics import precision_recall_fscore_support
 
-from .._validation import Probability, check
+from .._validation import check
 from ..data.columns import as_text, canonical
+from ..nn.ranges import Probability
 
 RARE = 40
 UNKNOWN = "unknown"

@@ -15,7 +15,6 @@ from pydantic import NonNegativeFloat
 from scipy.special import softmax
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager, _constants
-from scvi.module.base import LossOutput
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
@@ -23,17 +22,18 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .._logging import logger
-from .._validation import Fraction, Validated
-from ..data.fields import CategoryField, LabelsField
+from .._validation import Validated
+from ..data.fields import CategoryField
 from ..data.vocabulary import preview
-from ..model.batches import PROGRESS_SECONDS
+from ..latent import log_normalize, read_counts
+from ..model.base import PROGRESS_SECONDS
+from ..model.depth import TargetDepth
 from ..model.derive import register_field
-from ..model.registration import UNLABELED
-from ..train.datamodule import as_sets
-from ..train.depth import TargetDepth
-from ..train.finetuning import FinetuningConfig
-from ..train.initialization import log_normalize, read_counts
-from ..train.plan import VALIDATION_EPOCH, XTrimoGenePlan
+from ..nn.ragged import RaggedBatch
+from ..nn.ranges import Fraction
+from ..nn.xtrimogene import Losses
+from ..train.plan import VALIDATION_EPOCH, FinetuningConfig, XTrimoGenePlan
+from ..train.splitter import as_sets
 from .linear import (
     N_FOLDS,
     ClassWeight,
@@ -109,14 +109,14 @@ class AnnotatorPlan(XTrimoGenePlan):
         self.register_buffer("label_weights", label_weights, persistent=False)
         self._validated: list[tuple[Tensor, Tensor]] = []
 
-    def _loss(self, batch: dict[str, Tensor], epoch: int) -> LossOutput:
+    def _loss(self, batch: RaggedBatch, epoch: int) -> Losses:
         """Cross-entropy of labelled, unmasked cells, plus the masked objective of all cells."""
         labels_c = batch["labels"]
         whole = batch
         if self.module.config.read_depth_aware:  # as in predictions
             target = TargetDepth("t", float(self.module.typical_depth))
-            whole = batch | {"depths": target.tokens(batch["library_size"])}
-        cells = self.module.inference(**self.module._get_inference_input(whole))["cells"]
+            whole = batch | RaggedBatch(depths=target.tokens(batch["library_size"]))
+        cells = self.module.encode(whole)
         # In bfloat16 the features would differ from those of predictions.
         with torch.autocast(labels_c.device.type, enabled=False):
             if self.panel is None:  # not earlier: a checkpoint may be loaded after __init__
@@ -140,17 +140,10 @@ class AnnotatorPlan(XTrimoGenePlan):
         metrics = {"cross_entropy": cross_entropy.detach()}
         weight = self.annotation.reconstruction_weight
         if not weight:
-            return LossOutput(
-                loss=cross_entropy,
-                reconstruction_loss=torch.zeros_like(cross_entropy_c),
-                extra_metrics=metrics,
-            )
+            return Losses(cross_entropy, torch.zeros_like(cross_entropy_c), metrics)
         masked = super()._loss(batch, epoch)
-        return LossOutput(
-            loss=cross_entropy + weight * masked.loss,
-            reconstruction_loss=masked.reconstruction_loss,
-            extra_metrics=masked.extra_metrics | metrics,
-        )
+        loss = cross_entropy + weight * masked.loss
+        return Losses(loss, masked.reconstruction_c, masked.metrics | metrics)
 
     def on_validation_epoch_end(self) -> None:
         """Log the macro-averaged F1 score of the validation cells."""
@@ -240,7 +233,7 @@ def label_codes(model: XTrimoGeneAnnotator) -> np.ndarray:
 def learn_present_labels(model: XTrimoGeneAnnotator) -> None:
     """Take over the labels that the data have now, if they differ from the model's."""
     setup = model._setup_of(model.adata)
-    field = LabelsField(setup.setup_args["labels_key"], setup.setup_args[UNLABELED])
+    (field,) = model._own_fields(setup.setup_args, setup.setup_args)
     state = field.register_field(model.adata)
     present = state[CategoryField.MAPPING_KEY].tolist()
     registry = model.registry_[_constants._FIELD_REGISTRIES_KEY][field.registry_key]
@@ -253,7 +246,7 @@ def learn_present_labels(model: XTrimoGeneAnnotator) -> None:
     model.summary_stats = AnnDataManager._get_summary_stats_from_registry(model.registry_)
     model._register_query(model.adata, setup)
     # A whole new module, as the random weights of its classifier depend on those drawn before.
-    fresh = model._make_module().to(model.device)
+    fresh: Any = model._make_module().to(model.device)
     model.module.classifier = fresh.classifier
     model.module.gene_classifier = fresh.gene_classifier
     model.module.temperature.fill_(1.0)

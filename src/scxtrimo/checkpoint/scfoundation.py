@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._files import replacing
 from ..config import XTrimoGeneConfig
-from ..nn.decoders import PerformerDecoder
+from ..nn.performer import PerformerDecoder
 from ..nn.xtrimogene import XTrimoGeneNet
 
 LICENCE = (

@@ -11,10 +11,10 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._validation import Fraction, Validated
-from ..nn.embedding import TokenEmbedding
-from ..nn.layers import Encoder
+from .._validation import Validated
+from ..nn.layers import Encoder, TokenEmbedding
 from ..nn.ragged import max_per_cell, mean_per_cell
+from ..nn.ranges import Fraction
 from .molecules import FINGERPRINT_BITS, WIDTHS, need
 
 N_GRAPH_HEADS = 4

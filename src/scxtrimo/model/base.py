@@ -1,48 +1,56 @@
-"""What all models have: a network made for registered data, and results from it."""
+"""What a trained model gives: latent representation, expression, genes, attention."""
 
 from __future__ import annotations
 
-import threading
-import weakref
+import os
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from typing import Any
+from numbers import Real
+from pathlib import Path
+from typing import Any, Literal
 
+import anndata
 import numpy as np
-import scvi
+import pandas as pd
 import torch
+import zarr
 from anndata import AnnData
 from mudata import MuData
+from pydantic import PositiveFloat, PositiveInt
 from scvi import REGISTRY_KEYS
-from scvi.model.base import BaseModelClass
+from scvi.data import _constants
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from .._logging import logger
-from .._validation import Seed, check
-from ..config import XTrimoGeneConfig, choose_size
-from ..data.dataset import covariate_keys
-from ..data.fields import CountsField
-from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, GeneVocabulary
-from ..train.module import XTrimoGeneModule
-from ._attention import AttentionMixin
-from ._expression import ExpressionMixin
-from ._genes import GeneEmbeddingsMixin
-from ._hub import HubMixin
-from ._inference import InferenceMixin
-from ._latent import LatentMixin
-from .registration import MODALITY_KEY, SetupMixin, select_modality
-from .training import TrainingMixin
+from .._validation import check
+from ..data.columns import codes_of, get_column
+from ..data.counts import as_rows
+from ..data.dataset import RaggedDataset, covariate_keys, prefetch
+from ..data.fields import CategoryField, CountsField
+from ..data.vocabulary import preview
+from ..latent import Panel, draw_rows, fit_latent_space, map_batches
+from ..nn.layers import attention_among, normalize_counts
+from ..nn.masking import Masking, mask_batch
+from ..nn.performer import PerformerDecoder
+from ..nn.ragged import EncodedCells, RaggedBatch, cells_of, lengths_of, sum_per_cell, to_tokens
+from ..nn.ranges import OpenInterval
+from ..nn.xtrimogene import POOLS, pool_tokens, target_values
+from .depth import TargetDepth
+from .registration import select_modality
+from .training import TrainedModel
+
+MAX_RESULT_BYTES = 8 * 2**30
+GENES_PER_BATCH = 2**17
+PROGRESS_SECONDS = 3
+DecoderName = Literal["bottleneck", "cross_attention", "performer"]
+Depth = Literal["cell", "bulk"]
+Pool = Literal["all", "max", "mean", "s", "t"]
+Precision = Literal["32-true", "bf16-mixed"]
 
 
-class XTrimoGeneBase(
-    SetupMixin,
-    TrainingMixin,
-    LatentMixin,
-    InferenceMixin,
-    ExpressionMixin,
-    GeneEmbeddingsMixin,
-    AttentionMixin,
-    HubMixin,
-    BaseModelClass,
-):
+class XTrimoGeneBase(TrainedModel):
     """xTrimoGene for registered data; see :class:`~scxtrimo.model.XTrimoGene`.
 
     Parameters
@@ -51,137 +59,1001 @@ class XTrimoGeneBase(
         See :class:`~scxtrimo.model.XTrimoGene`.
     """
 
-    _module_cls: type[XTrimoGeneModule] = XTrimoGeneModule
-    _config_cls: type[XTrimoGeneConfig] = XTrimoGeneConfig
-    _vocabulary: GeneVocabulary | None = None  # derived from the registry when first asked for
-
-    def __init__(
+    @torch.inference_mode()
+    def get_latent_representation(
         self,
         adata: AnnData | MuData | None = None,
-        size: str = "auto",
-        *,
-        config: XTrimoGeneConfig | None = None,
-        registry: dict[str, Any] | None = None,
-        seed: int | None = None,
-        **hyperparameters: Any,
-    ) -> None:
-        self._queries, self._registering = {}, threading.RLock()
-        self._mdata = None
-        if isinstance(adata, MuData):
-            self._mdata = weakref.ref(adata)
-            adata = select_modality(adata, adata.uns.get(MODALITY_KEY))
-        super().__init__(adata, registry)
-        if self._mdata is not None and (mdata := self._mdata()) is not None:
-            self._select_modality(mdata, self.registry["setup_args"])  # its columns may be newer
-        if self._adata_manager is not None and not self._adata_manager.is_current():
-            logger.info("The data changed after `setup_anndata`: they are set up again.")
-            self._adata_manager = self._set_up_again(self._adata_manager)
-            self.registry_ = self._adata_manager.registry
-            self.summary_stats = self._adata_manager.summary_stats
-        # A later set-up of the same data must not change what this model was made for.
-        self.registry_ = deepcopy(self.registry)
-        if config is not None and (hyperparameters or size != "auto"):
-            raise TypeError(
-                "Give either `config` or `size` and single hyper-parameters, not both."
+        indices: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        pool: Pool | None = None,
+        target_depth: str | float | None = None,
+        depth: Depth = "cell",
+        out: str | os.PathLike | None = None,
+        precision: Precision | None = None,
+    ) -> np.ndarray:
+        """Return the latent representation of cells.
+
+        Every cell is represented from all of its genes that the model reads, none masked, and
+        does not depend on the other cells. With a ``batch_key`` the batches the model was trained
+        on are integrated; for unseen batches see :meth:`map_query`.
+
+        Parameters
+        ----------
+        adata
+            Data; by default those of the model. Other data are aligned by gene identifier.
+        indices
+            Rows (or a boolean mask) of the cells; by default all.
+        batch_size
+            Cells per forward pass.
+        pool
+            Return encoded tokens pooled in this way instead, see
+            :func:`~scxtrimo.nn.pool_tokens`; published models do so by default (``"all"``).
+            ``"s"``, ``"t"`` and ``"all"`` need a model that is aware of the read depth.
+        target_depth
+            Read depth to represent all cells at, in a model that is aware of it: ``"t4"`` for
+            :math:`10^4` counts, ``"f2"`` for twice a cell's own total, ``"a1"`` for ten times it,
+            or the total counts as a number. By default that of the training cells, or ``"t4"``
+            for published checkpoints. With a depth of your choice only predicted components are
+            returned, as what was measured has the cell's own depth.
+        depth
+            ``"bulk"`` for profiles of many cells: counts are scaled to the median total of
+            ``adata`` rather than 10,000, and both depth tokens say the same, as published.
+        out
+            Path of a zarr store to stream the result to, as ``obsm["X_xtrimo"]`` of an AnnData.
+        precision
+            ``"32-true"`` or ``"bf16-mixed"``, which is several times faster where the device has
+            it, and good to about 1%. By default the latter on a GPU that has it, except for
+            published checkpoints.
+
+        Returns
+        -------
+        float32 array of shape ``(n_cells, n_latent)``, in the order of ``indices``.
+
+        Raises
+        ------
+        ValueError
+            If ``pool``, ``target_depth`` or ``depth`` do not fit the model.
+
+        Examples
+        --------
+        >>> adata.obsm["X_xtrimo"] = model.get_latent_representation()
+        """
+        n_special = self.module.net.n_special
+        if pool is not None and pool not in POOLS:
+            raise ValueError(f"pool={pool!r} is unknown; choose one of {list(POOLS)}.")
+        check_precision(precision)
+        if pool in ("all", "s", "t") and not self.config_.read_depth_aware:
+            raise ValueError(
+                f"pool={pool!r} needs the depth tokens of a model that is aware of the read "
+                "depth; this one has 'max', 'mean' and its own (leave `pool` out)."
             )
-        if config is not None:
-            size = "custom"
-        elif size == "auto":
-            size = choose_size(self.summary_stats.n_cells, torch.cuda.is_available())
-            logger.info(f"Chose size {size!r} for {self.summary_stats.n_cells:,} cells.")
-        self.size_ = size
-        self.provenance_: dict[str, str] = {}
-        self.gene_aliases_, self.min_gene_overlap_ = {}, DEFAULT_MIN_GENE_OVERLAP
-        self.config_ = config or self._config_cls.from_size(size, **hyperparameters)
-        self.seed_ = check("seed", scvi.settings.seed or 0 if seed is None else seed, Seed)
-        self.module = self._make_module()
-        self.init_params_ = self._get_init_params(locals())
-
-    def _make_module(self) -> XTrimoGeneModule:
-        """Return the module with random weights."""
-        keys = covariate_keys(self.registry_)
-        if keys and not self.config_.has_bottleneck:
-            logger.info("Without a bottleneck decoder, batch and covariates are not used.")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed_)
-            return self._module_cls(
-                len(self.vocabulary),
-                tuple(self.summary_stats[f"n_{key}"] for key in keys),
-                self.config_,
-                self.seed_,
-                has_batches=REGISTRY_KEYS.BATCH_KEY in keys,
-                **self._module_arguments(),
-            )
-
-    def _module_arguments(self) -> dict[str, Any]:
-        """Return what the module of this class takes beyond that of :class:`XTrimoGene`."""
-        return {}
-
-    @property
-    def config(self) -> XTrimoGeneConfig:
-        """The hyper-parameters.
-
-        Examples
-        --------
-        >>> model.config.n_latent
-        32
-        """
-        return self.config_
-
-    @property
-    def provenance(self) -> dict[str, str]:
-        """Source of weights, a published file or a pretraining run. Empty if there is none.
-
-        Examples
-        --------
-        >>> model.provenance
-        {}
-        """
-        return self.provenance_
-
-    @property
-    def vocabulary(self) -> GeneVocabulary:
-        """The genes the model knows.
-
-        Examples
-        --------
-        >>> len(model.vocabulary), model.vocabulary.gene_ids[:2]
-        (765, ('HES4', 'TNFRSF4'))
-        """
-        if self._vocabulary is None:
-            state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
-            self._vocabulary = GeneVocabulary.from_dict(state[CountsField.VOCABULARY_KEY])
-        return self._vocabulary
-
-    @property
-    def input_genes(self) -> np.ndarray:
-        """Identifiers of the genes the encoder reads, chosen when training starts.
-
-        Examples
-        --------
-        >>> model.input_genes.shape
-        (765,)
-        """
-        return np.asarray(self.vocabulary.gene_ids)[self.module.is_read.cpu().numpy()]
-
-    def __repr__(self) -> str:
-        config = self.config_
-        n_parameters = sum(p.numel() for p in self.module.parameters())
-        in_genes = self.module.net.gene_embeddings.numel()
-        covariates = ", ".join(covariate_keys(self.registry_)) or "none"
-        if config.has_bottleneck:
-            latent = f"{config.n_latent} dimensions"
-        else:
-            latent = f"{4 * config.n_hidden} dimensions (S, T, maximum, mean)"
-        return (
-            f"{type(self).__name__} {self.size_!r} with {n_parameters:,} parameters "
-            f"({in_genes:,} of them gene embeddings), "
-            f"{'trained' if self.is_trained_ else 'not trained'}\n"
-            f"  vocabulary: {len(self.vocabulary):,} genes, of which the encoder reads "
-            f"{int(self.module.is_read.sum()):,}\n"
-            f"  encoder: {config.n_layers} layers of width {config.n_hidden}, "
-            f"{config.n_heads} heads; latent representation: {latent}\n"
-            f"  decoders: {', '.join(self.module.decoders)}"
-            f"{'; aware of the read depth' if config.read_depth_aware else ''}\n"
-            f"  covariates: {covariates}; seed: {self.seed_}"
+        registered, rows = self._rows(adata, indices)
+        space = self.module.latent_space if pool is None else None
+        if space is not None:
+            panel = self._panel(registered)
+        # What was measured was measured at the cell's own depth.
+        at_other_depth = target_depth is not None or depth == "bulk"
+        n_latent = self.config_.n_latent
+        if pool is not None or not self.config_.has_bottleneck:
+            n_latent = self.config_.n_hidden * (4 if pool in (None, "all") else 1)
+        batches = self._batches(adata, indices, batch_size, "Embedding", target_depth, depth)
+        latent = make_result(
+            (len(rows), n_latent),
+            out,
+            "obsm/X_xtrimo",
+            registered.obs_names[rows],
+            rows_per_chunk=self._batch_size(batch_size),
         )
+        for place, batch in batches:
+            cells = self._encode(batch, precision)
+            if space is not None:
+                pooled = space(
+                    cells.latent_cz.float(),
+                    space.measure(batch),
+                    panel,
+                    self.module.batch_codes(batch),
+                    measured_weight=0.0 if at_other_depth else None,
+                )
+            else:
+                pooled = cells.latent_cz if pool is None else pool_tokens(cells, pool, n_special)
+            latent[place] = pooled.float().cpu().numpy()
+        return latent.finish()
+
+    @torch.inference_mode()
+    def map_query(
+        self,
+        adata: AnnData | MuData,
+        batch_key: str | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Return the latent representation of unseen batches, on top of the training cells.
+
+        Nothing is trained. What a batch of the query differs in from the training cells is
+        estimated cluster by cluster and taken away, so that labels can be transferred between
+        neighbours. A cell type that the training cells lack keeps apart only if it is unlike them.
+        Batches should have hundreds of cells, as their differences are averages over these. For
+        data with a small part of the genes this is the method to use too.
+
+        Parameters
+        ----------
+        adata
+            Other data, aligned by gene identifier.
+        batch_key
+            Column of ``adata.obs`` with the batches of the query; by default all are one batch.
+        batch_size
+            Cells per forward pass.
+
+        Returns
+        -------
+        float32 array of shape ``(n_cells, n_latent)``.
+
+        Raises
+        ------
+        ValueError
+            If the latent representation is not made of components, or there is no such column.
+
+        Examples
+        --------
+        >>> query = adata[:200].copy()
+        >>> query.obsm["X_xtrimo"] = model.map_query(query)
+        """
+        if self.module.latent_space is None:
+            raise ValueError(
+                "map_query needs a model with latent_space='components' and a likelihood; use "
+                "`get_latent_representation` with this one."
+            )
+        if batch_key is not None:
+            modality = self.registry[_constants._SETUP_ARGS_KEY]["modality"]
+            select_modality(adata, modality, [batch_key])  # its column may be that of the MuData
+        registered, rows = self._rows(adata, None)
+        codes = np.zeros(len(rows), dtype=np.int64)
+        if batch_key is not None:
+            codes = pd.factorize(get_column(registered.obs, "adata.obs", batch_key))[0]
+            if n_missing := int((codes < 0).sum()):
+                raise ValueError(
+                    f"adata.obs[{batch_key!r}] lacks the batch of {n_missing:,} cells. Name it, "
+                    "for instance 'unknown', or leave these cells out."
+                )
+        vectors, measured, _ = self._vectors(registered, rows, batch_size, "Mapping")
+        space = deepcopy(self.module.latent_space).cpu()
+        panel = Panel(*(part.cpu() for part in self._panel(registered)))
+        return map_batches(space, vectors, measured, panel, torch.from_numpy(codes)).numpy()
+
+    def _finish_training(self, rows: np.ndarray) -> None:
+        self._fit_latent_space(rows)
+
+    @torch.no_grad()
+    def _fit_latent_space(self, rows: np.ndarray) -> None:
+        """Fit the latent space to at most 20,000 training cells."""
+        if self.module.latent_space is None:
+            return
+        rows = draw_rows(rows, self.seed_)
+        with torch.random.fork_rng(devices=[]):  # data loaders draw from the global state
+            vectors, measured, codes = self._vectors(
+                None, np.sort(rows), None, "Fitting the latent space"
+            )
+        # In a copy: if anything fails, what is there stays whole.
+        space = deepcopy(self.module.latent_space).cpu()
+        panel = space.panel(self._measured_genes(self.adata).cpu())
+        components = measured - panel.center_k
+        if space.is_fitted:  # then the data may be others, with fewer genes
+            missing = torch.eye(len(panel.center_k)) - panel.coverage_kk
+            components = components + space.predict(vectors) @ missing
+        fit_latent_space(space, vectors, components, codes, self.seed_)
+        self.module.latent_space.load_state_dict(space.state_dict())
+
+    def _vectors(
+        self, adata: AnnData | None, rows: np.ndarray, batch_size: int | None, description: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cell vectors, measured components and batches (0 if there are none), on CPU."""
+        space = self.module.latent_space
+        assert space is not None
+        vectors, measured, codes = [], [], []
+        for _, batch in self._batches(adata, rows, batch_size, description):
+            vectors.append(self._encode(batch).latent_cz.float().cpu())
+            measured.append(space.measure(batch).cpu())
+            of_batch = self.module.batch_codes(batch)
+            of_batch = torch.zeros_like(batch["cell_ids"]) if of_batch is None else of_batch
+            codes.append(of_batch.cpu())
+        return torch.cat(vectors), torch.cat(measured), torch.cat(codes)
+
+    def _panel(self, adata: AnnData) -> Panel:
+        """Return what the genes of the data mean for the components."""
+        self._check_latent_space()
+        assert self.module.latent_space is not None
+        return self.module.latent_space.panel(self._measured_genes(adata))
+
+    def _check_latent_space(self) -> None:
+        space = self.module.latent_space
+        if space is not None and self.is_trained_ and not space.is_fitted:
+            raise ValueError(
+                "The latent space was not fitted, as training was interrupted. Call "
+                "`model.train()` again, or with `ckpt_path=` to go on."
+            )
+
+    def _measured_genes(self, adata: AnnData) -> Tensor:
+        """Return which genes of the vocabulary the data have, bool, shape ``(n_genes,)``."""
+        manager = self._manager_of(adata)
+        state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+        genes = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
+        measured = torch.zeros(self.module.n_genes, dtype=torch.bool)
+        measured[genes[genes >= 0]] = True
+        return measured.to(self.device)
+
+    @torch.inference_mode()
+    def get_normalized_expression(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | Literal["observed"] = 1.0,
+        transform_batch: str | int | None = None,
+        decoder: DecoderName | None = None,
+        batch_size: int | None = None,
+        return_numpy: bool = False,
+        log1p: bool = False,
+        target_depth: str | float | None = None,
+        depth: Depth = "cell",
+        out: str | os.PathLike | None = None,
+        precision: Precision | None = None,
+    ) -> pd.DataFrame | np.ndarray:
+        """Return predicted (denoised) expression.
+
+        Parameters
+        ----------
+        adata, indices, batch_size, target_depth, depth, precision
+            See :meth:`get_latent_representation`.
+        gene_list
+            Genes of the vocabulary, also ones the data lack; by default all.
+        library_size
+            Total that each cell is scaled to; ``"observed"`` for its own total counts.
+        transform_batch
+            Predict as if all cells came from this batch; by default from their own.
+        decoder
+            ``"bottleneck"`` (the default where there is one) predicts from the latent
+            representation, ``"cross_attention"`` or ``"performer"`` from the encoded genes of the
+            cell (imputation).
+        return_numpy
+            Return an array instead of a data frame.
+        log1p
+            Return ``log1p`` of counts per 10,000 (bulk: per median total of the data), the scale
+            the imputation decoders work on, as predicted: values may be negative.
+            ``library_size`` must then be left out.
+        out
+            Path of a zarr store to stream the result to, as ``X`` of an AnnData.
+
+        Returns
+        -------
+        Expression of shape ``(n_cells, n_genes)``, float32, as fraction of the cell's counts
+        times ``library_size``, or as ``log1p`` says.
+
+        Raises
+        ------
+        ValueError
+            If a gene, the batch, the decoder or the depth is unknown.
+
+        Examples
+        --------
+        >>> model.get_normalized_expression(gene_list=["CD3D", "MS4A1"]).shape
+        (700, 2)
+        """
+        if not (isinstance(library_size, str) and library_size == "observed"):
+            if not isinstance(library_size, Real):
+                raise ValueError(
+                    f"library_size={library_size!r} must be one positive number or 'observed'."
+                )
+            library_size = check("library_size", library_size, PositiveFloat)
+        if log1p and library_size != 1.0:
+            raise ValueError("log1p=True is on a scale of its own: leave `library_size` out.")
+        check_precision(precision)
+        decoder_name = self._decoder(decoder)
+        genes = self._genes(gene_list)
+        genes_t = torch.as_tensor(genes, device=self.device)
+        names = np.asarray(self.vocabulary.gene_ids)[genes]
+        if transform_batch is not None and decoder_name != "bottleneck":
+            raise ValueError(
+                f"transform_batch={transform_batch!r} needs the bottleneck decoder: no other is "
+                "conditioned on the batch."
+            )
+        batch_code = self._batch_code(transform_batch)
+        registered, rows = self._rows(adata, indices)
+        obs_names = registered.obs_names[rows]
+        rows_per_chunk = self._batch_size(batch_size)
+        batches = self._batches(adata, indices, batch_size, "Predicting", target_depth, depth)
+        result = make_result((len(rows), len(genes)), out, "X", obs_names, names, rows_per_chunk)
+        for place, batch in batches:
+            if batch_code is not None:
+                batch["categories"][:, 0] = batch_code
+            predicted = self._predict(self._encode(batch, precision), genes_t, decoder_name)
+            if not log1p:
+                total = (
+                    batch["library_size"][:, None] if library_size == "observed" else library_size
+                )
+                scale = batch.get("scale", 1e4)
+                predicted = torch.expm1(predicted.clamp(min=0)) / scale * total
+            result[place] = predicted.cpu().numpy()
+        predicted = result.finish()
+        if return_numpy or out is not None:
+            return predicted
+        return pd.DataFrame(predicted, index=obs_names, columns=names)
+
+    def _predict(self, cells: EncodedCells, genes: Tensor, name: str) -> Tensor:
+        """Predicted log-normalised expression, float32, shape ``(n_cells, n_genes)``."""
+        decoder = self.module.decoders[name]
+        n_cells = cells.latent_cz.shape[0]
+        if name == "bottleneck":
+            rates = self.module.net.bottleneck.log_rates(cells, self.module.positions)
+            return torch.log1p(1e4 * rates[:, genes].exp())
+        n_at_a_time = decoder.max_queries // n_cells if decoder.max_queries else len(genes)
+        ends = torch.arange(n_cells + 1, device=genes.device, dtype=torch.int32)
+        parts = [
+            decoder(cells, self.module.positions, part.repeat(n_cells), ends * len(part))
+            for part in genes.split(max(1, n_at_a_time))
+        ]
+        return torch.cat([part.float().view(n_cells, -1) for part in parts], dim=1)
+
+    def denoise(
+        self,
+        adata: AnnData | MuData | None = None,
+        target_depth: str | float | None = None,
+        layer_added: str = "denoised",
+        decoder: DecoderName | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """Write predicted expression to a layer, at another read depth if the model knows depths.
+
+        Parameters
+        ----------
+        adata, batch_size
+            See :meth:`get_latent_representation`.
+        target_depth
+            Read depth to predict, for instance ``"f10"`` for ten times the counts of the cell, or
+            ``"t4.5"``; see :meth:`get_latent_representation`.
+        layer_added
+            Layer to write: ``log1p`` of counts per 10,000, float32, not negative. Genes the model
+            does not know are NaN.
+        decoder
+            See :meth:`get_normalized_expression`. By default the imputation decoder in a model
+            that is aware of the read depth, else the bottleneck decoder.
+
+        Raises
+        ------
+        ValueError
+            If the layer holds the counts, or would take more than 8 GiB: then stream the genes
+            you need with :meth:`get_normalized_expression` and ``out=``.
+
+        Notes
+        -----
+        Hao et al. 2024, read-depth enhancement.
+
+        Examples
+        --------
+        >>> model.denoise(adata)
+        >>> adata.layers["denoised"].shape == adata.shape
+        True
+        """
+        registered, rows = self._rows(adata, None)
+        manager = self._manager_of(registered)
+        if manager.data_registry[REGISTRY_KEYS.X_KEY].get("attr_key") == layer_added:
+            raise ValueError(f"layer_added={layer_added!r} holds the counts; choose another name.")
+        genes = np.asarray(
+            manager.get_state_registry(REGISTRY_KEYS.X_KEY)[CountsField.COLUMN_TO_GENE_KEY]
+        )
+        known = np.flatnonzero(genes >= 0)
+        if decoder is None and self.config_.read_depth_aware:
+            decoder = list(self.module.decoders)[-1]  # the imputation decoder, if there is one
+        layer = make_result(registered.shape, None, "X", registered.obs_names).finish()
+        layer[:, genes < 0] = np.nan
+        predicted = self.get_normalized_expression(
+            adata,
+            gene_list=np.asarray(self.vocabulary.gene_ids)[genes[known]].tolist(),
+            decoder=decoder,
+            batch_size=batch_size,
+            return_numpy=True,
+            log1p=True,
+            target_depth=target_depth,
+        )
+        layer[:, known] = np.maximum(predicted, 0, out=predicted)
+        registered.layers[layer_added] = layer
+
+    def get_gene_embeddings(self, gene_list: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the gene embeddings of the vocabulary, the same for all cells.
+
+        Parameters
+        ----------
+        gene_list
+            Genes; by default all.
+
+        Returns
+        -------
+        Data frame of shape ``(n_genes, n_hidden)``, genes as index.
+
+        Examples
+        --------
+        >>> model.get_gene_embeddings(["CD3D", "CD3E", "MS4A1"]).T.corr().shape
+        (3, 3)
+        """
+        genes = self._genes(gene_list)
+        weights = self.module.net.gene_embeddings.detach().float().cpu().numpy()[genes]
+        return pd.DataFrame(weights, index=np.asarray(self.vocabulary.gene_ids)[genes])
+
+    @torch.inference_mode()
+    def get_contextual_gene_embeddings(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        gene_list: Sequence[str] | None = None,
+        average: bool = True,
+        batch_size: int | None = None,
+        source: Literal["encoder", "decoder"] | None = None,
+        target_depth: str | float | None = None,
+        depth: Depth = "cell",
+        out: str | os.PathLike | None = None,
+    ) -> pd.DataFrame | np.ndarray:
+        """Return gene embeddings in the context of cells.
+
+        Only the cells and genes asked for are ever held.
+
+        Parameters
+        ----------
+        adata, indices, target_depth, depth
+            See :meth:`get_latent_representation`.
+        gene_list
+            Genes; by default all.
+        average
+            Average over the cells, instead of one embedding per cell.
+        batch_size
+            Cells per forward pass.
+        source
+            ``"encoder"``: the encoder's output at the genes a cell expresses. ``"decoder"``: the
+            output of a Performer decoder at all genes, which is the published gene embedding and
+            the default where there is such a decoder.
+        out
+            Path of a zarr store to stream the embeddings of single cells to, as
+            ``obsm["gene_embeddings"]`` of an AnnData; its ``uns["genes"]`` names the genes.
+
+        Returns
+        -------
+        If averaged, a data frame of shape ``(n_genes, n_hidden)``; else a float32 array of shape
+        ``(n_cells, n_genes, n_hidden)``. From the encoder, NaN where a gene is not expressed or
+        not among the genes it reads (``model.input_genes``).
+
+        Raises
+        ------
+        ValueError
+            If a gene is unknown, the array would take more than 8 GiB, or there is no such source.
+
+        Examples
+        --------
+        >>> model.get_contextual_gene_embeddings(gene_list=["CD3D"]).shape
+        (1, 32)
+        """
+        has_performer = isinstance(self.module.net.imputation, PerformerDecoder)
+        source = source or ("decoder" if has_performer else "encoder")
+        if source not in ("encoder", "decoder") or (source == "decoder" and not has_performer):
+            raise ValueError(
+                f"source={source!r} must be 'encoder', or 'decoder' in a model with "
+                "imputation_decoder='performer'."
+            )
+        if average and out is not None:
+            raise ValueError("out= is for embeddings of single cells: `average=False`.")
+        asked = self._genes(gene_list)
+        names = np.asarray(self.vocabulary.gene_ids)[asked]
+        genes, place_of_asked = np.unique(asked, return_inverse=True)
+        registered, rows = self._rows(adata, indices)
+        config = self.config_
+        n_hidden = config.n_decoder_hidden if source == "decoder" else config.n_hidden
+        if batch_size is None:
+            batch_size = int(np.clip(GENES_PER_BATCH // len(genes), 1, self._batch_size(None)))
+        batches = self._batches(adata, indices, batch_size, "Embedding genes", target_depth, depth)
+        embed = self._decoded_genes if source == "decoder" else self._encoded_genes
+        parts = ((place, embed(batch, genes)) for place, batch in batches)
+        if average:
+            mean = _mean(parts, len(genes), n_hidden)
+            return pd.DataFrame(mean[place_of_asked], index=names)
+        shape = (len(rows), len(asked), n_hidden)
+        obs_names = registered.obs_names[rows]
+        result = make_result(
+            shape,
+            out,
+            "obsm/gene_embeddings",
+            obs_names,
+            rows_per_chunk=batch_size,
+            uns={"genes": names},
+        )
+        for place, (cell, gene, embeddings) in parts:
+            n_cells = place.stop - place.start
+            chunk = np.full((n_cells, len(genes), n_hidden), np.nan, dtype=np.float32)
+            chunk[cell.cpu().numpy(), gene.cpu().numpy()] = embeddings.float().cpu().numpy()
+            result[place] = chunk[:, place_of_asked]
+        return result.finish()
+
+    def _encoded_genes(
+        self, batch: RaggedBatch, genes: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cell, position in ``genes`` and embedding of every gene that is expressed."""
+        cells = self._encode(batch)
+        gene = self._places_among(genes)[cells.gene_ids_t]
+        wanted = gene >= 0
+        cell = cells_of(cells.cu_seqlens, len(gene))
+        return cell[wanted], gene[wanted], cells.tokens_td[wanted]
+
+    def _decoded_genes(
+        self, batch: RaggedBatch, genes: np.ndarray
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cell, position in ``genes`` and embedding of every gene."""
+        cells = self._encode(batch)
+        n_cells, n_genes = len(batch["cell_ids"]), len(genes)
+        wanted = torch.as_tensor(genes, device=self.device)
+        ends = n_genes * torch.arange(n_cells + 1, device=self.device, dtype=torch.int32)
+        decoder = self.module.net.imputation
+        embedded = decoder.embed(cells, self.module.positions, wanted.repeat(n_cells), ends)
+        gene = torch.arange(n_genes, device=self.device).repeat(n_cells)
+        return cells_of(ends, len(gene)), gene, torch.cat(list(embedded))
+
+    @torch.inference_mode()
+    def get_reconstruction_error(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        mask_rate: float = 0.3,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Hide genes from the encoder, predict them, and compare with what was there.
+
+        Parameters
+        ----------
+        adata, batch_size
+            See :meth:`get_latent_representation`.
+        indices
+            Cells; by default the validation cells of the model's own data.
+        mask_rate
+            Fraction of a cell's expressed genes that is hidden. As many unexpressed genes are
+            asked for beside them.
+
+        Returns
+        -------
+        Mean squared error of log-normalised expression (``log1p`` of counts per 10,000) of all
+        decoders and of two trivial predictions, over expressed, unexpressed and all masked genes,
+        with the number of genes compared.
+
+        Examples
+        --------
+        >>> list(model.get_reconstruction_error().index)
+        ['bottleneck', 'cross_attention', 'gene mean', 'zero']
+        """
+        errors: dict[str, list[Tensor]] = {}
+        expressed: list[Tensor] = []
+        for _, batch, predictions in self._mask_and_predict(
+            adata, self._held_out_rows(adata, indices), mask_rate, batch_size
+        ):
+            truth = target_values(batch)
+            predictions["zero"] = torch.zeros_like(truth)
+            for name, predicted in predictions.items():
+                errors.setdefault(name, []).append((predicted - truth).square().cpu())
+            expressed.append((truth > 0).cpu())
+        is_expressed = torch.cat(expressed)
+        table = {}
+        for name, chunks in errors.items():
+            error = torch.cat(chunks)
+            table[name] = {
+                "mse": error.mean().item(),
+                "mse_expressed": error[is_expressed].mean().item(),
+                "mse_unexpressed": error[~is_expressed].mean().item(),
+                "n_genes": len(error),
+            }
+        return pd.DataFrame.from_dict(table, orient="index")
+
+    @torch.inference_mode()
+    def get_masked_predictions(
+        self,
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        mask_rate: float = 0.3,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Hide genes from the encoder and return what is predicted in their place.
+
+        Parameters
+        ----------
+        adata, indices, mask_rate, batch_size
+            See :meth:`get_reconstruction_error`, which is made from the same predictions.
+
+        Returns
+        -------
+        Data frame with a row for every masked gene of every cell: ``cell`` (its name), ``gene``,
+        ``measured`` log-normalised expression (``log1p`` of counts per 10,000), and what each
+        decoder predicts, in a column of its name; ``gene mean``, where it is known, is the mean
+        over the training cells. Values are float32.
+
+        Examples
+        --------
+        >>> list(model.get_masked_predictions(indices=[0, 1]))
+        ['cell', 'gene', 'measured', 'bottleneck', 'cross_attention', 'gene mean']
+        """
+        rows = self._held_out_rows(adata, indices)
+        registered, numbers = self._rows(adata, rows)
+        obs_names = registered.obs_names[numbers]
+        parts: dict[str, list[np.ndarray]] = {"cell": [], "gene": [], "measured": []}
+        for place, batch, predictions in self._mask_and_predict(
+            adata, rows, mask_rate, batch_size
+        ):
+            genes = batch["target_gene_ids"]
+            cells = place.start + cells_of(batch["target_cu_seqlens"], len(genes))
+            values = {"cell": cells, "gene": genes, "measured": target_values(batch)}
+            for name, value in (values | predictions).items():
+                parts.setdefault(name, []).append(value.cpu().numpy())
+        columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
+        columns["cell"] = np.asarray(obs_names)[columns["cell"]]
+        columns["gene"] = np.asarray(self.vocabulary.gene_ids)[columns["gene"]]
+        return pd.DataFrame(columns)
+
+    def _held_out_rows(
+        self, adata: AnnData | MuData | None, indices: Sequence[int] | None
+    ) -> Sequence[int] | np.ndarray | None:
+        """Return the rows asked for, the validation cells of the model's own data by default."""
+        if adata is not None or indices is not None:
+            return indices
+        if self.validation_indices is not None and len(self.validation_indices):
+            return self.validation_indices
+        if self.validation_indices_ is not None and len(self.validation_indices_):
+            logger.warning(
+                "The present data have none of the cells that were held out from training: all "
+                "cells are taken, including those the model was trained on."
+            )
+        else:
+            logger.info(
+                "There are no validation cells: all cells are taken, including those the model "
+                "was trained on."
+            )
+        return None
+
+    def _mask_and_predict(
+        self,
+        adata: AnnData | MuData | None,
+        indices: Sequence[int] | np.ndarray | None,
+        mask_rate: float,
+        batch_size: int | None,
+    ) -> Iterator[tuple[slice, RaggedBatch, dict[str, Tensor]]]:
+        """Iterate over masked batches, their places, and predictions of what is masked."""
+        mask_rate = check("mask_rate", mask_rate, OpenInterval)
+        masking = Masking(mask_rate, mask_rate, max_targets=None)
+        target = "f1" if self.config_.read_depth_aware else None
+        batches = self._batches(adata, indices, batch_size, "Predicting hidden genes", target)
+        for place, batch in batches:
+            batch = mask_batch(batch, masking, self.module.n_genes, self.seed_, epoch=-1)
+            cells = self._encode(batch)
+            asked, cu_asked = batch["target_gene_ids"], batch["target_cu_seqlens"]
+            predictions = {
+                name: decoder(cells, self.module.positions, asked, cu_asked).float()
+                for name, decoder in self.module.decoders.items()
+            }
+            if self.module.mean_expression.any():  # published weights come without
+                predictions["gene mean"] = self.module.mean_expression[asked]
+            yield place, batch, predictions
+
+    @torch.inference_mode()
+    def get_attention(
+        self,
+        gene_list: Sequence[str],
+        adata: AnnData | MuData | None = None,
+        indices: Sequence[int] | None = None,
+        layer: int = -1,
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Return how much the encoder attends from gene to gene.
+
+        Attention says what this network mixes where, no more: it is no causal or regulatory
+        relation between genes, and another training finds other weights that predict as well.
+
+        Parameters
+        ----------
+        gene_list
+            Genes, best ones that the encoder reads (``model.input_genes``).
+        adata, indices, batch_size
+            See :meth:`get_latent_representation`.
+        layer
+            Layer of the encoder, from 0; -1 is the last one.
+
+        Returns
+        -------
+        Data frame of shape ``(n_genes, n_genes)``: attention from the gene of the row to the gene
+        of the column, averaged over the heads and over the cells in which both are expressed and
+        read; NaN where there is no such cell. In a cell the attention of a gene to all tokens,
+        the special ones included, sums to 1, of which only the genes asked for are shown.
+
+        Raises
+        ------
+        ValueError
+            If a gene is unknown, or there is no such layer.
+
+        Examples
+        --------
+        >>> model.get_attention(["CD3D", "CD3E", "NKG7"]).round(2).shape
+        (3, 3)
+        """
+        n_layers = self.config_.n_layers
+        if not -n_layers <= layer < n_layers:
+            raise ValueError(
+                f"layer={layer} is not in the encoder, which has the layers 0 to {n_layers - 1}; "
+                "-1 is the last one."
+            )
+        asked = self._genes(gene_list)
+        genes, place_of_asked = np.unique(asked, return_inverse=True)
+        names = np.asarray(self.vocabulary.gene_ids)
+        unread = genes[~self.module.is_read.cpu().numpy()[genes]]
+        if len(unread):
+            logger.info(
+                f"The encoder does not read {len(unread)} of {len(genes)} genes: "
+                f"{preview(names[unread])}. Their attention is NaN; see `model.input_genes`."
+            )
+        places = self._places_among(genes)
+        sums = np.zeros((len(genes), len(genes)))
+        n_cells = np.zeros((len(genes), len(genes)), dtype=np.int64)
+        for _, batch in self._batches(adata, indices, batch_size, "Reading attention"):
+            x_td, cu_seqlens, gene_ids_t = self.module.tokens(batch)
+            q_the, k_the = self.module.net.encoder.queries_and_keys(x_td, cu_seqlens, layer)
+            lengths = lengths_of(cu_seqlens).tolist()
+            of_cells = (part.split(lengths) for part in (q_the, k_the, places[gene_ids_t]))
+            for q, k, gene in zip(*of_cells, strict=True):
+                chosen = torch.nonzero(gene >= 0)[:, 0]
+                at = np.ix_(*2 * (gene[chosen].cpu().numpy(),))
+                sums[at] += attention_among(q, k, chosen).cpu().numpy()
+                n_cells[at] += 1
+        mean = np.divide(sums, n_cells, out=np.full_like(sums, np.nan), where=n_cells > 0)
+        mean = mean[np.ix_(place_of_asked, place_of_asked)].astype(np.float32)
+        return pd.DataFrame(mean, index=names[asked], columns=names[asked])
+
+    def _batches(
+        self,
+        adata: AnnData | MuData | None,
+        indices: Sequence[int] | np.ndarray | None,
+        batch_size: int | None,
+        description: str,
+        target_depth: str | float | None = None,
+        depth: Depth = "cell",
+    ) -> Iterator[tuple[slice, RaggedBatch]]:
+        """Iterate over ragged batches on the model's device and their places in the result.
+
+        Everything is checked before the first batch is asked for.
+        """
+        self._check_if_trained(
+            message="The model is not trained: its results are those of random weights. Call "
+            "`model.train()` first."
+        )
+        target = self._target_depth(target_depth, depth)
+        adata = self._validate_anndata(adata)
+        rows = as_rows(indices, adata.n_obs)
+        scale = self._bulk_scale(adata) if depth == "bulk" else None
+        loader = self._make_data_loader(
+            adata,
+            indices=rows,
+            batch_size=self._batch_size(batch_size),
+            pin_memory=self.device.type == "cuda",
+        )
+        return self._iterate(loader, len(rows), description, target, scale)
+
+    def _iterate(
+        self,
+        loader: DataLoader,
+        n_rows: int,
+        description: str,
+        target: TargetDepth | None,
+        scale: float | None,
+    ) -> Iterator[tuple[slice, RaggedBatch]]:
+        self.module.eval()
+        start = 0
+        on_gpu = self.device.type == "cuda"  # elsewhere memory is not pinned
+        batches = prefetch(loader) if on_gpu else loader
+        with tqdm(
+            total=n_rows,
+            desc=description,
+            unit="cell",
+            delay=PROGRESS_SECONDS,
+            disable=not self._shows_progress,
+        ) as bar:
+            for loaded in batches:
+                n_cells = len(loaded["cell_ids"])
+                place = slice(start, start + n_cells)
+                batch: RaggedBatch = {
+                    key: value.to(self.device, non_blocking=on_gpu)
+                    for key, value in loaded.items()
+                }  # type: ignore[assignment]
+                if scale is not None:
+                    batch["scale"] = scale
+                    batch["depths"] = bulk_depths(batch, scale)
+                elif target is not None:
+                    batch["depths"] = target.tokens(batch["library_size"])
+                yield place, batch
+                start += n_cells
+                bar.update(n_cells)
+
+    def _target_depth(self, target_depth: str | float | None, depth: Depth) -> TargetDepth | None:
+        """Return the depth to ask for; ``None`` if the model cannot be asked, or for bulk."""
+        if depth not in ("cell", "bulk"):
+            raise ValueError(f"depth={depth!r} must be 'cell' or 'bulk'.")
+        if not self.config_.read_depth_aware:
+            if target_depth is not None or depth == "bulk":
+                raise ValueError(
+                    f"target_depth={target_depth!r} and depth={depth!r} need a model that is "
+                    "aware of the read depth: `XTrimoGene(adata, read_depth_aware=True)`."
+                )
+            return None
+        if depth == "bulk":
+            if target_depth is not None:
+                raise ValueError("Bulk profiles have no target_depth: leave it out.")
+            return None
+        if target_depth is None:
+            return TargetDepth("t", float(self.module.typical_depth))
+        return TargetDepth.parse(target_depth)
+
+    def _bulk_scale(self, adata: AnnData) -> float:
+        """Return the median total of all profiles of the data."""
+        manager = self._manager_of(adata)
+        return float(np.median(RaggedDataset(manager).library_sizes()))
+
+    def _batch_size(self, batch_size: int | None) -> int:
+        if batch_size is None:
+            return default_inference_batch_size(self.config_.n_hidden)
+        return check("batch_size", batch_size, PositiveInt)
+
+    def _default_precision(self) -> Precision:
+        """Return bfloat16 where a model is trained in it; published weights are kept exact."""
+        if self.device.type != "cuda" or not self.config_.has_bottleneck:
+            return "32-true"
+        has_it = torch.cuda.get_device_capability(self.device) >= (8, 0)
+        return "bf16-mixed" if has_it else "32-true"
+
+    def _encode(self, batch: RaggedBatch, precision: Precision | None = None) -> EncodedCells:
+        precision = precision or self._default_precision()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            return self.module.encode(batch)
+
+    def _rows(
+        self, adata: AnnData | MuData | None, indices: Sequence[int] | np.ndarray | None
+    ) -> tuple[AnnData, np.ndarray]:
+        """Return the registered data and the row numbers asked for."""
+        registered = self._validate_anndata(adata)
+        return registered, as_rows(indices, registered.n_obs)
+
+    def _decoder(self, name: str | None) -> str:
+        """Return the name of a decoder; by default the first."""
+        known = list(self.module.decoders)
+        if name is None:
+            return known[0]
+        if name not in known:
+            raise ValueError(f"decoder={name!r} is unknown; this model has {known}.")
+        return name
+
+    def _genes(self, gene_list: Sequence[str] | None) -> np.ndarray:
+        if gene_list is None:
+            return np.arange(len(self.vocabulary))
+        if len(gene_list) == 0:
+            raise ValueError("gene_list is empty: name at least one gene.")
+        return self.vocabulary.index_of(gene_list)
+
+    def _places_among(self, genes: np.ndarray) -> Tensor:
+        """Look up where a token's gene is among ``genes``, which are distinct; else -1.
+
+        Two depth tokens follow the genes; -1, the cell token, finds the last entry.
+        """
+        places = torch.full((self.module.n_genes + 3,), -1, device=self.device)
+        wanted = torch.as_tensor(genes, device=self.device)
+        places[wanted] = torch.arange(len(genes), device=self.device)
+        return places
+
+    def _batch_code(self, batch: Any) -> int | None:
+        if batch is None:
+            return None
+        if REGISTRY_KEYS.BATCH_KEY not in covariate_keys(self.registry):
+            raise ValueError(
+                f"transform_batch={batch!r}, but the model was set up without `batch_key`."
+            )
+        state = self.registry["field_registries"][REGISTRY_KEYS.BATCH_KEY]["state_registry"]
+        batches = list(state[CategoryField.MAPPING_KEY])
+        if not isinstance(batch, str | Real | np.bool_):
+            raise ValueError(
+                f"transform_batch={batch!r} must name one batch; choose from {batches}."
+            )
+        code = int(codes_of(pd.Series([batch], dtype=object), batches)[0])
+        if code < 0:
+            raise ValueError(f"transform_batch={batch!r} is not a batch; choose from {batches}.")
+        return code
+
+
+def default_inference_batch_size(n_hidden: int) -> int:
+    """Return the default number of cells per forward pass: fewer for a wide model."""
+    return int(np.clip(128 * 128 // n_hidden, 8, 128))
+
+
+def check_precision(precision: str | None) -> None:
+    """Refuse a precision that there is not."""
+    if precision not in (None, "32-true", "bf16-mixed"):
+        raise ValueError(f"precision={precision!r} must be '32-true' or 'bf16-mixed'.")
+
+
+def bulk_depths(batch: RaggedBatch, scale: float) -> Tensor:
+    """Return T and S of bulk profiles: both log10 of the sum of the normalised values."""
+    counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
+    library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
+    source_c = sum_per_cell(normalize_counts(counts_t, library_size_t, scale), cu_seqlens).log10()
+    return torch.stack([source_c, source_c], dim=1)
+
+
+def _mean(
+    parts: Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor]]], n_genes: int, n_hidden: int
+) -> np.ndarray:
+    """Average embeddings over cells; NaN for a gene that no cell has."""
+    sums = torch.zeros(n_genes, n_hidden, dtype=torch.float64)
+    counts = torch.zeros(n_genes, dtype=torch.int64)
+    for _, (_, gene, embeddings) in parts:
+        gene = gene.cpu()
+        sums.index_add_(0, gene, embeddings.cpu().double())
+        counts.index_add_(0, gene, torch.ones_like(gene))
+    mean = torch.where(counts[:, None] > 0, sums / counts[:, None], torch.nan)
+    return mean.float().numpy()
+
+
+class Result:
+    """Somewhere to write results to, row by row: an array, or one in a store that is written."""
+
+    def __init__(
+        self, array: Any, partial: Path | None = None, out: Path | None = None, place: str = ""
+    ) -> None:
+        self.array = array
+        self.partial, self.out, self.place = partial, out, place
+
+    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
+        self.array[rows] = values
+
+    def finish(self) -> Any:
+        """Return the array; a store gets its name only now that it is complete."""
+        if self.partial is None or self.out is None:
+            return self.array
+        os.replace(self.partial, self.out)
+        return zarr.open_group(str(self.out), mode="r")[self.place]
+
+
+def make_result(
+    shape: tuple[int, ...],
+    out: str | os.PathLike | None,
+    place: str,
+    obs_names: pd.Index,
+    var_names: np.ndarray | None = None,
+    rows_per_chunk: int = 128,
+    uns: dict[str, np.ndarray] | None = None,
+) -> Result:
+    """Return somewhere to write float32 results of a shape, cells first.
+
+    In memory, or in a zarr store at ``out`` that :func:`anndata.io.read_zarr` reads, at the
+    ``place`` ``"X"`` or ``"obsm/<key>"``; until it is finished its name ends in ``.partial``.
+    """
+    if out is None:
+        n_bytes = 4 * int(np.prod(shape))
+        if n_bytes > MAX_RESULT_BYTES:
+            raise ValueError(
+                f"The result of shape {shape} would take {n_bytes / 2**30:.1f} GiB. Name fewer "
+                'genes or cells (`gene_list`, `indices`), or stream it to disk: `out="out.zarr"`.'
+            )
+        return Result(np.empty(shape, dtype=np.float32))
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
+    partial = out.with_name(out.name + ".partial")
+    group = zarr.open_group(str(partial), mode="w", zarr_format=2)
+    group.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    var = pd.DataFrame(index=pd.Index([] if var_names is None else var_names, dtype=object))
+    tables = {"obs": pd.DataFrame(index=obs_names), "var": var}
+    maps: dict[str, dict] = dict.fromkeys(("obsm", "varm", "obsp", "varp", "layers"), {})
+    texts = {key: np.asarray(value, dtype=object) for key, value in (uns or {}).items()}
+    for name, element in (tables | maps | {"uns": texts}).items():
+        anndata.io.write_elem(group, name, element)
+    array = group.create_array(
+        place,
+        shape=shape,
+        chunks=(min(rows_per_chunk, shape[0]), *shape[1:]),
+        dtype="float32",
+        fill_value=np.nan,
+    )
+    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return Result(array, partial, out, place)

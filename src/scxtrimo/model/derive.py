@@ -10,7 +10,7 @@ from mudata import MuData
 from scvi.data import _constants
 
 from ..config import XTrimoGeneConfig
-from ..train.module import XTrimoGeneModule
+from ..nn.xtrimogene import XTrimoGeneModule
 from .base import XTrimoGeneBase
 from .registration import own_view
 

@@ -1,11 +1,11 @@
-"""Saving and loading without pickle."""
+"""Models on disk and on the Hugging Face hub, without pickle."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable
+import tempfile
 from dataclasses import asdict, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from anndata import AnnData
 from mudata import MuData
 from scvi.data import AnnDataManager
 from scvi.model._utils import parse_device_args
-from scvi.model.base import BaseModelClass
 
 from .. import __version__
 from .._logging import logger
+from ..checkpoint.hub import download, require_hub, upload, write_card
 from ..checkpoint.native import check_destination, read_model, replacing, write_model
 from ..config import XTrimoGeneConfig
 from ..data.columns import canonical, kind_of
 from ..data.fields import CategoryField, CountsField, LabelsField
 from ..data.gene_table import GeneAliases
-from ..train.plan import history_from_dict, history_to_dict
+from ..train.trainer import history_from_dict, history_to_dict
+from .registration import RegisteredModel, hash_texts
 
 OF_THE_DATA = {
     *(CountsField.COLUMN_TO_GENE_KEY, CountsField.COVERAGE_KEY, CategoryField.CODES_KEY),
@@ -35,81 +36,21 @@ REQUIRED = {
     *("model_class", "registry", "config", "seed", "size", "is_trained", "history", "indices"),
     *("has_adata", "obs_names_sha256", "provenance", "gene_aliases", "min_gene_overlap"),
 }
+DESCRIPTION = (
+    "A transformer over the expressed genes of single cells, trained with "
+    "[scxtrimo](https://scxtrimo.readthedocs.io)."
+)
 INDEX_SETS = ("train_indices", "validation_indices", "test_indices")
 
 
-class SavingMixin(BaseModelClass):
-    """``save`` and ``load`` as safetensors and JSON, and which cells were trained on."""
+class SavedModel(RegisteredModel):
+    """``save`` and ``load`` as safetensors and JSON, here and on the Hugging Face hub."""
 
-    _config_cls: type[XTrimoGeneConfig]
     # Names of the cells that the rows of the split are of; their hash, if the model was loaded.
     _split_cells: pd.Index | str | None = None
-
-    @property
-    def train_indices(self) -> np.ndarray | None:
-        """Rows of the present data that were trained on, wherever these cells are now.
-
-        ``None`` if the data do not have them.
-
-        Examples
-        --------
-        >>> model.train_indices.shape
-        (630,)
-        """
-        return self._rows_now(self.train_indices_)
-
-    @train_indices.setter
-    def train_indices(self, rows: np.ndarray | None) -> None:
-        self.train_indices_ = rows
-
-    @property
-    def validation_indices(self) -> np.ndarray | None:
-        """Rows of the present data that were held out, wherever these cells are now.
-
-        Examples
-        --------
-        >>> model.validation_indices.shape
-        (70,)
-        """
-        return self._rows_now(self.validation_indices_)
-
-    @validation_indices.setter
-    def validation_indices(self, rows: np.ndarray | None) -> None:
-        self.validation_indices_ = rows
-
-    @property
-    def test_indices(self) -> np.ndarray | None:
-        """Rows of the present data that were neither trained on nor held out.
-
-        Examples
-        --------
-        >>> len(model.test_indices)
-        0
-        """
-        return self._rows_now(self.test_indices_)
-
-    @test_indices.setter
-    def test_indices(self, rows: np.ndarray | None) -> None:
-        self.test_indices_ = rows
-
-    def _rows_now(self, rows: np.ndarray | None) -> np.ndarray | None:
-        """Return where cells of the split are now; ``None`` if that cannot be said."""
-        if rows is None or self.adata is None:
-            return rows
-        present, trained = self.adata.obs_names, self._split_cells
-        if isinstance(trained, str):
-            if hash_texts(present) != trained:
-                return None
-            self._split_cells = trained = present
-        if trained is None:
-            return None
-        if present is trained or present.equals(trained):
-            return rows
-        if not (present.is_unique and trained.is_unique):
-            return None
-        places = present.get_indexer(trained[rows])
-        found = np.sort(places[places >= 0])
-        return found if len(found) else None
+    train_indices: np.ndarray | None
+    validation_indices: np.ndarray | None
+    test_indices: np.ndarray | None
 
     def save(
         self,
@@ -284,6 +225,140 @@ class SavingMixin(BaseModelClass):
         model.module.eval()
         return model
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str = "cc-by-4.0",
+        description: str = DESCRIPTION,
+        private: bool = False,
+        token: str | None = None,
+        message: str = "Upload model",
+    ) -> str:
+        """Upload the model to the Hugging Face hub, with a card that says what it is.
+
+        What is uploaded are the weights (safetensors), ``model.json``, the card and the metadata
+        of scvi-hub. Which rows of the data were trained on is not.
+
+        Parameters
+        ----------
+        repo_id
+            Where to, ``"organisation/name"``; made if it does not exist.
+        license
+            Identifier of the licence of the weights, as the hub has them.
+        description
+            What the model is for, in Markdown.
+        private
+            Whether a new repository is private.
+        token
+            Access token; by default that of ``huggingface-cli login``.
+        message
+            Message of the commit.
+
+        Returns
+        -------
+        Address of the commit.
+
+        Raises
+        ------
+        ImportError
+            If huggingface_hub is not installed.
+        ValueError
+            If the model is not trained, or its weights may not be redistributed.
+
+        Examples
+        --------
+        >>> model.push_to_hub("my-lab/xtrimo-pbmc")  # doctest: +SKIP
+        """
+        require_hub()
+        with tempfile.TemporaryDirectory() as directory:
+            self._write_for_hub(directory, repo_id, license, description)
+            return upload(directory, repo_id, private, message, token)
+
+    def _write_for_hub(
+        self, directory: str | os.PathLike, repo_id: str, license: str, description: str
+    ) -> None:
+        """Write what is uploaded."""
+        if not self.is_trained_:
+            raise ValueError("The model is not trained: there is nothing to share.")
+        if "licence" in self.provenance_:
+            raise ValueError(
+                f"These weights come from {self.provenance_['source']}, and may not be uploaded: "
+                f"{self.provenance_['licence']}"
+            )
+        # Nothing that says which cells were trained on.
+        private: dict[str, Any] = {"has_adata": False, "obs_names_sha256": None}
+        private["indices"] = {f"{name}_": None for name in INDEX_SETS}
+        metadata = self._metadata() | private
+        write_model(directory, self.module.state_dict(), metadata)
+        config = self.config_
+        facts = {
+            "class": type(self).__name__,
+            "size": self.size_,
+            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            "genes": f"{len(self.vocabulary):,}, for instance "
+            f"{', '.join(self.vocabulary.gene_ids[:3])}",
+            "encoder": f"{config.n_layers} layers of width {config.n_hidden}",
+            "latent representation": f"{config.n_latent} dimensions",
+            "scxtrimo": metadata["scxtrimo_version"],
+            "anndata": version("anndata"),
+        }
+        write_card(directory, repo_id, metadata, facts, license, description)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike,
+        adata: AnnData | MuData | bool | None = None,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        gene_aliases: GeneAliases = None,
+        min_gene_overlap: float | None = None,
+    ) -> Any:
+        """Load a model from the Hugging Face hub, or from a directory.
+
+        Nothing in it is executed.
+
+        Parameters
+        ----------
+        name
+            ``"organisation/name"`` on the hub, downloaded once, or a directory with a saved model.
+        revision, token
+            See ``huggingface_hub.snapshot_download``.
+        adata, accelerator, device, gene_aliases, min_gene_overlap
+            See :meth:`load`.
+
+        Returns
+        -------
+        The model, ready for inference.
+
+        Raises
+        ------
+        ImportError
+            If huggingface_hub is not installed.
+        FileNotFoundError
+            If there is no model of scxtrimo in it.
+
+        Examples
+        --------
+        >>> model.save("my_model")
+        >>> loaded = scxtrimo.model.XTrimoGene.from_pretrained("my_model")
+        >>> loaded = scxtrimo.model.XTrimoGene.from_pretrained("my-lab/xtrimo")  # doctest: +SKIP
+        """
+        is_directory = Path(name).is_dir()
+        directory = Path(name) if is_directory else download(str(name), revision, token)
+        return cls.load(
+            directory,
+            adata,
+            accelerator,
+            device,
+            gene_aliases=gene_aliases,
+            min_gene_overlap=min_gene_overlap,
+        )
+
     def _extra_state(self) -> dict[str, Any]:
         """Return what a class keeps beside weights and set-up, as JSON holds it."""
         return {}
@@ -307,7 +382,7 @@ class SavingMixin(BaseModelClass):
         """
         import rich.pretty  # noqa: F401  (scvi-tools takes it for loaded)
 
-        AnnDataManager.view_setup_method_args(SavingMixin.load_registry(dir_path, prefix))
+        AnnDataManager.view_setup_method_args(SavedModel.load_registry(dir_path, prefix))
 
     @staticmethod
     def load_registry(dir_path: str | os.PathLike, prefix: str | None = None) -> dict[str, Any]:
@@ -330,11 +405,6 @@ class SavingMixin(BaseModelClass):
         True
         """
         return read_model(dir_path, prefix or "")[1]["registry"]
-
-
-def hash_texts(texts: Iterable[object]) -> str:
-    """Return a hash of texts in their order."""
-    return hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()
 
 
 def _with_canonical_categories(registry: dict[str, Any]) -> dict[str, Any]:

@@ -1,54 +1,44 @@
-"""From AnnData or MuData to a registered data manager."""
+"""A network made for registered data: construction, ``setup_anndata``, and other data."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import scvi
+import torch
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
 from scvi.data import _constants
-from scvi.model.base import BaseModelClass
 
 from .._logging import logger
-from .._validation import Probability, check
+from .._validation import Seed, check
+from ..config import XTrimoGeneConfig, choose_size
 from ..data.columns import as_text, get_column
-from ..data.dataset import CATEGORICAL_PREFIX, RaggedDataManager
-from ..data.fields import CategoryField, CompleteLabelsField, CountsField, LabelsField
+from ..data.dataset import CATEGORICAL_PREFIX, RaggedDataManager, covariate_keys
+from ..data.fields import CategoryField, CompleteLabelsField, CountsField
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
-from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES
-from ..perturbation.groups import (
-    POPULATION,
-    LibrarySizeField,
-    PerturbationField,
-    PerturbationNames,
-)
-from .files import hash_texts
+from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES, GeneVocabulary
+from ..latent import LatentSpace
+from ..nn.ranges import Probability
+from ..nn.xtrimogene import XTrimoGeneModule
+from ._scvi import BaseModelClass
 
 MODALITY_KEY = "_scxtrimo_modality"
 COPIED_KEY = "_scxtrimo_copied"  # columns of mdata.obs that a modality has a copy of
-OBS_KEYS = ("batch_key", "labels_key", "perturbation_key", "population_key", "library_size_key")
-UNLABELED = "unlabeled_category"  # argument of the set-up of models of which labels are a part
 
 
 @dataclass(frozen=True)
 class QuerySetup:
-    """How data other than those of the training are registered.
-
-    Parameters
-    ----------
-    setup_args
-        Arguments of ``setup_anndata``.
-    gene_aliases, min_gene_overlap
-        See :meth:`SetupMixin.prepare_query_anndata`.
-    """
+    """How data other than those of the training are registered."""
 
     setup_args: dict[str, Any]
     gene_aliases: Mapping[str, str] | None = None
@@ -57,42 +47,20 @@ class QuerySetup:
 
 @dataclass
 class Query:
-    """What a model knows of data other than its own, as long as they exist.
-
-    Parameters
-    ----------
-    data
-        The data.
-    setup
-        How they are registered.
-    manager
-        Their registration, without the data; ``None`` before the first use.
-    """
+    """What a model knows of data other than its own, as long as they exist."""
 
     data: weakref.ref[AnnData | MuData]
     setup: QuerySetup | None = None
-    manager: RaggedDataManager | None = None
+    manager: RaggedDataManager | None = None  # without the data; None before the first use
 
 
 def select_modality(
     data: AnnData | MuData, modality: str | None = None, obs_keys: Sequence[str] = ()
 ) -> AnnData:
-    """Return the AnnData to work on.
+    """Return the AnnData to work on: the data, or the modality of a MuData.
 
-    Parameters
-    ----------
-    data
-        An AnnData, returned as it is, or a MuData.
-    modality
-        Which modality of a MuData.
-    obs_keys
-        Columns to copy from ``mdata.obs`` where the modality has none of its own. A copy follows
-        the original until it is changed.
-
-    Raises
-    ------
-    ValueError
-        If the modality is not named or does not exist.
+    Columns ``obs_keys`` of ``mdata.obs`` are copied where the modality has none of its own. A copy
+    follows the original until it is changed.
     """
     if isinstance(data, AnnData):
         return data
@@ -127,21 +95,164 @@ def own_view(adata: AnnData) -> None:
         adata._init_as_actual(adata.to_memory() if adata.isbacked else adata.copy())
 
 
-class SetupMixin(BaseModelClass):
-    """``setup_anndata`` and the registration of other data.
+class RegisteredModel(BaseModelClass):
+    """A network for registered data.
 
     scvi-tools finds registrations by an identifier in ``adata.uns``; this class finds those of a
     model by the data object itself, checks that cells, genes and registered columns are those it
-    was made of (:meth:`~scxtrimo.data.RaggedDataManager.is_current`), and always aligns to the
-    registry of the model. A set-up of the same data for another model, or an edit in place, can
-    therefore not shift genes or batches.
+    was made of (``RaggedDataManager.is_current``), and always aligns to the registry of the model.
+    A set-up of the same data for another model, or an edit in place, can therefore not shift genes
+    or batches.
     """
 
+    _module_cls: type[XTrimoGeneModule] = XTrimoGeneModule
+    _config_cls: type[XTrimoGeneConfig] = XTrimoGeneConfig
+    _vocabulary: GeneVocabulary | None = None  # derived from the registry when first asked for
+    module: Any  # an XTrimoGeneModule, or what a wing makes of it
+    gene_aliases_: dict[str, str]
+    min_gene_overlap_: float
     _queries: dict[int, Query]  # by the identity of the data
     _registering: threading.RLock
     _mdata: weakref.ref[MuData] | None
-    gene_aliases_: dict[str, str]
-    min_gene_overlap_: float
+
+    def __init__(
+        self,
+        adata: AnnData | MuData | None = None,
+        size: str = "auto",
+        *,
+        config: XTrimoGeneConfig | None = None,
+        registry: dict[str, Any] | None = None,
+        seed: int | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        self._queries, self._registering = {}, threading.RLock()
+        self._mdata = None
+        if isinstance(adata, MuData):
+            self._mdata = weakref.ref(adata)
+            adata = select_modality(adata, adata.uns.get(MODALITY_KEY))
+        super().__init__(adata, registry)
+        if self._mdata is not None and (mdata := self._mdata()) is not None:
+            self._select_modality(mdata, self.registry["setup_args"])  # its columns may be newer
+        if self._adata_manager is not None and not self._adata_manager.is_current():
+            logger.info("The data changed after `setup_anndata`: they are set up again.")
+            self._adata_manager = self._set_up_again(self._adata_manager)
+            self.registry_ = self._adata_manager.registry
+            self.summary_stats = self._adata_manager.summary_stats
+        # A later set-up of the same data must not change what this model was made for.
+        self.registry_ = deepcopy(self.registry)
+        if config is not None and (hyperparameters or size != "auto"):
+            raise TypeError(
+                "Give either `config` or `size` and single hyper-parameters, not both."
+            )
+        if config is not None:
+            size = "custom"
+        elif size == "auto":
+            size = choose_size(self.summary_stats.n_cells, torch.cuda.is_available())
+            logger.info(f"Chose size {size!r} for {self.summary_stats.n_cells:,} cells.")
+        self.size_ = size
+        self.provenance_: dict[str, str] = {}
+        self.gene_aliases_, self.min_gene_overlap_ = {}, DEFAULT_MIN_GENE_OVERLAP
+        self.config_ = config or self._config_cls.from_size(size, **hyperparameters)
+        self.seed_ = check("seed", scvi.settings.seed or 0 if seed is None else seed, Seed)
+        self.module = self._make_module()
+        self.init_params_ = self._get_init_params(locals())
+
+    def _make_module(self) -> XTrimoGeneModule:
+        """Return the module with random weights."""
+        keys = covariate_keys(self.registry_)
+        if keys and not self.config_.has_bottleneck:
+            logger.info("Without a bottleneck decoder, batch and covariates are not used.")
+        config, n_categories = self.config_, tuple(self.summary_stats[f"n_{key}"] for key in keys)
+        has_batches = REGISTRY_KEYS.BATCH_KEY in keys
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed_)
+            module = self._module_cls(
+                len(self.vocabulary),
+                n_categories,
+                config,
+                self.seed_,
+                has_batches=has_batches,
+                **self._module_arguments(),
+            )
+        if config.uses_components:
+            n_batches = n_categories[0] if has_batches else 1
+            module.latent_space = LatentSpace(
+                module.n_genes, config.n_latent, n_batches, config.measured_weight
+            )
+        return module
+
+    def _module_arguments(self) -> dict[str, Any]:
+        """Return what the module of this class takes beyond that of :class:`XTrimoGene`."""
+        return {}
+
+    @property
+    def config(self) -> XTrimoGeneConfig:
+        """The hyper-parameters.
+
+        Examples
+        --------
+        >>> model.config.n_latent
+        32
+        """
+        return self.config_
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Source of weights, a published file or a pretraining run. Empty if there is none.
+
+        Examples
+        --------
+        >>> model.provenance
+        {}
+        """
+        return self.provenance_
+
+    @property
+    def vocabulary(self) -> GeneVocabulary:
+        """The genes the model knows.
+
+        Examples
+        --------
+        >>> len(model.vocabulary), model.vocabulary.gene_ids[:2]
+        (765, ('HES4', 'TNFRSF4'))
+        """
+        if self._vocabulary is None:
+            state = self.registry_["field_registries"][REGISTRY_KEYS.X_KEY]["state_registry"]
+            self._vocabulary = GeneVocabulary.from_dict(state[CountsField.VOCABULARY_KEY])
+        return self._vocabulary
+
+    @property
+    def input_genes(self) -> np.ndarray:
+        """Identifiers of the genes the encoder reads, chosen when training starts.
+
+        Examples
+        --------
+        >>> model.input_genes.shape
+        (765,)
+        """
+        return np.asarray(self.vocabulary.gene_ids)[self.module.is_read.cpu().numpy()]
+
+    def __repr__(self) -> str:
+        config = self.config_
+        n_parameters = sum(p.numel() for p in self.module.parameters())
+        in_genes = self.module.net.gene_embeddings.numel()
+        covariates = ", ".join(covariate_keys(self.registry_)) or "none"
+        if config.has_bottleneck:
+            latent = f"{config.n_latent} dimensions"
+        else:
+            latent = f"{4 * config.n_hidden} dimensions (S, T, maximum, mean)"
+        return (
+            f"{type(self).__name__} {self.size_!r} with {n_parameters:,} parameters "
+            f"({in_genes:,} of them gene embeddings), "
+            f"{'trained' if self.is_trained_ else 'not trained'}\n"
+            f"  vocabulary: {len(self.vocabulary):,} genes, of which the encoder reads "
+            f"{int(self.module.is_read.sum()):,}\n"
+            f"  encoder: {config.n_layers} layers of width {config.n_hidden}, "
+            f"{config.n_heads} heads; latent representation: {latent}\n"
+            f"  decoders: {', '.join(self.module.decoders)}"
+            f"{'; aware of the read depth' if config.read_depth_aware else ''}\n"
+            f"  covariates: {covariates}; seed: {self.seed_}"
+        )
 
     @classmethod
     def setup_anndata(
@@ -198,6 +309,43 @@ class SetupMixin(BaseModelClass):
         cls._register(adata, cls._get_setup_method_args(**setup_args), **kwargs)
 
     @classmethod
+    def _own_fields(cls, args: Mapping[str, Any], roles: Mapping[str, Any]) -> list[Any]:
+        """Return the fields of a set-up beyond counts, batch and covariates.
+
+        ``args`` are the arguments of the set-up, ``roles`` those of the training.
+        """
+        if roles["labels_key"] is None:
+            return []
+        return [CompleteLabelsField(args["labels_key"])]
+
+    @classmethod
+    def _make_manager(
+        cls,
+        setup_method_args: dict[str, Any],
+        gene_aliases: Mapping[str, str] | None = None,
+        min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
+        trained_args: Mapping[str, Any] | None = None,
+    ) -> RaggedDataManager:
+        """Return a data manager with the fields that the set-up asks for.
+
+        With ``trained_args`` it has those of the training; of a column that the set-up does not
+        name, no category is known.
+        """
+        args = setup_method_args[_constants._SETUP_ARGS_KEY]
+        roles = args if trained_args is None else trained_args
+        fields: list[Any] = [
+            CountsField(args["layer"], args["gene_id_key"], gene_aliases, min_gene_overlap),
+        ]
+        if roles["batch_key"] is not None:
+            fields.append(CategoryField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]))
+        covariates = roles["categorical_covariate_keys"] or ()
+        columns = args["categorical_covariate_keys"] or [None] * len(covariates)
+        for name, key in zip(covariates, columns, strict=True):
+            fields.append(CategoryField(f"{CATEGORICAL_PREFIX}{name}", key))
+        fields += cls._own_fields(args, roles)
+        return RaggedDataManager(fields=fields, setup_method_args=setup_method_args)
+
+    @classmethod
     def _register(
         cls, mdata: AnnData | MuData, setup_method_args: dict[str, Any], **kwargs: Any
     ) -> None:
@@ -212,16 +360,15 @@ class SetupMixin(BaseModelClass):
             args["categorical_covariate_keys"] = [
                 check("categorical_covariate_keys", key, str) for key in keys
             ]
-        for name in (*OBS_KEYS, "layer", "gene_id_key", "modality"):
-            if name in args:
-                args[name] = check(name, args[name], str | None)
+        for name in (*_columns(args), "layer", "gene_id_key", "modality"):
+            args[name] = check(name, args[name], str | None)
         adata = cls._select_modality(mdata, args)
         own_view(adata)
         # A copy carries the identifier of its original, whose set-up must not be replaced.
-        known = cls._setup_adata_manager_store.get(adata.uns.get(_constants._SCVI_UUID_KEY))
+        known = cls._setup_adata_manager_store.get(adata.uns.get(_constants._SCVI_UUID_KEY, ""))
         if known is not None and known.adata is not adata:
             adata.uns[_constants._SCVI_UUID_KEY] = str(uuid4())
-        manager = make_manager(setup_method_args)
+        manager = cls._make_manager(setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
         if isinstance(mdata, MuData):
@@ -279,7 +426,7 @@ class SetupMixin(BaseModelClass):
         >>> round(query.uns["scxtrimo_gene_coverage"]["overlap"], 2)
         0.39
         """
-        if not isinstance(self, SetupMixin):  # as in scvi-tools, where it is of the class
+        if not isinstance(self, RegisteredModel):  # as in scvi-tools, where it is of the class
             raise TypeError(
                 "prepare_query_anndata is a method of a model here: "
                 "`model.prepare_query_anndata(adata)`."
@@ -307,7 +454,7 @@ class SetupMixin(BaseModelClass):
             _constants._SETUP_METHOD_NAME,
             _constants._SETUP_ARGS_KEY,
         )
-        again = make_manager({key: manager.registry[key] for key in keys})
+        again = self._make_manager({key: manager.registry[key] for key in keys})
         again.register_fields(manager.adata, manager._source_registry)
         return again
 
@@ -336,8 +483,9 @@ class SetupMixin(BaseModelClass):
     ) -> QuerySetup:
         """Return a set-up with the model's own names of genes where no others are given."""
         aliases = self.gene_aliases_ if gene_aliases is None else self._read_aliases(gene_aliases)
-        overlap = check("min_gene_overlap", min_gene_overlap, Probability | None)
-        overlap = self.min_gene_overlap_ if overlap is None else overlap
+        overlap = self.min_gene_overlap_
+        if min_gene_overlap is not None:
+            overlap = check("min_gene_overlap", min_gene_overlap, Probability)
         return QuerySetup(setup_args, aliases, overlap)
 
     def _read_aliases(self, gene_aliases: GeneAliases) -> dict[str, str]:
@@ -360,7 +508,7 @@ class SetupMixin(BaseModelClass):
             key: self.registry[key]
             for key in (_constants._MODEL_NAME_KEY, _constants._SETUP_METHOD_NAME)
         } | {_constants._SETUP_ARGS_KEY: query.setup_args}
-        manager = make_manager(
+        manager = self._make_manager(
             setup_method_args,
             query.gene_aliases,
             query.min_gene_overlap,
@@ -409,6 +557,12 @@ class SetupMixin(BaseModelClass):
         if required:
             raise ValueError("These data are not registered with this model.")
         return None
+
+    def _manager_of(self, adata: AnnData) -> RaggedDataManager:
+        """Return the registration of data that are registered."""
+        manager = self.get_anndata_manager(adata, required=True)
+        assert manager is not None
+        return manager
 
     def _validate_anndata(
         self, adata: AnnData | MuData | None = None, copy_if_view: bool = True
@@ -479,12 +633,12 @@ class SetupMixin(BaseModelClass):
 
     @staticmethod
     def _select_modality(data: AnnData | MuData, args: dict[str, Any]) -> AnnData:
-        named = [args.get(name) for name in OBS_KEYS]
+        named = [args[name] for name in _columns(args)]
         keys = [key for key in (*named, *(args["categorical_covariate_keys"] or ())) if key]
         return select_modality(data, args["modality"], keys)
 
 
-def _forget(model: weakref.ref[SetupMixin], key: int) -> None:
+def _forget(model: weakref.ref[RegisteredModel], key: int) -> None:
     """Drop what a model knows of data that are gone."""
     if (alive := model()) is not None:
         alive._queries.pop(key, None)
@@ -504,52 +658,13 @@ def _check_roles(trained_args: Mapping[str, Any], args: Mapping[str, Any]) -> No
         )
 
 
-def make_manager(
-    setup_method_args: dict[str, Any],
-    gene_aliases: Mapping[str, str] | None = None,
-    min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
-    trained_args: Mapping[str, Any] | None = None,
-) -> RaggedDataManager:
-    """Return a data manager with the fields that the set-up asks for.
-
-    With ``trained_args`` it has those of the training; of a column that ``setup_method_args`` does
-    not name, no category is known.
-    """
-    args = setup_method_args[_constants._SETUP_ARGS_KEY]
-    roles = args if trained_args is None else trained_args
-    fields: list[Any] = [
-        CountsField(args["layer"], args["gene_id_key"], gene_aliases, min_gene_overlap),
-    ]
-    if roles["batch_key"] is not None:
-        fields.append(CategoryField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]))
-    covariates = roles["categorical_covariate_keys"] or ()
-    columns = args["categorical_covariate_keys"] or [None] * len(covariates)
-    for name, key in zip(covariates, columns, strict=True):
-        fields.append(CategoryField(f"{CATEGORICAL_PREFIX}{name}", key))
-    if UNLABELED in roles:
-        fields.append(LabelsField(args["labels_key"], args[UNLABELED]))
-    elif roles["labels_key"] is not None:
-        fields.append(CompleteLabelsField(args["labels_key"]))
-    return RaggedDataManager(
-        fields=fields + perturbation_fields(args), setup_method_args=setup_method_args
-    )
-
-
-def perturbation_fields(args: Mapping[str, Any]) -> list[Any]:
-    """Return the fields with perturbations, if the set-up asks for any."""
-    if "perturbation_key" not in args:
-        return []
-    names = PerturbationNames(args["control"], args["separator"])
-    fields: list[Any] = [PerturbationField(args["perturbation_key"], names)]
-    if args["population_key"] is not None:
-        fields.append(CategoryField(POPULATION, args["population_key"]))
-    if args["library_size_key"] is not None:
-        fields.append(LibrarySizeField(args["library_size_key"]))
-    return fields
+def _columns(args: Mapping[str, Any]) -> list[str]:
+    """Return the names of the arguments of a set-up that name a column of ``adata.obs``."""
+    return [name for name in args if name.endswith("_key") and name != "gene_id_key"]
 
 
 def registry_of_genes(
-    model_class: type[BaseModelClass], genes: Sequence[str], setup_args: dict[str, Any]
+    model_class: type[RegisteredModel], genes: Sequence[str], setup_args: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the registry of a model of these genes that has seen no data."""
     one_cell = AnnData(np.ones((1, len(genes)), dtype=np.float32))
@@ -560,6 +675,11 @@ def registry_of_genes(
         "setup_method_name": "setup_anndata",
         "setup_args": counts_only,
     }
-    manager = make_manager(method_args)
+    manager = model_class._make_manager(method_args)
     manager.register_fields(one_cell)
     return manager.registry | {"setup_args": setup_args}
+
+
+def hash_texts(texts: Iterable[object]) -> str:
+    """Return a hash of texts in their order."""
+    return hashlib.sha256("\n".join(map(str, texts)).encode()).hexdigest()

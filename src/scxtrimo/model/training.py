@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any
@@ -16,13 +16,18 @@ from scvi import REGISTRY_KEYS
 from scvi.model._utils import parse_device_args
 
 from .._logging import logger
-from .._validation import Fraction, PositiveProbability, check
+from .._validation import check
 from ..data.fields import CategoryField
-from ..nn.masking import MaskingConfig
-from ..train.datamodule import RaggedDataSplitter
-from ..train.finetuning import FinetuningConfig, finetuned
-from ..train.initialization import gene_statistics
-from ..train.plan import OptimizerConfig, XTrimoGenePlan
+from ..latent import gene_statistics, start_from
+from ..nn.ranges import Fraction, PositiveProbability
+from ..train.plan import (
+    FinetuningConfig,
+    MaskingConfig,
+    OptimizerConfig,
+    XTrimoGenePlan,
+    finetuned,
+)
+from ..train.splitter import RaggedDataSplitter
 from ..train.trainer import (
     ResumeCheckpoint,
     XTrimoGeneRunner,
@@ -30,18 +35,12 @@ from ..train.trainer import (
     check_resumed,
     quiet_lightning,
 )
-from .batches import BatchesMixin
-from .files import INDEX_SETS, SavingMixin, hash_texts
+from .files import INDEX_SETS, SavedModel
+from .registration import hash_texts
 
 
 def default_batch_size(n_cells: int) -> int:
-    """Return the default number of cells per batch: small data need many small steps.
-
-    Examples
-    --------
-    >>> default_batch_size(3_000)
-    64
-    """
+    """Return the default number of cells per batch: small data need many small steps."""
     return 64 if n_cells < 20_000 else 128 if n_cells < 100_000 else 256
 
 
@@ -49,26 +48,13 @@ def default_max_epochs(n_cells: int, batch_size: int) -> int:
     """Return the default number of epochs, that of about 800 steps for up to 2,600 cells.
 
     Beyond, the number of steps grows as the square root of the number of cells.
-
-    Examples
-    --------
-    >>> default_max_epochs(2_638, 64)
-    20
-    >>> default_max_epochs(100_000, 256)
-    13
     """
     n_steps = 800 * math.sqrt(max(n_cells / 2_600, 1))
     return int(np.clip(round(n_steps * batch_size / n_cells), 3, 200))
 
 
 def default_lr(n_hidden: int) -> float:
-    """Return the default learning rate: 0.001 at width 64, and inversely with the width.
-
-    Examples
-    --------
-    >>> default_lr(128)
-    0.0005
-    """
+    """Return the default learning rate: 0.001 at width 64, and inversely with the width."""
     return 1e-3 * min(1.0, 64 / n_hidden)
 
 
@@ -76,20 +62,16 @@ NOT_COMPLETED = "Training was not completed: the model is as it was before."
 
 
 def as_epochs(max_epochs: float | None, name: str = "max_epochs") -> int | None:
-    """Return a number of epochs, which tutorials compute as a fraction.
-
-    Examples
-    --------
-    >>> as_epochs(400 * 20_000 / 700_000)
-    11
-    """
+    """Return a number of epochs, which tutorials compute as a fraction."""
     if max_epochs is None:
         return None
     return max(1, round(check(name, max_epochs, PositiveFloat)))
 
 
-class TrainingMixin(SavingMixin, BatchesMixin):
-    """``train``."""
+class TrainedModel(SavedModel):
+    """``train``, and which cells were trained on."""
+
+    _shows_progress = True
 
     def train(
         self,
@@ -115,8 +97,7 @@ class TrainingMixin(SavingMixin, BatchesMixin):
 
         The first training starts from the training cells' own statistics (genes to read, their
         principal components); a further call goes on from the present weights. At the end the
-        latent space is fitted to the training cells, see
-        ``LatentSpace``.
+        latent space is fitted to the training cells.
 
         Parameters
         ----------
@@ -279,6 +260,82 @@ class TrainingMixin(SavingMixin, BatchesMixin):
                 runner()
             self._finish_training(splitter.train_idx)
 
+    @property
+    def train_indices(self) -> np.ndarray | None:
+        """Rows of the present data that were trained on, wherever these cells are now.
+
+        ``None`` if the data do not have them.
+
+        Examples
+        --------
+        >>> model.train_indices.shape
+        (630,)
+        """
+        return self._rows_now(self.train_indices_)
+
+    @train_indices.setter
+    def train_indices(self, rows: np.ndarray | None) -> None:
+        self.train_indices_ = rows
+
+    @property
+    def validation_indices(self) -> np.ndarray | None:
+        """Rows of the present data that were held out, wherever these cells are now.
+
+        Examples
+        --------
+        >>> model.validation_indices.shape
+        (70,)
+        """
+        return self._rows_now(self.validation_indices_)
+
+    @validation_indices.setter
+    def validation_indices(self, rows: np.ndarray | None) -> None:
+        self.validation_indices_ = rows
+
+    @property
+    def test_indices(self) -> np.ndarray | None:
+        """Rows of the present data that were neither trained on nor held out.
+
+        Examples
+        --------
+        >>> len(model.test_indices)
+        0
+        """
+        return self._rows_now(self.test_indices_)
+
+    @test_indices.setter
+    def test_indices(self, rows: np.ndarray | None) -> None:
+        self.test_indices_ = rows
+
+    def _rows_now(self, rows: np.ndarray | None) -> np.ndarray | None:
+        """Return where cells of the split are now; ``None`` if that cannot be said."""
+        if rows is None or self.adata is None:
+            return rows
+        present, trained = self.adata.obs_names, self._split_cells
+        if isinstance(trained, str):
+            if hash_texts(present) != trained:
+                return None
+            self._split_cells = trained = present
+        if trained is None:
+            return None
+        if present is trained or present.equals(trained):
+            return rows
+        if not (present.is_unique and trained.is_unique):
+            return None
+        places = present.get_indexer(trained[rows])
+        found = np.sort(places[places >= 0])
+        return found if len(found) else None
+
+    @contextmanager
+    def _progress_as_asked(self, trainer_kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Show no progress bars where the trainer is to show none."""
+        before = self._shows_progress
+        self._shows_progress = bool(trainer_kwargs.get("enable_progress_bar", True)) and before
+        try:
+            yield
+        finally:
+            self._shows_progress = before
+
     def _trained_on(self) -> dict[str, str]:
         """Return hashes of what a training that goes on must find as it was."""
         assert self.adata_manager is not None
@@ -323,12 +380,12 @@ class TrainingMixin(SavingMixin, BatchesMixin):
         has_mean = bool(self.module.mean_expression.any())  # published weights come without
         if not is_new and has_mean:
             return
-        config = self.config_
+        config, has_space = self.config_, self.module.latent_space is not None
         statistics = gene_statistics(
             self.adata_manager,
             rows,
-            n_genes=len(self.vocabulary),
-            n_components=config.n_latent if is_new and config.uses_components else 0,
+            n_genes=self.module.n_genes,
+            n_components=config.n_latent if is_new and has_space else 0,
             n_embedding=config.n_hidden if is_new and config.pca_initialization else 0,
             n_input_genes=config.n_input_genes,
             seed=self.seed_,
@@ -336,17 +393,16 @@ class TrainingMixin(SavingMixin, BatchesMixin):
         if not is_new:
             self.module.mean_expression.copy_(statistics["mean_expression"])
             return
-        if config.uses_components and not statistics["components"]:
+        if has_space and not statistics["components"]:
             raise ValueError(
                 f"{len(rows)} training cells and {int(statistics['is_read'].sum())} genes to "
                 'read have no principal components. Pass `latent_space="bottleneck"` to the '
                 "model to do without."
             )
-        self.module.set_gene_statistics(**statistics)
+        start_from(self.module, **statistics)
 
     def _finish_training(self, rows: np.ndarray) -> None:
-        """Fit what is fitted to the trained network."""
-        self._fit_latent_space(rows)
+        """Fit what is fitted to the trained network and its training cells."""
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the encoder layers, for training and for embedding.
@@ -365,7 +421,7 @@ class TrainingMixin(SavingMixin, BatchesMixin):
         >>> model.compile()  # doctest: +SKIP
         """
         for layer in self.module.net.encoder.layers:
-            layer.compile(**kwargs)
+            layer.compile(**({"dynamic": True} | kwargs))
 
     def _make_plan(
         self,

@@ -1,8 +1,13 @@
-"""The encoder: a transformer over the expressed, unmasked genes of each cell."""
+"""The parts of the network: embeddings, attention within cells, encoder and decoder layers."""
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -10,9 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .attention import SelfAttention, ragged_attention
-from .chunks import in_chunks
 from .ragged import CellBoundaries
+
+varlen_attn: Any = None
+with suppress(ImportError):  # torch before 2.10
+    varlen_attn = import_module("torch.nn.attention.varlen").varlen_attn
 
 Activation = Literal["gelu", "relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
@@ -27,24 +34,283 @@ MAX_INNER = 2**22
 """The inner layer of a feed-forward part without gradients, on a processor."""
 MAX_INNER_TRAINED = 2**19
 """The same in training, where several such arrays are held at a time."""
+MAX_WEIGHTS = 2**24
+"""Attention weights of single heads that are held at a time to be averaged."""
 RECOMPUTED_FROM = 128
 """Width of a layer from which memory is scarcer than time."""
+WORTH_RECOMPUTING = 512
+"""With fewer rows there is little to store."""
+VARLEN_TOLERANCE = 0.03
+"""Largest difference to plain attention on numbers of about one, in half precision."""
+
+
+def normalize_counts(counts_t: Tensor, library_size_t: Tensor, scale: float = 1e4) -> Tensor:
+    """Return ``log1p(counts / library_size * scale)``, one value per token."""
+    return torch.log1p(counts_t * (scale / library_size_t))
+
+
+class AutoDiscretization(nn.Module):
+    r"""Embed a continuous expression value as a soft mixture of learned bins.
+
+    .. math::
+        h = \mathrm{LeakyReLU}_{0.1}(W_1 v + b_1), \quad
+        p = \mathrm{softmax}(\alpha h + W_2 h + b_2), \quad
+        e = p^\top T
+
+    with ``n_bins`` rows of :math:`T`. Gong et al. 2023, section 3.2.
+    """
+
+    def __init__(self, n_hidden: int, n_bins: int = 100, alpha: float = 1.0) -> None:
+        super().__init__()
+        self.alpha = alpha
+        self.to_bins = nn.Linear(1, n_bins)
+        self.mix_bins = nn.Linear(n_bins, n_bins)
+        self.bins = nn.Embedding(n_bins, n_hidden)
+
+    def bin_weights(self, values_t: Tensor) -> Tensor:
+        """Return the weight of every bin, shape ``(n_tokens, n_bins)``, rows adding up to 1."""
+        h_tb = F.leaky_relu(self.to_bins(values_t[:, None]), 0.1)
+        return torch.softmax(self.alpha * h_tb + self.mix_bins(h_tb), dim=-1)
+
+    def forward(self, values_t: Tensor) -> Tensor:
+        """Embed log-normalised values, float32; shape ``(n_tokens, n_hidden)``."""
+        if values_t.requires_grad:  # to explain a prediction; distinct values have no gradient
+            return self.embed_each(values_t)
+        # Most counts are small, so a batch has about one distinct value in a hundred tokens.
+        distinct_v, place_t = torch.unique(values_t, return_inverse=True)
+        return self.embed_each(distinct_v).index_select(0, place_t)
+
+    def embed_each(self, values_t: Tensor) -> Tensor:
+        """Embed values one by one, which for few of them is faster; the result is the same."""
+        # In bfloat16 values would lose their digits, and the gradients of many tokens their sum.
+        with torch.autocast(values_t.device.type, enabled=False):
+            return self.bin_weights(values_t) @ self.bins.weight
+
+
+class TokenEmbedding(nn.Module):
+    """Token of an expressed gene: value embedding plus gene embedding."""
+
+    def __init__(
+        self, n_positions: int, n_hidden: int, n_bins: int = 100, bin_alpha: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.value = AutoDiscretization(n_hidden, n_bins, bin_alpha)
+        self.gene = nn.Embedding(n_positions, n_hidden)
+        nn.init.normal_(self.gene.weight, std=n_hidden**-0.5)
+
+    def forward(self, values_t: Tensor, gene_ids_t: Tensor) -> Tensor:
+        """Embed log-normalised values of genes, shape ``(n_tokens, n_hidden)``."""
+        return self.value(values_t) + self.gene(gene_ids_t)
+
+
+@torch.compiler.disable  # a kernel of its own, or a loop over cells
+def ragged_attention(
+    q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
+) -> Tensor:
+    """Let the queries of every cell attend to the keys of the same cell.
+
+    No padding and no mask: the cost is the sum over cells of queries x keys, and a cell's result
+    does not depend on its neighbours. On a GPU in half precision all cells go through one
+    variable-length flash attention; elsewhere one cell follows the other. Queries, keys and
+    values have the shape ``(n_tokens, n_heads, head_width)``; a cell with queries needs a key.
+    """
+    if can_use_varlen(q_the):
+        return varlen_attention(q_the, k_she, v_she, queries, keys)
+    return plain_attention(q_the, k_she, v_she, queries, keys)
+
+
+def can_use_varlen(q_the: Tensor) -> bool:
+    """Return whether the kernel works for such queries; tried once for each kind of them."""
+    if not _has_kernel(q_the) or not len(q_the):
+        return False
+    if varlen_attn is None:
+        _say_that_torch_is_old()
+        return False
+    return _passes_check(q_the.device, q_the.dtype, q_the.shape[1], q_the.shape[2])
+
+
+def _has_kernel(q_the: Tensor) -> bool:
+    """Whether there is a flash attention kernel for the device, type and width of a head."""
+    return (
+        q_the.is_cuda
+        and q_the.dtype in (torch.float16, torch.bfloat16)
+        and q_the.shape[-1] % 8 == 0
+        and q_the.shape[-1] <= 256
+        and torch.cuda.get_device_capability(q_the.device) >= (8, 0)
+    )
+
+
+def varlen_attention(
+    q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
+) -> Tensor:
+    """Attend within all cells at once, in torch's variable-length flash attention."""
+    return varlen_attn(
+        q_the,
+        k_she,
+        v_she,
+        queries.cu_seqlens.int(),
+        keys.cu_seqlens.int(),
+        queries.max_length,
+        keys.max_length,
+        **_batch_invariance(),
+    )
+
+
+def plain_attention(
+    q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
+) -> Tensor:
+    """Attend in one cell after the other."""
+    # `split` rather than slices: its backward is one concatenation, where every slice would
+    # write a full-size gradient of its own.
+    cells = zip(
+        q_the.split(queries.lengths),
+        k_she.split(keys.lengths),
+        v_she.split(keys.lengths),
+        strict=True,
+    )
+    return torch.cat([_attend(q, k, v) for q, k, v in cells])
+
+
+def _attend(q_the: Tensor, k_she: Tensor, v_she: Tensor) -> Tensor:
+    """Attention in one cell."""
+    q, k, v = (x[None].transpose(1, 2) for x in (q_the, k_she, v_she))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[0]
+
+
+@cache
+def _batch_invariance() -> dict[str, Any]:
+    """Keep the kernel, where it lets us, from splitting keys by the longest cell of the batch."""
+    return {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
+
+
+@cache
+def _passes_check(device: torch.device, dtype: torch.dtype, n_heads: int, width: int) -> bool:
+    """Compare the kernel, forward and backward, with plain attention on a few small cells."""
+    try:
+        difference = _difference(device, dtype, n_heads, width)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        reason = f"it fails here ({error!r})"
+    else:
+        if difference < VARLEN_TOLERANCE:
+            return True
+        reason = f"it is off by {difference:.2g} from plain attention"
+    warnings.warn(
+        f"torch's variable-length attention is not used, as {reason}. Cells are attended to one "
+        "after the other, which is slower; another release of torch may help.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
+
+
+@cache
+def _say_that_torch_is_old() -> None:
+    warnings.warn(
+        f"torch {torch.__version__} has no variable-length attention: cells are attended to one "
+        "after the other, which is slower. torch 2.10 or newer has it.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _difference(device: torch.device, dtype: torch.dtype, n_heads: int, width: int) -> float:
+    """Return the largest difference between results and gradients."""
+    queries, keys = (
+        CellBoundaries.of(torch.tensor(cu, dtype=torch.int32, device=device))
+        for cu in ([0, 3, 3, 20], [0, 5, 6, 40])
+    )
+    generator = torch.Generator().manual_seed(0)
+    # Views with gaps, as the model has them
+    qkv = torch.randn(40, 3, n_heads, width, generator=generator).to(device, dtype)
+    qkv.requires_grad_()
+    with torch.autocast(device.type, enabled=False):
+        results = []
+        for attend in (varlen_attention, plain_attention):
+            q, k, v = qkv.unbind(1)
+            out_the = attend(q[:20], k, v, queries, keys)
+            (gradient,) = torch.autograd.grad(out_the.float().square().sum(), qkv)
+            results.append([x.detach().float() for x in (out_the, gradient)])
+    return max(
+        float((a - b).abs().max() / b.abs().max().clamp(min=1))
+        for a, b in zip(*results, strict=True)
+    )
+
+
+def attention_among(q_the: Tensor, k_the: Tensor, chosen_n: Tensor) -> Tensor:
+    """Return the attention of chosen tokens of one cell to each other, averaged over the heads.
+
+    float32, shape ``(n_chosen, n_chosen)``, queries in rows; a row sums to the part of the
+    attention that stays among the chosen tokens.
+    """
+    n_tokens, n_heads, width = k_the.shape
+    keys = k_the.float()
+    rows = []
+    for q_nhe in q_the[chosen_n].float().split(max(1, MAX_WEIGHTS // (n_heads * n_tokens))):
+        scores_hns = torch.einsum("nhe,she->hns", q_nhe, keys) * width**-0.5
+        rows.append(scores_hns.softmax(dim=-1)[..., chosen_n].mean(dim=0))
+    return torch.cat(rows) if rows else keys.new_zeros(0, 0)
+
+
+class SelfAttention(nn.Module):
+    """Projections of multi-head self-attention; :func:`ragged_attention` lies between them."""
+
+    def __init__(self, n_hidden: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.qkv = nn.Linear(n_hidden, 3 * n_hidden)
+        self.out = nn.Linear(n_hidden, n_hidden)
+
+    def project(self, x_td: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each ``(n_tokens, n_heads, head_width)``."""
+        return self.qkv(x_td).unflatten(-1, (3, self.n_heads, -1)).unbind(1)
+
+    def merge(self, attended_the: Tensor) -> Tensor:
+        """Return what the heads attended to as ``(n_tokens, n_hidden)``."""
+        return self.out(attended_the.flatten(1))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to the encoded tokens of their own cell."""
+
+    def __init__(self, n_hidden: int, n_context: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.q = nn.Linear(n_hidden, n_hidden)
+        self.kv = nn.Linear(n_context, 2 * n_hidden)
+        self.out = nn.Linear(n_hidden, n_hidden)
+
+    def forward(
+        self, x_td: Tensor, context_sd: Tensor, queries: CellBoundaries, context: CellBoundaries
+    ) -> Tensor:
+        """Return the attended context, shape ``(n_queries, n_hidden)``."""
+        n_queries, n_keys = x_td.shape[0], context_sd.shape[0]
+        q = self.q(x_td).view(n_queries, self.n_heads, -1)
+        k, v = self.kv(context_sd).view(n_keys, 2, self.n_heads, -1).unbind(1)
+        return self.out(ragged_attention(q, k, v, queries, context).reshape(n_queries, -1))
+
+
+def in_chunks(function: Callable[..., Tensor], size: int, x_td: Tensor, *others: Tensor) -> Tensor:
+    """Apply a function of single rows to some rows at a time; see :func:`recomputed`."""
+    size = max(size, WORTH_RECOMPUTING)
+    return torch.cat([recomputed(function, chunk, *others) for chunk in x_td.split(size)])
+
+
+def recomputed(function: Callable, *inputs: Tensor) -> Any:
+    """Call a function; where gradients are needed, compute it again then instead of storing."""
+    if not torch.is_grad_enabled() or len(inputs[0]) < WORTH_RECOMPUTING:
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with an activation between them.
+    """Two linear layers with an activation between them, ``multiplier`` times as wide.
 
-    Parameters
-    ----------
-    n_hidden
-        Width of input and output.
-    multiplier
-        Width of the inner layer in units of ``n_hidden``.
-    activation
-        Name of the activation.
-    recompute
-        On a processor, compute the inner layer again for the backward pass instead of keeping
-        it, which takes half of the memory of a training step and up to a tenth more time.
+    With ``recompute``, on a processor, the inner layer is computed again for the backward pass
+    instead of kept: half of the memory of a training step for up to a tenth more time.
     """
 
     def __init__(
@@ -76,26 +342,8 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each with a residual path and a layer norm.
 
-    Parameters
-    ----------
-    n_hidden, n_heads
-        Width and number of heads.
-    activation
-        Activation of the feed-forward part.
-    norm_first
-        Normalise before each part (pre-norm) instead of after it (post-norm, as published).
-    dropout
-        Dropout on the output of each part. Attention weights are never dropped: that would
-        force the slow attention kernels.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.nn import CellBoundaries, EncoderLayer
-    >>> layer = EncoderLayer(n_hidden=8, n_heads=2)
-    >>> cells = CellBoundaries.of(torch.tensor([0, 2, 5], dtype=torch.int32))
-    >>> layer(torch.randn(5, 8), cells).shape
-    torch.Size([5, 8])
+    The norm comes before each part (``norm_first``) or after it, as published. Attention weights
+    are never dropped: that would force the slow attention kernels.
     """
 
     def __init__(
@@ -108,7 +356,6 @@ class EncoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.norm_first = norm_first
-        self._compiled: dict[str, Callable[..., Any]] = {}
         self.attention = SelfAttention(n_hidden, n_heads)
         self.feed_forward = FeedForward(
             n_hidden, activation=activation, recompute=n_hidden >= RECOMPUTED_FROM
@@ -118,81 +365,26 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
-        """Let the tokens of every cell attend to each other.
-
-        Parameters
-        ----------
-        x_td
-            Tokens of all cells, shape ``(n_tokens, n_hidden)``.
-        cells
-            Boundaries of the cells.
-
-        Returns
-        -------
-        Tokens after the layer, of the same shape.
-        """
-        before = self._compiled.get("before", self._before_attention)
-        after = self._compiled.get("after", self._after_attention)
-        q, k, v = before(x_td)
-        return after(x_td, ragged_attention(q, k, v, cells, cells))
-
-    def compile(self, **kwargs: Any) -> None:
-        """Compile what is done token by token, that is all but the attention, in place.
-
-        Parameters
-        ----------
-        **kwargs
-            Passed to :func:`torch.compile`.
-        """
-        kwargs = {"dynamic": True} | kwargs
-        self._compiled = {
-            "before": torch.compile(self._before_attention, **kwargs),
-            "after": torch.compile(self._after_attention, **kwargs),
-        }
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is compiled: a copy is not."""
-        return self.__dict__ | {"_compiled": {}}
-
-    def _before_attention(self, x_td: Tensor) -> tuple[Tensor, ...]:
-        return self.attention.project(self.attention_norm(x_td) if self.norm_first else x_td)
-
-    def _after_attention(self, x_td: Tensor, attended_the: Tensor) -> Tensor:
+        """Let the tokens of every cell attend to each other, shape ``(n_tokens, n_hidden)``."""
+        q, k, v = self.project(x_td)
+        attended_the = ragged_attention(q, k, v, cells, cells)
         x_td = x_td + self.dropout(self.attention.merge(attended_the))
         if self.norm_first:
             return x_td + self.dropout(self.feed_forward(self.feed_forward_norm(x_td)))
         x_td = self.attention_norm(x_td)
         return self.feed_forward_norm(x_td + self.dropout(self.feed_forward(x_td)))
 
+    def project(self, x_td: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values of all tokens."""
+        return self.attention.project(self.attention_norm(x_td) if self.norm_first else x_td)
+
 
 class Encoder(nn.Module):
-    """A stack of :class:`~scxtrimo.nn.EncoderLayer` and a final layer norm.
+    """A stack of :class:`EncoderLayer` and a final layer norm.
 
-    Parameters
-    ----------
-    n_layers
-        Number of layers.
-    n_hidden, n_heads, activation, norm_first, dropout
-        See :class:`EncoderLayer`.
-
-    Attributes
-    ----------
-    recompute
-        Keep only the input of every layer for the backward pass and compute the rest again, which
-        takes a third more time and a fraction of the memory (Chen et al. 2016).
-
-    Notes
-    -----
-    Gong et al. 2023, section 3.3: the encoder "only focuses on the non-zero and non-masked"
-    genes, so its cost does not depend on the number of genes in the panel.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.nn import Encoder
-    >>> encoder = Encoder(n_layers=2, n_hidden=8, n_heads=2)
-    >>> encoder(torch.randn(5, 8), torch.tensor([0, 2, 5], dtype=torch.int32)).shape
-    torch.Size([5, 8])
+    Gong et al. 2023, section 3.3: it "only focuses on the non-zero and non-masked" genes, so its
+    cost does not depend on the number of genes in the panel. With ``recompute``, only the input of
+    every layer is kept for the backward pass: a third more time, a fraction of the memory.
     """
 
     def __init__(
@@ -213,19 +405,7 @@ class Encoder(nn.Module):
         self.recompute = False
 
     def forward(self, x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Encode the tokens of all cells.
-
-        Parameters
-        ----------
-        x_td
-            Tokens, shape ``(n_tokens, n_hidden)``.
-        cu_seqlens
-            Cell boundaries, int32, shape ``(n_cells + 1,)``.
-
-        Returns
-        -------
-        Encoded tokens, of the same shape.
-        """
+        """Encode the tokens of all cells, shape ``(n_tokens, n_hidden)``."""
         cells = CellBoundaries.of(cu_seqlens)
         if torch.is_grad_enabled() and self._has_gradients(x_td):
             return self._encode(x_td, cells)
@@ -235,35 +415,13 @@ class Encoder(nn.Module):
     def queries_and_keys(
         self, x_td: Tensor, cu_seqlens: Tensor, layer: int
     ) -> tuple[Tensor, Tensor]:
-        """Return queries and keys of a layer.
-
-        Parameters
-        ----------
-        x_td, cu_seqlens
-            See :meth:`forward`.
-        layer
-            Which layer; -1 is the last.
-
-        Returns
-        -------
-        Queries and keys, each of shape ``(n_tokens, n_heads, head_width)``.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from scxtrimo.nn import Encoder
-        >>> encoder = Encoder(n_layers=2, n_hidden=8, n_heads=2)
-        >>> cu_seqlens = torch.tensor([0, 2, 5], dtype=torch.int32)
-        >>> queries, keys = encoder.queries_and_keys(torch.randn(5, 8), cu_seqlens, layer=-1)
-        >>> queries.shape
-        torch.Size([5, 2, 4])
-        """
+        """Return queries and keys of a layer, each ``(n_tokens, n_heads, head_width)``."""
         cells = CellBoundaries.of(cu_seqlens)
         for earlier in list(self.layers)[:layer]:
             x_td = earlier(x_td, cells)
         asked = self.layers[layer]
         assert isinstance(asked, EncoderLayer)
-        q_the, k_the, _ = asked._before_attention(x_td)
+        q_the, k_the, _ = asked.project(x_td)
         return q_the, k_the
 
     def _has_gradients(self, x_td: Tensor) -> bool:
@@ -284,3 +442,21 @@ class Encoder(nn.Module):
             else:
                 x_td = layer(x_td, cells)
         return self.norm(x_td)
+
+
+class CrossAttentionLayer(nn.Module):
+    """Cross-attention and feed-forward, pre-norm."""
+
+    def __init__(self, n_hidden: int, n_context: int, n_heads: int) -> None:
+        super().__init__()
+        self.attention = CrossAttention(n_hidden, n_context, n_heads)
+        self.feed_forward = FeedForward(n_hidden, recompute=n_hidden >= RECOMPUTED_FROM)
+        self.attention_norm = nn.LayerNorm(n_hidden)
+        self.feed_forward_norm = nn.LayerNorm(n_hidden)
+
+    def forward(
+        self, x_td: Tensor, context_sd: Tensor, queries: CellBoundaries, context: CellBoundaries
+    ) -> Tensor:
+        """Return the queries after one layer, shape ``(n_queries, n_hidden)``."""
+        x_td = x_td + self.attention(self.attention_norm(x_td), context_sd, queries, context)
+        return x_td + self.feed_forward(self.feed_forward_norm(x_td))

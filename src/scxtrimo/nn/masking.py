@@ -1,138 +1,69 @@
-"""Which genes of a cell are hidden from the encoder, and which must be predicted."""
+"""Which genes of a cell are hidden from the encoder, and which must be predicted.
+
+All draws are a pure function of (seed, epoch, cell, gene): the masks of a cell do not depend on
+the other cells of its batch, and a training that is resumed sees the masks it would have seen.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
-from .._validation import Fraction, Probability, Validated
-from .embedding import normalize_counts
-from .hashing import hashed_uniform
-from .ragged import cells_of, lengths_of, select_tokens
+from .layers import normalize_counts
+from .ragged import RaggedBatch, cells_of, lengths_of, select_tokens, sum_per_cell
+from .ranges import Fraction, PositiveInt, Probability
 
 RATE, VISIBLE, TARGET, ZERO, FATE, DONOR = range(6)  # independent streams of random numbers
+WHETHER, MEDIAN, MOLECULE = 10, (11, 12, 13), 14
+EXACT_UP_TO = 256
 
 
 @dataclass(frozen=True)
-class MaskingConfig(Validated):
-    """How genes are masked in training.
-
-    Parameters
-    ----------
-    min_rate, max_rate
-        The fraction of a cell's expressed genes that is masked is drawn uniformly from this
-        interval, anew for every cell and epoch.
-    max_targets
-        Masked expressed genes per cell that the imputation decoder must predict, on average at
-        most; ``None`` for all.
-    zero_rate
-        Fraction of the unexpressed genes that is masked and must be predicted. By default as many
-        genes are drawn as there are expressed targets.
-    replace_rate, random_rate
-        What a decoder over all genes (Performer) finds in place of a masked value: the mask, with
-        probability ``replace_rate``; the value of another gene of the cell, with probability
-        ``random_rate``; otherwise the true value. The encoder sees none of these genes.
-    thinning_probability
-        In a model that is aware of the read depth: part of the cells that lose counts before they
-        are encoded, see :func:`~scxtrimo.nn.thin_batch`.
-    natural_weights
-        Weight targets by the inverse of the rate at which they are drawn, so that the imputation
-        decoder predicts means over all genes that the encoder does not see. Without, expressed
-        genes count for more than there are.
-
-    Examples
-    --------
-    >>> MaskingConfig(min_rate=0.3, max_rate=0.3, max_targets=100).zero_rate is None
-    True
-    """
+class Masking:
+    """How genes are masked in training."""
 
     min_rate: Fraction = 0.2
+    """The fraction of a cell's expressed genes that is masked is drawn uniformly from
+    ``min_rate`` to ``max_rate``, anew for every cell and epoch."""
     max_rate: Fraction = 0.9
     max_targets: PositiveInt | None = 32
+    """Masked expressed genes per cell that must be predicted, on average at most; ``None`` for
+    all."""
     zero_rate: Fraction | None = None
+    """Fraction of the unexpressed genes that is masked and must be predicted. By default as many
+    genes are drawn as there are expressed targets."""
     replace_rate: Probability = 1.0
+    """What a Performer finds in place of a masked value: the mask, with probability
+    ``replace_rate``; the value of another gene of the cell, with probability ``random_rate``;
+    otherwise the true value. The encoder sees none of these genes."""
     random_rate: Probability = 0.0
     thinning_probability: Probability = 0.5
+    """In a model that is aware of the read depth: part of the cells that lose counts before they
+    are encoded, see :func:`thin_batch`."""
     natural_weights: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.min_rate > self.max_rate:
-            raise ValueError(f"min_rate={self.min_rate} must be at most max_rate={self.max_rate}.")
-        if self.replace_rate + self.random_rate > 1:
-            raise ValueError(
-                f"replace_rate={self.replace_rate} and random_rate={self.random_rate} must be "
-                "probabilities that add up to at most 1."
-            )
-
-    @classmethod
-    def published(cls) -> MaskingConfig:
-        """Return the masking of the published training :cite:p:`Gong2023`.
-
-        30% of the expressed and 3% of the unexpressed genes, all of them targets; 80% of them
-        replaced by the mask and 10% by another value.
-
-        Returns
-        -------
-        The configuration.
-
-        Examples
-        --------
-        >>> from scxtrimo.train import MaskingConfig
-        >>> MaskingConfig.published().zero_rate
-        0.03
-        """
-        return cls(0.3, 0.3, None, zero_rate=0.03, replace_rate=0.8, random_rate=0.1)
+    """Weight targets by the inverse of the rate at which they are drawn, so that the decoder
+    predicts means over all genes that the encoder does not see. Without, expressed genes count
+    for more than there are."""
 
 
 def mask_batch(
-    batch: dict[str, Tensor],
-    config: MaskingConfig,
+    batch: RaggedBatch,
+    masking: Masking,
     n_genes: int,
     seed: int,
     epoch: int,
     tell_hidden: bool = True,
-) -> dict[str, Tensor]:
+) -> RaggedBatch:
     """Hide some genes of every cell and name the ones to predict.
 
-    Parameters
-    ----------
-    batch
-        A ragged batch, see :class:`~scxtrimo.data.RaggedDataset`. If counts were taken away
-        (:func:`thin_batch`), genes are expressed if something is left, and the genes to predict
-        are to be predicted with all their counts.
-    config
-        How much to mask.
-    n_genes
-        Size of the vocabulary.
-    seed, epoch
-        Masks differ between seeds and between epochs.
-    tell_hidden
-        Whether there is a decoder over all genes, which must be told what is masked.
-
-    Returns
-    -------
-    The batch with ``visible`` (bool per token); for the genes to predict ``target_counts``,
-    ``target_gene_ids``, ``target_weights`` and ``target_cu_seqlens``; and for all that are
-    masked, what a decoder over all genes is told, ``hidden_values`` (NaN for the mask),
-    ``hidden_gene_ids`` and ``hidden_cu_seqlens``.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from scxtrimo.train import MaskingConfig
-    >>> from scxtrimo.nn import mask_batch
-    >>> from scxtrimo.pretraining import ragged_batch
-    >>> batch = ragged_batch(adata.X, np.arange(8))  # of adata, all genes
-    >>> masked = mask_batch(batch, MaskingConfig(), n_genes=adata.n_vars, seed=0, epoch=0)
-    >>> bool(masked["visible"].all())
-    False
-    >>> masked["target_counts"].shape == masked["target_gene_ids"].shape
-    True
+    Adds ``visible``, the ``target_*`` entries and, for a decoder over all genes
+    (``tell_hidden``), the ``hidden_*`` entries. Where counts were taken away
+    (:func:`thin_batch`), genes are expressed if something is left, and are to be predicted with
+    all their counts.
     """
     gene_ids, cu_seqlens = batch["gene_ids"], batch["cu_seqlens"]
     input_counts_t = batch.get("input_counts", batch["counts"])
@@ -143,21 +74,21 @@ def mask_batch(
     def uniform(key: Tensor, stream: int) -> Tensor:
         return hashed_uniform(key, seed, epoch, stream)
 
-    rate_c = config.min_rate + (config.max_rate - config.min_rate) * uniform(key_c, RATE)
+    rate_c = masking.min_rate + (masking.max_rate - masking.min_rate) * uniform(key_c, RATE)
     expressed_t = input_counts_t > 0
     hidden_t = expressed_t & (uniform(key_t, VISIBLE) < rate_c[cells_t])
     target_t = hidden_t
     share_c = torch.ones_like(rate_c)
-    if config.max_targets is not None:
+    if masking.max_targets is not None:
         n_hidden_c = lengths_of(select_tokens(hidden_t, cu_seqlens))
-        share_c = (config.max_targets / n_hidden_c.clamp(min=1)).clamp(max=1)
+        share_c = (masking.max_targets / n_hidden_c.clamp(min=1)).clamp(max=1)
         target_t = hidden_t & (uniform(key_t, TARGET) < share_c[cells_t])
 
-    if config.zero_rate is None:
+    if masking.zero_rate is None:
         n_draws_c = lengths_of(select_tokens(target_t, cu_seqlens))
     else:
         # Draws of which this fraction of the genes is met at least once
-        n_draws_c = torch.full_like(key_c, round(-n_genes * math.log(1 - config.zero_rate)))
+        n_draws_c = torch.full_like(key_c, round(-n_genes * math.log(1 - masking.zero_rate)))
     find = _TokenFinder(batch, n_genes)
     zero_cells = torch.repeat_interleave(torch.arange(len(key_c), device=key_c.device), n_draws_c)
     draw = torch.arange(len(zero_cells), device=key_c.device)
@@ -182,51 +113,136 @@ def mask_batch(
 
     target_cells, target_genes, target_counts, target_cu = with_zeros(target_t)
     target_weights = torch.ones_like(target_counts)
-    if config.natural_weights:
+    if masking.natural_weights:
         was_zero = find(input_counts_t, target_cells, target_genes) == 0
         zero_share_c = -torch.expm1(-n_draws_c / n_genes)
         target_weights = 1 / torch.where(
             was_zero, zero_share_c[target_cells], share_c[target_cells]
         )
-    masked = batch | {
-        "visible": ~hidden_t,
-        "target_counts": target_counts,
-        "target_gene_ids": target_genes,
-        "target_cu_seqlens": target_cu,
-        "target_weights": target_weights,
-    }
+    masked = batch | RaggedBatch(
+        visible=~hidden_t,
+        target_counts=target_counts,
+        target_gene_ids=target_genes,
+        target_cu_seqlens=target_cu,
+        target_weights=target_weights,
+    )
     if not tell_hidden:
         return masked
     cells_h, genes_h, _, cu_h = with_zeros(hidden_t)
     fate_h = uniform(key_c[cells_h] * n_genes + genes_h, FATE)
     values_h = torch.full_like(fate_h, torch.nan)
-    if config.replace_rate < 1:
+    if masking.replace_rate < 1:
         n_tokens_h = lengths_of(cu_seqlens)[cells_h].long()
         drawn = uniform(key_c[cells_h] * n_genes + genes_h, DONOR)
         donors_h = cu_seqlens[cells_h] + torch.minimum((drawn * n_tokens_h).long(), n_tokens_h - 1)
         own_h = find(input_counts_t, cells_h, genes_h)
-        is_random_h = fate_h < config.replace_rate + config.random_rate
+        is_random_h = fate_h < masking.replace_rate + masking.random_rate
         counts_h = torch.where(is_random_h, input_counts_t[donors_h], own_h)
         library_c = batch.get("input_library_size", batch["library_size"])
         told_h = normalize_counts(counts_h, library_c[cells_h])
-        values_h = torch.where(fate_h < config.replace_rate, values_h, told_h)
-    return masked | {
-        "hidden_values": values_h,
-        "hidden_gene_ids": genes_h,
-        "hidden_cu_seqlens": cu_h,
-    }
+        values_h = torch.where(fate_h < masking.replace_rate, values_h, told_h)
+    return masked | RaggedBatch(
+        hidden_values=values_h, hidden_gene_ids=genes_h, hidden_cu_seqlens=cu_h
+    )
 
 
 class _TokenFinder:
-    """Look up what is known per token by cell and gene."""
+    """Look up what is known per token by cell and gene; 0 for genes that have no token."""
 
-    def __init__(self, batch: dict[str, Tensor], n_genes: int) -> None:
+    def __init__(self, batch: RaggedBatch, n_genes: int) -> None:
         self.n_genes = n_genes
         cells_t = cells_of(batch["cu_seqlens"], len(batch["gene_ids"]))
         self.keys, self.order = torch.sort(cells_t * n_genes + batch["gene_ids"])
 
     def __call__(self, values_t: Tensor, cells: Tensor, genes: Tensor) -> Tensor:
-        """Return the values of the tokens, 0 for genes that are none."""
         wanted = cells * self.n_genes + genes
         place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
         return torch.where(self.keys[place] == wanted, values_t[self.order[place]], 0.0)
+
+
+def thin_batch(
+    batch: RaggedBatch, probability: float, n_genes: int, seed: int, epoch: int
+) -> RaggedBatch:
+    r"""Take counts away from some cells, as if they had been sequenced less deeply.
+
+    .. math::
+        \gamma_c \sim \mathrm{Bernoulli}(p), \quad b_c \sim \mathrm{Beta}(2, 2), \quad
+        x'_{cg} \sim \mathrm{Binomial}(x_{cg}, b_c)
+        \text{ where } \gamma_c = 1 \text{, else } x_{cg}
+
+    Adds ``input_counts`` and ``input_library_size``. A cell that would lose all counts keeps
+    them. Hao et al. 2024, read-depth-aware pretraining.
+    """
+    key_c, cu_seqlens, counts_t = batch["cell_ids"], batch["cu_seqlens"], batch["counts"]
+
+    def uniform(key: Tensor, stream: int) -> Tensor:
+        return hashed_uniform(key, seed, epoch, stream)
+
+    # The median of three uniform numbers has the distribution Beta(2, 2).
+    rate_c = torch.stack([uniform(key_c, stream) for stream in MEDIAN]).median(0).values
+    rate_c = torch.where(uniform(key_c, WHETHER) < probability, rate_c, 1.0)
+    cells_t = cells_of(cu_seqlens, len(counts_t))
+    key_t = key_c[cells_t] * n_genes + batch["gene_ids"]
+    kept_t = binomial(counts_t, rate_c[cells_t], lambda key: uniform(key, MOLECULE), key_t)
+    total_c = sum_per_cell(kept_t, cu_seqlens)
+    kept_t = torch.where((total_c > 0)[cells_t], kept_t, counts_t)
+    total_c = torch.where(total_c > 0, total_c, batch["library_size"])
+    return batch | RaggedBatch(input_counts=kept_t, input_library_size=total_c)
+
+
+def binomial(
+    counts_t: Tensor, rates_t: Tensor, uniform: Callable[[Tensor], Tensor], key_t: Tensor
+) -> Tensor:
+    """Keep every one of ``counts_t`` molecules with probability ``rates_t``.
+
+    Molecules are drawn one by one; above 256 of a gene, the normal approximation is used.
+    """
+    is_large_t = counts_t > EXACT_UP_TO
+    n_t = torch.where(is_large_t, 0, counts_t).long()
+    token_m = torch.repeat_interleave(torch.arange(len(n_t), device=n_t.device), n_t)
+    number_m = torch.arange(len(token_m), device=n_t.device) - (n_t.cumsum(0) - n_t)[token_m]
+    kept_m = uniform(key_t[token_m] * (EXACT_UP_TO + 1) + number_m) < rates_t[token_m]
+    kept_t = torch.zeros_like(counts_t).index_add(0, token_m, kept_m.to(counts_t.dtype))
+    if not is_large_t.any():
+        return kept_t
+    u_t = uniform(key_t * (EXACT_UP_TO + 1)).clamp(min=2.0**-25)
+    mean_t, variance_t = counts_t * rates_t, counts_t * rates_t * (1 - rates_t)
+    normal_t = torch.special.ndtri(u_t.double()).to(counts_t.dtype)
+    approximate_t = (mean_t + variance_t.sqrt() * normal_t).round().clamp(min=0)
+    return torch.where(is_large_t, torch.minimum(approximate_t, counts_t), kept_t)
+
+
+def hashed_uniform(key: Tensor, seed: int, epoch: int, stream: int) -> Tensor:
+    """Return numbers in [0, 1) that are a pure function of int64 keys and the other arguments.
+
+    The key is mixed with the finaliser of SplitMix64 (Steele et al. 2014).
+    """
+    x = _mix(key + _signed(_mix_int(_mix_int(_mix_int(seed) + epoch) + stream)))
+    return (_shift(x, 40)).to(torch.float32) * 2.0**-24
+
+
+_C1, _C2, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
+_MASK64 = (1 << 64) - 1
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch shifts int64 arithmetically."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = x * _signed(_GOLDEN)
+    x = (x ^ _shift(x, 30)) * _signed(_C1)
+    x = (x ^ _shift(x, 27)) * _signed(_C2)
+    return x ^ _shift(x, 31)
+
+
+def _mix_int(value: int) -> int:
+    value = (value + _GOLDEN) & _MASK64
+    value = ((value ^ (value >> 30)) * _C1) & _MASK64
+    value = ((value ^ (value >> 27)) * _C2) & _MASK64
+    return value ^ (value >> 31)

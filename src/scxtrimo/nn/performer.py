@@ -1,16 +1,20 @@
-"""Performer: attention that is linear in the number of genes, by positive random features."""
+"""Performer: attention that is linear in the number of genes, by positive random features.
+
+Choromanski et al. 2021 (FAVOR+); as the decoder, Gong et al. 2023, section 3.4.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .chunks import in_chunks, recomputed
-from .layers import FeedForward
+from .layers import FeedForward, in_chunks, recomputed
+from .ragged import EncodedCells, lengths_of, select_tokens
 
 EPSILON = 1e-4
 CHUNK = 2048
@@ -18,18 +22,9 @@ CHUNK = 2048
 
 
 def orthogonal_features(n_features: int, n_inputs: int, generator: torch.Generator) -> Tensor:
-    """Draw random features whose directions are orthogonal within blocks.
+    """Draw features of shape ``(n_features, n_inputs)``, orthogonal within blocks.
 
-    Parameters
-    ----------
-    n_features, n_inputs
-        Number of features and width of a head.
-    generator
-        Where the numbers come from.
-
-    Returns
-    -------
-    Tensor of shape ``(n_features, n_inputs)``, rows with the lengths of Gaussian vectors.
+    Rows have the lengths of Gaussian vectors.
     """
     blocks = []
     for _ in range(-(-n_features // n_inputs)):
@@ -50,24 +45,10 @@ def exponential_features(
         \phi(x) = \exp(\omega^\top \tilde x - \|\tilde x\|^2 / 2 - s),
         \quad \tilde x = x / e^{1/4}
 
-    Parameters
-    ----------
-    x_hte
-        Queries or keys of one cell, shape ``(n_heads, n_genes, head_width)``.
-    features_me
-        Random features, shape ``(n_features, head_width)``.
-    is_query
-        Which of the two: the stabiliser :math:`s` is the maximum per query, and for keys one over
-        all heads and genes given.
-
-    Returns
-    -------
-    Tensor of shape ``(n_heads, n_genes, n_features)``, and the stabiliser.
-
-    Notes
-    -----
-    Choromanski et al. 2021, equation 7 (FAVOR+), without the factor :math:`m^{-1/2}`, which
-    cancels in attention.
+    with a stabiliser :math:`s`: the maximum per query, and for keys one over all heads and genes.
+    Equation 7 without the factor :math:`m^{-1/2}`, which cancels in attention. Queries or keys
+    have the shape ``(n_heads, n_genes, head_width)``; returned are features of shape
+    ``(n_heads, n_genes, n_features)`` and the stabiliser.
     """
     x_hte = x_hte * x_hte.shape[-1] ** -0.25
     projected = x_hte @ features_me.t()
@@ -84,28 +65,7 @@ class FavorAttention(nn.Module):
             {\phi_\epsilon(q)^\top \sum_g \phi_\epsilon(k_g)},
         \quad \phi_\epsilon = \phi + \epsilon
 
-    with :math:`\phi` the positive random features of Choromanski et al. 2021; the sums over keys
-    are :meth:`summarize`.
-
-    Parameters
-    ----------
-    n_hidden
-        Width of input and output.
-    n_heads, head_width
-        Number and width of the heads.
-    seed
-        Seed of the random features.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.nn import FavorAttention
-    >>> attention = FavorAttention(n_hidden=8, n_heads=2, head_width=4)
-    >>> genes = torch.randn(100, 8)
-    >>> sums = [attention.sum_keys(part) for part in genes.split(50)]
-    >>> attention(genes[:5], *attention.summarize(sums, n_genes=100)).shape
-    torch.Size([5, 8])
-    >>> attention.redraw(seed=1)
+    with :math:`\phi` the positive random features; :meth:`summarize` has the sums over keys.
     """
 
     features: Tensor
@@ -120,13 +80,7 @@ class FavorAttention(nn.Module):
         self.redraw(seed)
 
     def redraw(self, seed: int) -> None:
-        """Draw other random features.
-
-        Parameters
-        ----------
-        seed
-            Their seed.
-        """
+        """Draw other random features."""
         generator = torch.Generator().manual_seed(seed)
         n_features, head_width = self.features.shape
         self.features.copy_(orthogonal_features(n_features, head_width, generator))
@@ -139,17 +93,9 @@ class FavorAttention(nn.Module):
         return projected.view(len(x_gd), n, self.n_heads, -1).permute(1, 2, 0, 3)
 
     def sum_keys(self, x_gd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sum keys and values over some genes of a cell.
+        """Sum over some genes, shape ``(n_genes, n_hidden)``: of keys times values, keys, values.
 
-        Parameters
-        ----------
-        x_gd
-            Some genes of a cell, shape ``(n_genes, n_hidden)``.
-
-        Returns
-        -------
-        Sums over the genes: of keys times values, of keys and of values, each for every head; and
-        the stabiliser.
+        Every sum is per head; the stabiliser comes with them.
         """
         k, v = self._project(x_gd, 1, 2)
         # Exponentials of scores in bfloat16 would be off by several per cent.
@@ -163,17 +109,8 @@ class FavorAttention(nn.Module):
     def summarize(self, chunks: list[tuple[Tensor, Tensor, Tensor, Tensor]], n_genes: int) -> Any:
         r"""Return :math:`\sum_g \phi_\epsilon(k_g) [v_g^\top, 1]` from sums over parts of a cell.
 
-        Parameters
-        ----------
-        chunks
-            Results of :meth:`sum_keys`, each with a stabiliser of its own. The result has one for
-            the cell, so that it depends neither on other cells nor on the parts.
-        n_genes
-            Number of genes that were summed over.
-
-        Returns
-        -------
-        Tensors of shape ``(n_heads, n_features, head_width)`` and ``(n_heads, n_features, 1)``.
+        ``chunks`` are results of :meth:`sum_keys`, each with a stabiliser of its own. The result
+        has one for the cell, so that it depends neither on other cells nor on the parts.
         """
         contexts, normalizers, values, highest = zip(*chunks, strict=True)
         weights = [torch.exp(h - torch.stack(highest).amax()) for h in highest]
@@ -183,19 +120,7 @@ class FavorAttention(nn.Module):
         return context_hme, (normalizer_hm + EPSILON * n_genes)[..., None]
 
     def forward(self, x_qd: Tensor, context_hme: Tensor, normalizer_hm1: Tensor) -> Tensor:
-        """Let genes attend to a cell's summary.
-
-        Parameters
-        ----------
-        x_qd
-            The genes, shape ``(n_queries, n_hidden)``.
-        context_hme, normalizer_hm1
-            What :meth:`summarize` returned for the cell.
-
-        Returns
-        -------
-        Tensor of shape ``(n_queries, n_hidden)``.
-        """
+        """Let genes attend to a cell's summary, shape ``(n_queries, n_hidden)``."""
         (q,) = self._project(x_qd, 0, 1)
         with torch.autocast(x_qd.device.type, enabled=False):
             q_hgm = (
@@ -207,21 +132,7 @@ class FavorAttention(nn.Module):
 
 
 class PerformerLayer(nn.Module):
-    """Linear attention and feed-forward, pre-norm.
-
-    Parameters
-    ----------
-    n_hidden, n_heads, head_width, seed
-        See :class:`FavorAttention`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.nn import PerformerLayer
-    >>> layer = PerformerLayer(n_hidden=8, n_heads=2, head_width=4)
-    >>> layer(torch.randn(100, 8), rows_q=torch.tensor([3, 99])).shape
-    torch.Size([2, 8])
-    """
+    """Linear attention and feed-forward, pre-norm."""
 
     def __init__(self, n_hidden: int, n_heads: int, head_width: int, seed: int = 0) -> None:
         super().__init__()
@@ -233,16 +144,7 @@ class PerformerLayer(nn.Module):
     def forward(self, x_gd: Tensor, rows_q: Tensor | None = None) -> Tensor:
         """Return the genes of one cell after one layer.
 
-        Parameters
-        ----------
-        x_gd
-            All genes of the cell, shape ``(n_genes, n_hidden)``.
-        rows_q
-            Where to evaluate the layer; all genes are attended to regardless.
-
-        Returns
-        -------
-        Tensor of shape ``(n_genes, n_hidden)``, or ``(n_queries, n_hidden)``.
+        With ``rows_q`` the layer is evaluated there only; all genes are attended to regardless.
         """
         sums = [recomputed(self._sum_keys, chunk) for chunk in x_gd.split(CHUNK)]
         summary = self.attention.summarize(sums, len(x_gd))
@@ -258,24 +160,7 @@ class PerformerLayer(nn.Module):
 
 
 class Performer(nn.Module):
-    """A stack of :class:`~scxtrimo.nn.PerformerLayer` and a final layer norm.
-
-    Parameters
-    ----------
-    n_layers
-        Number of layers.
-    n_hidden, n_heads, head_width, seed
-        See :class:`FavorAttention`.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.nn import Performer
-    >>> performer = Performer(n_layers=2, n_hidden=8, n_heads=2, head_width=4)
-    >>> performer(torch.randn(100, 8)).shape
-    torch.Size([100, 8])
-    >>> performer.redraw(seed=1)
-    """
+    """A stack of :class:`PerformerLayer` and a final layer norm."""
 
     def __init__(
         self, n_layers: int, n_hidden: int, n_heads: int, head_width: int, seed: int = 0
@@ -287,31 +172,77 @@ class Performer(nn.Module):
         self.norm = nn.LayerNorm(n_hidden)
 
     def redraw(self, seed: int) -> None:
-        """Draw other random features in every layer.
-
-        Parameters
-        ----------
-        seed
-            Their seed; layers differ.
-        """
+        """Draw other random features, different in every layer."""
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, PerformerLayer)
             layer.attention.redraw(seed + i)
 
     def forward(self, x_gd: Tensor, rows_q: Tensor | None = None) -> Tensor:
-        """Transform the genes of one cell.
-
-        Parameters
-        ----------
-        x_gd
-            All genes of the cell, shape ``(n_genes, n_hidden)``.
-        rows_q
-            Where to evaluate the last layer; by default everywhere.
-
-        Returns
-        -------
-        Tensor of shape ``(n_genes, n_hidden)``, or ``(n_queries, n_hidden)``.
-        """
+        """Transform the genes of one cell; ``rows_q`` says where the last layer is evaluated."""
         for layer in self.layers[:-1]:
             x_gd = layer(x_gd)
         return self.norm(self.layers[-1](x_gd, rows_q))
+
+
+class PerformerDecoder(nn.Module):
+    """All genes of a cell attend to each other, as published.
+
+    Encoded genes stand where they are in the vocabulary, all others as zeros or masks; the gene
+    embedding is added again. Linear in the number of genes, and by far the most expensive decoder.
+    """
+
+    max_queries: int | None = None
+
+    def __init__(
+        self,
+        n_hidden: int,
+        n_context: int,
+        n_layers: int,
+        n_heads: int,
+        head_width: int,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.randn(n_context))  # in place of a value that is hidden
+        self.to_hidden = nn.Linear(n_context, n_hidden)
+        self.performer = Performer(n_layers, n_hidden, n_heads, head_width, seed)
+        self.norm = nn.LayerNorm(n_hidden)
+        self.to_value = nn.Linear(n_hidden, 1)
+
+    def embed(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Iterator[Tensor]:
+        """Yield embeddings of the queried genes of each cell, shape ``(n_queries, n_hidden)``."""
+        # Most genes of most cells are zeros, which are all the same before the first layer.
+        zeros_gd = self.to_hidden(genes_gd + cells.zero_d)
+        known = [(cells.tokens_td, cells.gene_ids_t, cells.cu_seqlens)]
+        if cells.hidden is not None:
+            known.append(cells.hidden)
+        inputs = [self._split(genes_gd, *part) for part in known]
+        queries = gene_ids_t.split(lengths_of(cu_queries).tolist())
+        for rows_q, *parts in zip(queries, *inputs, strict=True):
+            if not len(rows_q):
+                yield zeros_gd[:0]
+                continue
+            x_gd = zeros_gd
+            for x_td, ids_t in parts:
+                x_gd = x_gd.index_copy(0, ids_t, x_td.to(x_gd.dtype))
+            yield self.norm(self.performer(x_gd, rows_q))
+
+    def _split(
+        self, genes_gd: Tensor, tokens_td: Tensor, ids_t: Tensor, cu_seqlens: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Bring tokens to the width of the decoder, one entry per cell."""
+        is_gene = ids_t >= 0  # the cell token has no place among the genes
+        cu_genes = select_tokens(is_gene, cu_seqlens)
+        ids_t = ids_t[is_gene]
+        x_td = self.to_hidden(tokens_td[is_gene] + F.embedding(ids_t, genes_gd))
+        n = lengths_of(cu_genes).tolist()
+        return list(zip(x_td.split(n), ids_t.split(n), strict=True))
+
+    def forward(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Tensor:
+        """Predict the queried genes; arguments as in :class:`CrossAttentionDecoder`."""
+        embedded = self.embed(cells, genes_gd, gene_ids_t, cu_queries)
+        return torch.cat([self.to_value(x_qd).squeeze(-1) for x_qd in embedded])

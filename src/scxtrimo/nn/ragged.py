@@ -1,40 +1,67 @@
-"""Reductions over ragged batches.
+"""Ragged batches: the tokens of all cells in one tensor, without padding.
 
-A ragged batch keeps the tokens of all cells in one tensor of shape ``(n_tokens, ...)``; cell ``c``
-owns rows ``cu_seqlens[c]:cu_seqlens[c + 1]``. Shape suffixes used throughout :mod:`scxtrimo.nn`:
-``t`` tokens of all cells, ``s`` tokens attended to, ``c`` cells, ``g`` genes, ``h`` heads,
-``d`` width of the model, ``e`` width of one head, ``b`` value bins, ``z`` latent dimensions.
+A tensor of shape ``(n_tokens, ...)`` holds the tokens of all cells; cell ``c`` owns rows
+``cu_seqlens[c]:cu_seqlens[c + 1]``. Shape suffixes used throughout :mod:`scxtrimo.nn`: ``t``
+tokens of all cells, ``s`` tokens attended to, ``q`` queries, ``c`` cells, ``g`` genes, ``h``
+heads, ``d`` width of the model, ``e`` width of one head, ``b`` value bins, ``z`` latent
+dimensions.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 
+class RaggedBatch(TypedDict, total=False):
+    """A batch of cells. Only the first six entries are always there."""
+
+    counts: Tensor
+    """Raw counts of the expressed genes of all cells, float32, shape ``(n_tokens,)``."""
+    gene_ids: Tensor
+    """Their positions in the vocabulary, int64, shape ``(n_tokens,)``."""
+    cu_seqlens: Tensor
+    """Cell boundaries, int32, shape ``(n_cells + 1,)``."""
+    library_size: Tensor
+    """Total counts of every cell, also of genes outside the vocabulary, shape ``(n_cells,)``."""
+    cell_ids: Tensor
+    """Row of every cell in its data, int64; seeds its masks."""
+    categories: Tensor
+    """Codes of batch and covariates, -1 if unknown, int64, shape ``(n_cells, n_covariates)``."""
+    labels: Tensor
+    """Codes of the labels, -1 for none, int64, shape ``(n_cells,)``."""
+    input_counts: Tensor
+    """What the encoder sees of ``counts`` where counts were taken away (thinning)."""
+    input_library_size: Tensor
+    """Totals of ``input_counts``."""
+    depths: Tensor
+    """Target and source depth, log10 of total counts, shape ``(n_cells, 2)``."""
+    scale: float
+    """Total that counts are scaled to before the logarithm; 10,000 if missing."""
+    visible: Tensor
+    """Whether the encoder sees a token, bool, shape ``(n_tokens,)``."""
+    target_counts: Tensor
+    """Counts of the genes to predict, shape ``(n_targets,)``."""
+    target_gene_ids: Tensor
+    target_weights: Tensor
+    target_cu_seqlens: Tensor
+    hidden_values: Tensor
+    """What a Performer is told about masked genes: NaN for the mask, or a value."""
+    hidden_gene_ids: Tensor
+    hidden_cu_seqlens: Tensor
+    lane: Tensor
+    """Which batch of an accumulated step this is, where a store says so."""
+    epoch: Tensor
+    """Epoch of the batch, where a store says so."""
+
+
 class CellBoundaries(NamedTuple):
     """Where the cells of a ragged batch begin and end, on the device and on the host.
 
-    Parameters
-    ----------
-    cu_seqlens
-        Boundaries, int32, shape ``(n_cells + 1,)``.
-    lengths
-        Number of tokens of every cell. Reading it from a GPU waits for all work before it, so
-        that all layers share it.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.nn import CellBoundaries
-    >>> cells = CellBoundaries.of(torch.tensor([0, 2, 5], dtype=torch.int32))
-    >>> cells.lengths, cells.max_length
-    ([2, 3], 3)
-    >>> [group.lengths for group in cells.groups(max_tokens=4)]
-    [[2], [3]]
+    Reading ``lengths`` from a GPU waits for all work before it, so it is read once per pass.
     """
 
     cu_seqlens: Tensor
@@ -42,17 +69,7 @@ class CellBoundaries(NamedTuple):
 
     @classmethod
     def of(cls, cu_seqlens: Tensor) -> CellBoundaries:
-        """Read the lengths of the cells.
-
-        Parameters
-        ----------
-        cu_seqlens
-            Boundaries, shape ``(n_cells + 1,)``.
-
-        Returns
-        -------
-        The boundaries, with the lengths.
-        """
+        """Read the lengths of the cells."""
         return cls(cu_seqlens, lengths_of(cu_seqlens).tolist())
 
     @property
@@ -61,17 +78,7 @@ class CellBoundaries(NamedTuple):
         return max(self.lengths)
 
     def groups(self, max_tokens: int) -> list[CellBoundaries]:
-        """Divide the batch into runs of cells.
-
-        Parameters
-        ----------
-        max_tokens
-            How many tokens a run may have; a longer cell makes a run of its own.
-
-        Returns
-        -------
-        The boundaries of the cells of each run, from 0 on.
-        """
+        """Divide the batch into runs of cells of at most ``max_tokens``, each at least a cell."""
         ends, n_tokens = [0], 0
         for cell, length in enumerate(self.lengths):
             if n_tokens and n_tokens + length > max_tokens:
@@ -85,6 +92,26 @@ class CellBoundaries(NamedTuple):
             )
             for start, end in pairwise(ends)
         ]
+
+
+class HiddenGenes(NamedTuple):
+    """Masked genes, and what a decoder over all genes is told about them."""
+
+    tokens_td: Tensor
+    gene_ids_t: Tensor
+    cu_seqlens: Tensor
+
+
+class EncodedCells(NamedTuple):
+    """What the encoder knows about a batch of cells, for the decoders."""
+
+    tokens_td: Tensor  # special tokens first in every cell
+    cu_seqlens: Tensor
+    gene_ids_t: Tensor  # positions in the gene embeddings; -1 for the cell token
+    latent_cz: Tensor  # cell vectors, or the published representation
+    covariates_ck: Tensor  # embedding of batch and covariates, not part of the cell vector
+    zero_d: Tensor  # value embedding of 0
+    hidden: HiddenGenes | None = None
 
 
 def lengths_of(cu_seqlens: Tensor) -> Tensor:
@@ -105,19 +132,7 @@ def to_tokens(x_c: Tensor, cu_seqlens: Tensor, n_tokens: int) -> Tensor:
 
 
 def sum_per_cell(x_t: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """Sum the tokens of every cell; a cell without tokens gets 0.
-
-    Parameters
-    ----------
-    x_t
-        Values per token, shape ``(n_tokens, ...)``.
-    cu_seqlens
-        Cell boundaries, shape ``(n_cells + 1,)``.
-
-    Returns
-    -------
-    Tensor of shape ``(n_cells, ...)``.
-    """
+    """Sum the tokens of every cell, shape ``(n_cells, ...)``; a cell without tokens gets 0."""
     out = x_t.new_zeros((cu_seqlens.shape[0] - 1, *x_t.shape[1:]))
     return out.index_add(0, cells_of(cu_seqlens, x_t.shape[0]), x_t)
 
@@ -136,20 +151,9 @@ def max_per_cell(x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def prepend_tokens(x_td: Tensor, first_cnd: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the same number of tokens in front of every cell.
+    """Put tokens ``first_cnd``, shape ``(n_cells, n_first, ...)``, in front of every cell.
 
-    Parameters
-    ----------
-    x_td
-        Tokens of all cells, shape ``(n_tokens, ...)``.
-    first_cnd
-        The tokens to put first, shape ``(n_cells, n_first, ...)``.
-    cu_seqlens
-        Cell boundaries before these are added.
-
-    Returns
-    -------
-    Tokens of shape ``(n_tokens + n_cells * n_first, ...)`` and their cell boundaries.
+    Returns all tokens and the new cell boundaries.
     """
     n_tokens, (n_cells, n_first) = x_td.shape[0], first_cnd.shape[:2]
     source_t = torch.empty(n_tokens + n_cells * n_first, dtype=torch.int64, device=x_td.device)

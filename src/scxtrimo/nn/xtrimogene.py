@@ -1,127 +1,330 @@
-"""The network on one page: tokens, encoder, cell vector, decoders."""
+"""xTrimoGene on one page: configuration, network, objective.
+
+An asymmetric masked autoencoder over the genes of a cell (Gong et al. 2023, figure 1). The encoder
+reads the expressed, unmasked genes and nothing else; the decoders predict any gene from what it
+found. Tokens T and S of the target and source depth are those of Hao et al. 2024. The cell token,
+the bottleneck decoder and the cross-attention decoder are ours.
+
+    counts, genes -> TokenEmbedding -> Encoder -> CellPooling -> BottleneckDecoder -> all counts
+                                               -> Cross-attention or Performer -> masked genes
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .decoders import BottleneckDecoder, CrossAttentionDecoder, PerformerDecoder
-from .embedding import TokenEmbedding, normalize_counts
-from .encoded import EncodedCells, HiddenGenes
-from .layers import Activation, Encoder
-from .pooling import CellPooling, pool_tokens
-from .ragged import prepend_tokens, to_tokens
+from .layers import Activation, CrossAttentionLayer, Encoder, TokenEmbedding, normalize_counts
+from .performer import PerformerDecoder
+from .ragged import (
+    CellBoundaries,
+    EncodedCells,
+    HiddenGenes,
+    RaggedBatch,
+    cells_of,
+    drop_first_tokens,
+    max_per_cell,
+    mean_per_cell,
+    prepend_tokens,
+    select_tokens,
+    sum_per_cell,
+    to_tokens,
+)
+from .ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
-ImputationDecoder = Literal["cross_attention", "performer"]
+PUBLISHED_TARGET_DEPTH = 4.0
+POOLS = ("all", "max", "mean", "s", "t")
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """Hyper-parameters of the network and its objective."""
+
+    n_hidden: PositiveInt = 64
+    """Width of the encoder and of the gene embeddings."""
+    n_layers: PositiveInt = 2
+    """Depth of the encoder."""
+    n_heads: PositiveInt = 4
+    """Heads of a layer of the encoder; divides ``n_hidden``."""
+    n_bins: PositiveInt = 100
+    """Bins of the auto-discretisation of expression values."""
+    bin_alpha: PositiveFloat = 1.0
+    """Weight of its residual path."""
+    n_pool: PositiveInt = 128
+    """Inner width of the network that turns encoded tokens into the cell vector."""
+    n_latent: PositiveInt = 32
+    """Dimensions of the cell vector and of the latent representation."""
+    imputation_decoder: Literal["cross_attention", "performer"] = "cross_attention"
+    """Decoder of masked genes; ``"performer"`` is the published one."""
+    n_decoder_hidden: PositiveInt = 64
+    """Width of this decoder."""
+    n_decoder_layers: PositiveInt = 1
+    """Depth of this decoder."""
+    n_decoder_heads: PositiveInt = 4
+    """Heads of a layer of this decoder; divides ``n_decoder_hidden``."""
+    decoder_head_width: PositiveInt | None = None
+    """Width of a head of the Performer; by default ``n_decoder_hidden / n_decoder_heads``."""
+    redraw_features_every: PositiveInt = 1000
+    """Steps of training after which the Performer gets other random features."""
+    read_depth_aware: bool = False
+    """Add tokens of the target and the source depth, and train on cells of which counts were taken
+    away :cite:p:`Hao2024`. Needed to ask for a ``target_depth``."""
+    n_covariate: PositiveInt = 8
+    """Width of the embedding of batch and covariates, used by the bottleneck decoder only."""
+    likelihood_weight: NonNegativeFloat = 1.0
+    """Weight of the count likelihood. 0 leaves out the bottleneck decoder and with it the learned
+    pooling: the latent representation is then the published one."""
+    imputation_weight: NonNegativeFloat = 1.0
+    """Weight of the masked regression; 0 leaves out the imputation decoder."""
+    activation: Activation = "gelu"
+    """Activation of the feed-forward layers of the encoder."""
+    norm_first: bool = True
+    """Pre-norm encoder; false for post-norm, as published."""
+    dropout: Fraction = 0.0
+    """Dropout of the encoder."""
+
+    @property
+    def has_bottleneck(self) -> bool:
+        """Whether there are a bottleneck decoder and a learned pooling."""
+        return self.likelihood_weight > 0
+
+
+class CellPooling(nn.Module):
+    """Cell vector from the cell token, the mean and the maximum over all tokens of a cell."""
+
+    def __init__(self, n_hidden: int, n_pool: int, n_latent: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(3 * n_hidden, n_pool), nn.GELU(), nn.Linear(n_pool, n_latent)
+        )
+
+    def forward(self, tokens_td: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Return cell vectors, shape ``(n_cells, n_latent)``; the cell token comes first."""
+        summary = [
+            tokens_td.index_select(0, cu_seqlens[:-1]),
+            mean_per_cell(tokens_td, cu_seqlens),
+            max_per_cell(tokens_td, cu_seqlens),
+        ]
+        return self.mlp(torch.cat(summary, dim=-1))
+
+
+def pool_tokens(cells: EncodedCells, pool: str, n_special: int) -> Tensor:
+    """Summarise the tokens of every cell without parameters, as the published code does.
+
+    ``pool`` is one of :data:`POOLS`: the token of the source or target depth (``"s"``, ``"t"``),
+    the maximum over all tokens, the mean over the genes; ``"all"`` is S, T, maximum and mean over
+    the genes, shape ``(n_cells, 4 * n_hidden)``. ``n_special`` tokens precede the genes.
+    """
+    tokens_td, cu_seqlens = cells.tokens_td, cells.cu_seqlens
+    first_c = cu_seqlens[:-1].long()
+    if pool == "s":
+        return tokens_td[first_c + n_special - 1]
+    if pool == "t":
+        return tokens_td[first_c + n_special - 2]
+    if pool == "max":
+        return max_per_cell(tokens_td, cu_seqlens)
+    genes_td, cu_genes = drop_first_tokens(tokens_td, cu_seqlens, n_special)
+    if pool == "mean":
+        return mean_per_cell(genes_td, cu_genes)
+    parts = [pool_tokens(cells, "s", n_special), pool_tokens(cells, "t", n_special)]
+    parts += [max_per_cell(genes_td, cu_genes), mean_per_cell(genes_td, cu_genes)]
+    return torch.cat(parts, dim=-1)
+
+
+class BottleneckDecoder(nn.Module):
+    r"""Score a cell vector against gene queries; the scores are log-rates of counts.
+
+    .. math::
+        \log \rho_{cg} = \log\mathrm{softmax}_g(q_g^\top [z_c, k_c] + b_g)
+
+    with :math:`q_g` linear in the gene embedding. As the cell vector is all the decoder sees, it
+    has to describe the whole cell: this decoder is what makes the cell vector.
+    """
+
+    max_queries: int | None = None
+
+    def __init__(self, n_genes: int, n_hidden: int, n_latent: int, n_covariate: int = 0) -> None:
+        super().__init__()
+        self.to_query = nn.Linear(n_hidden, n_latent, bias=False)
+        self.covariate_loadings = nn.Parameter(torch.zeros(n_genes, n_covariate))
+        self.log_baseline = nn.Parameter(torch.zeros(n_genes))
+
+    def log_rates(self, cells: EncodedCells, genes_gd: Tensor) -> Tensor:
+        """Return the log of each gene's fraction of a cell's counts, ``(n_cells, n_genes)``."""
+        # Scores in bfloat16 would be off by several per cent of a rate.
+        with torch.autocast(genes_gd.device.type, enabled=False):
+            genes_gd = genes_gd[: len(self.log_baseline)]  # no depth tokens
+            query_gz = torch.cat([self.to_query(genes_gd), self.covariate_loadings], dim=1)
+            cell_cz = torch.cat([cells.latent_cz, cells.covariates_ck], dim=1).to(query_gz.dtype)
+            scores_cg = torch.addmm(self.log_baseline, cell_cz, query_gz.t())
+            return F.log_softmax(scores_cg, dim=-1)
+
+    def forward(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Tensor:
+        """Predict the queried genes; arguments as in :class:`CrossAttentionDecoder`."""
+        cells_t = cells_of(cu_queries, gene_ids_t.shape[0])
+        return torch.log1p(1e4 * self.log_rates(cells, genes_gd)[cells_t, gene_ids_t].exp())
+
+
+class CrossAttentionDecoder(nn.Module):
+    """Queries of masked genes attend to the encoded tokens of their cell."""
+
+    max_queries: int | None = 2**15
+    """Queries that are worth asking at a time, to bound the memory."""
+
+    def __init__(self, n_hidden: int, n_context: int, n_layers: int, n_heads: int) -> None:
+        super().__init__()
+        self.to_query = nn.Linear(n_context, n_hidden)
+        self.layers = nn.ModuleList(
+            CrossAttentionLayer(n_hidden, n_context, n_heads) for _ in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(n_hidden)
+        self.to_value = nn.Linear(n_hidden, 1)
+
+    def forward(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Tensor:
+        """Predict the queried genes on the scale ``log1p(counts per 10,000)``.
+
+        ``genes_gd`` are the embeddings of all positions, ``gene_ids_t`` the queries of all cells
+        with boundaries ``cu_queries``; the result has the shape ``(n_queries,)``.
+        """
+        if len(gene_ids_t) > len(genes_gd):  # every gene is asked for in several cells
+            x_td = F.embedding(gene_ids_t, self.to_query(genes_gd))
+        else:
+            x_td = self.to_query(F.embedding(gene_ids_t, genes_gd))
+        queries, context = CellBoundaries.of(cu_queries), CellBoundaries.of(cells.cu_seqlens)
+        for layer in self.layers:
+            x_td = layer(x_td, cells.tokens_td, queries, context)
+        return self.to_value(self.norm(x_td)).squeeze(-1)
+
+
+Decoder = BottleneckDecoder | CrossAttentionDecoder | PerformerDecoder
+
+
+class Losses(NamedTuple):
+    """The objective of a masked batch, and what it is made of."""
+
+    loss: Tensor
+    reconstruction_c: Tensor
+    """Negative log-likelihood per count of every cell; without a bottleneck decoder the squared
+    error, averaged over the targets of the cell."""
+    metrics: dict[str, Tensor]
 
 
 class XTrimoGeneNet(nn.Module):
-    """Asymmetric masked autoencoder over the genes of a cell.
+    r"""The network, with the objective that makes its cell vector.
 
-    The encoder sees the expressed, unmasked genes of a cell and nothing else; the decoders
-    predict any gene of the vocabulary from what it found.
+    .. math::
+        \mathcal{L} = -\frac{w_l}{N}\sum_c \sum_g \frac{x_{cg}}{n_c} \log \rho_{cg}
+            + w_i \, \mathrm{mean}_{(c, g) \in T} (\hat v_{cg} - v_{cg})^2
 
-    Parameters
-    ----------
-    n_genes
-        Number of genes in the vocabulary.
-    n_hidden, n_layers, n_heads
-        Width, depth and heads of the encoder.
-    n_bins, bin_alpha
-        Auto-discretisation, see :class:`~scxtrimo.nn.AutoDiscretization`.
-    n_pool, n_latent
-        Inner width and output of the cell pooling.
-    bottleneck
-        Whether there are a cell token, a learned pooling and a bottleneck decoder. Without them
-        the latent representation is the published one, see :func:`~scxtrimo.nn.pool_tokens`.
-    imputation_decoder
-        ``"cross_attention"`` or, as published, ``"performer"``; ``None`` for no such decoder.
-    n_decoder_hidden, n_decoder_layers, n_decoder_heads, decoder_head_width
-        Width, depth, heads and width of a head (Performer only) of the imputation decoder.
-    read_depth_aware
-        Whether there are tokens T and S of the target and the source depth.
-    n_categories
-        Number of categories of each categorical covariate, such as the batch.
-    n_covariate
-        Width of the covariate embedding.
-    activation, norm_first, dropout
-        See :class:`~scxtrimo.nn.EncoderLayer`.
-    seed
-        Seed of the random features of the Performer.
+    The first term is the multinomial likelihood of all counts of a cell given its cell vector, per
+    count; the second the masked regression through the imputation decoder. The encoder sees
+    unmasked genes only, in both. Published models have the second term alone.
 
-    Notes
-    -----
-    Gong et al. 2023, figure 1; Hao et al. 2024 for T and S. The cell token and the bottleneck and
-    cross-attention decoders are ours.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.nn import XTrimoGeneNet
-    >>> net = XTrimoGeneNet(n_genes=10)
-    >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
-    >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
-    >>> cells = net.encode(counts, gene_ids, cu_seqlens, library_size_c=torch.tensor([1.0, 5.0]))
-    >>> cells.latent_cz.shape, net.gene_embeddings.shape
-    (torch.Size([2, 32]), torch.Size([10, 64]))
-    >>> queried, cu_queries = torch.tensor([1, 2, 3, 1]), torch.tensor([0, 3, 4])
-    >>> net.imputation(cells, net.gene_embeddings, queried, cu_queries).shape
-    torch.Size([4])
+    ``n_categories`` has the number of categories of each covariate, ``seed`` is that of the random
+    features of a Performer, and ``**fields`` are fields of ``config`` to replace.
     """
 
     def __init__(
         self,
         n_genes: int,
+        config: NetConfig | None = None,
         *,
-        n_hidden: int = 64,
-        n_layers: int = 2,
-        n_heads: int = 4,
-        n_bins: int = 100,
-        bin_alpha: float = 1.0,
-        n_pool: int = 128,
-        n_latent: int = 32,
-        bottleneck: bool = True,
-        imputation_decoder: ImputationDecoder | None = "cross_attention",
-        n_decoder_hidden: int = 64,
-        n_decoder_layers: int = 1,
-        n_decoder_heads: int = 4,
-        decoder_head_width: int | None = None,
-        read_depth_aware: bool = False,
         n_categories: tuple[int, ...] = (),
-        n_covariate: int = 8,
-        activation: Activation = "gelu",
-        norm_first: bool = True,
-        dropout: float = 0.0,
         seed: int = 0,
+        **fields: Any,
     ) -> None:
         super().__init__()
+        config = replace(config or NetConfig(), **fields)
+        self.config = config
         self.n_genes = n_genes
-        self.n_depth_tokens = 2 if read_depth_aware else 0
-        self.n_special = self.n_depth_tokens + bottleneck
-        self.embedding = TokenEmbedding(n_genes + self.n_depth_tokens, n_hidden, n_bins, bin_alpha)
-        if bottleneck:
-            self.cell_token = nn.Parameter(0.02 * torch.randn(n_hidden))
-        self.encoder = Encoder(n_layers, n_hidden, n_heads, activation, norm_first, dropout)
+        self.n_depth_tokens = 2 if config.read_depth_aware else 0
+        self.n_special = self.n_depth_tokens + config.has_bottleneck
+        width = config.n_hidden
+        self.embedding = TokenEmbedding(
+            n_genes + self.n_depth_tokens, width, config.n_bins, config.bin_alpha
+        )
+        if config.has_bottleneck:
+            self.cell_token = nn.Parameter(0.02 * torch.randn(width))
+        self.encoder = Encoder(
+            config.n_layers,
+            width,
+            config.n_heads,
+            activation=config.activation,
+            norm_first=config.norm_first,
+            dropout=config.dropout,
+        )
         self.bottleneck: BottleneckDecoder | None = None
-        if bottleneck:
-            n_covariate = n_covariate if n_categories else 0
-            self.pooling = CellPooling(n_hidden, n_pool, n_latent)
+        if config.has_bottleneck:
+            n_covariate = config.n_covariate if n_categories else 0
+            self.pooling = CellPooling(width, config.n_pool, config.n_latent)
             self.covariates = nn.ModuleList(nn.Embedding(n, n_covariate) for n in n_categories)
-            self.bottleneck = BottleneckDecoder(n_genes, n_hidden, n_latent, n_covariate)
-        size = (n_decoder_hidden, n_hidden, n_decoder_layers, n_decoder_heads)
+            self.bottleneck = BottleneckDecoder(n_genes, width, config.n_latent, n_covariate)
+        n_hidden, n_heads = config.n_decoder_hidden, config.n_decoder_heads
+        size = (n_hidden, width, config.n_decoder_layers, n_heads)
         self.imputation: PerformerDecoder | CrossAttentionDecoder | None = None
-        if imputation_decoder == "performer":
-            head_width = decoder_head_width or n_decoder_hidden // n_decoder_heads
+        if config.imputation_weight and config.imputation_decoder == "performer":
+            head_width = config.decoder_head_width or n_hidden // n_heads
             self.imputation = PerformerDecoder(*size, head_width, seed)
-        elif imputation_decoder is not None:
+        elif config.imputation_weight:
             self.imputation = CrossAttentionDecoder(*size)
 
-    @property
-    def gene_embeddings(self) -> Tensor:
-        """Gene embeddings of the vocabulary, shape ``(n_genes, n_hidden)``."""
-        return self.embedding.gene.weight[: self.n_genes]
+    def forward(self, batch: RaggedBatch) -> Losses:
+        """Return the objective of a masked batch, see :func:`~scxtrimo.nn.mask_batch`."""
+        cells = self.encode_batch(batch)
+        terms, metrics = [], {}
+        if self.imputation is not None:
+            imputed_t = self.imputation(
+                cells, self.positions, batch["target_gene_ids"], batch["target_cu_seqlens"]
+            )
+            error_t = (imputed_t.float() - target_values(batch)).square()
+            weights_t = batch["target_weights"]
+            error_t = error_t * (weights_t / weights_t.mean())
+            mse = error_t.sum() / max(len(error_t), 1)  # a small batch may have no targets
+            metrics["imputation_mse"] = mse.detach()
+            terms.append(self.config.imputation_weight * mse)
+            reconstruction_c = mean_per_cell(error_t[:, None], batch["target_cu_seqlens"])[:, 0]
+        if self.bottleneck is not None:
+            log_rates_cg = self.bottleneck.log_rates(cells, self.positions)
+            reconstruction_c = self._negative_log_likelihood(batch, log_rates_cg)
+            terms.append(self.config.likelihood_weight * reconstruction_c.mean())
+        return Losses(torch.stack(terms).sum(), reconstruction_c, metrics)
+
+    def encode_batch(self, batch: RaggedBatch) -> EncodedCells:
+        """Encode what is visible of a batch."""
+        cells = self.encode(**self.inputs(batch), categories_cv=batch.get("categories"))
+        if "hidden_gene_ids" not in batch or not isinstance(self.imputation, PerformerDecoder):
+            return cells
+        return self.hide(
+            cells, batch["hidden_values"], batch["hidden_gene_ids"], batch["hidden_cu_seqlens"]
+        )
+
+    def inputs(self, batch: RaggedBatch) -> dict[str, Any]:
+        """Return what :meth:`embed` takes of a batch: what is visible."""
+        # Where counts were taken away, the encoder sees what is left.
+        counts_t = batch.get("input_counts", batch["counts"])
+        library_size_c = batch.get("input_library_size", batch["library_size"])
+        keep_t = counts_t > 0
+        if "visible" in batch:
+            keep_t = keep_t & batch["visible"]
+        inputs: dict[str, Any] = {
+            "counts_t": counts_t[keep_t],
+            "gene_ids_t": batch["gene_ids"][keep_t],
+            "cu_seqlens": select_tokens(keep_t, batch["cu_seqlens"]),
+            "library_size_c": library_size_c,
+        }
+        if self.config.read_depth_aware:
+            measured_cd = torch.stack([batch["library_size"], library_size_c], dim=1).log10()
+            inputs["depths_cd"] = batch.get("depths", measured_cd)
+            inputs["scale"] = batch.get("scale", 1e4)
+        return inputs
 
     def encode(
         self,
@@ -133,47 +336,13 @@ class XTrimoGeneNet(nn.Module):
         depths_cd: Tensor | None = None,
         scale: float = 1e4,
     ) -> EncodedCells:
-        """Encode the visible genes of a ragged batch of cells.
+        """Encode genes that the encoder may see.
 
-        Parameters
-        ----------
-        counts_t
-            Raw counts of the visible genes of all cells, float, shape ``(n_tokens,)``.
-        gene_ids_t
-            Positions of these genes in the vocabulary, shape ``(n_tokens,)``.
-        cu_seqlens
-            Cell boundaries, shape ``(n_cells + 1,)``.
-        library_size_c
-            Total counts of each cell, masked genes included, shape ``(n_cells,)``.
-        categories_cv
-            Categories of the covariates, shape ``(n_cells, n_covariates)``; -1 stands for a
-            category that was not trained on and is given the average of the trained ones.
-        depths_cd
-            Target and source depth of each cell, log10 of total counts, shape ``(n_cells, 2)``;
-            needed by a network that is aware of the read depth.
-        scale
-            Total that the counts of a cell are scaled to before the logarithm.
-
-        Returns
-        -------
-        The encoded cells. Only their ``covariates_ck`` depends on ``categories_cv``.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from scxtrimo.nn import XTrimoGeneNet
-        >>> net = XTrimoGeneNet(n_genes=10, read_depth_aware=True)
-        >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
-        >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
-        >>> cells = net.encode(
-        ...     counts,
-        ...     gene_ids,
-        ...     cu_seqlens,
-        ...     library_size_c=torch.tensor([1.0, 5.0]),
-        ...     depths_cd=torch.tensor([[4.0, 3.0], [4.0, 3.0]]),
-        ... )
-        >>> cells.gene_ids_t  # cell, T and S come first
-        tensor([-1, 10, 11,  0, -1, 10, 11,  4,  9])
+        ``library_size_c`` are total counts, masked genes included. ``categories_cv`` are codes of
+        the covariates; -1, a category that was not trained on, is given the average of the trained
+        ones. ``depths_cd`` are target and source depth, log10 of total counts; a network that is
+        aware of the read depth needs them. Counts of a cell are scaled to ``scale`` before the
+        logarithm. Only ``covariates_ck`` of the result depends on the categories.
         """
         x_td, cu_seqlens, ids_t = self.embed(
             counts_t, gene_ids_t, cu_seqlens, library_size_c, depths_cd, scale
@@ -198,30 +367,9 @@ class XTrimoGeneNet(nn.Module):
         depths_cd: Tensor | None = None,
         scale: float = 1e4,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the encoder reads: the tokens of the visible genes, special ones first.
+        """Return what the encoder reads: tokens, special ones first, boundaries, positions.
 
-        Parameters
-        ----------
-        counts_t, gene_ids_t, cu_seqlens, library_size_c, depths_cd, scale
-            See :meth:`encode`.
-
-        Returns
-        -------
-        Tokens of shape ``(n_tokens, n_hidden)``, the boundaries of the cells in them, and the
-        position of every token in the gene embeddings, -1 for the cell token.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from scxtrimo.nn import XTrimoGeneNet
-        >>> net = XTrimoGeneNet(n_genes=10)
-        >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
-        >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
-        >>> tokens, cu_seqlens, positions = net.embed(
-        ...     counts, gene_ids, cu_seqlens, library_size_c=torch.tensor([1.0, 5.0])
-        ... )
-        >>> positions
-        tensor([-1,  0, -1,  4,  9])
+        Positions are those in the gene embeddings, -1 for the cell token.
         """
         n_cells = library_size_c.shape[0]
         library_size_t = to_tokens(library_size_c, cu_seqlens, counts_t.shape[0])
@@ -244,37 +392,32 @@ class XTrimoGeneNet(nn.Module):
     ) -> EncodedCells:
         """Tell a Performer which genes the encoder did not see because they are masked.
 
-        Parameters
-        ----------
-        cells
-            The encoded cells.
-        values_t
-            What to put in place of the values: NaN for the mask, or a log-normalised value.
-        gene_ids_t, cu_seqlens
-            Positions of the masked genes and boundaries of the cells.
-
-        Returns
-        -------
-        The cells with ``hidden``.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from scxtrimo.nn import XTrimoGeneNet
-        >>> net = XTrimoGeneNet(n_genes=10, imputation_decoder="performer")
-        >>> counts, gene_ids = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 4, 9])
-        >>> cu_seqlens = torch.tensor([0, 1, 3], dtype=torch.int32)
-        >>> library_size = torch.tensor([1.0, 5.0])
-        >>> cells = net.encode(counts, gene_ids, cu_seqlens, library_size)
-        >>> mask, masked_genes = torch.full((2,), torch.nan), torch.tensor([7, 8])
-        >>> cells = net.hide(cells, mask, masked_genes, torch.tensor([0, 1, 2]))
-        >>> cells.hidden.gene_ids_t
-        tensor([7, 8])
+        ``values_t`` are put in place of theirs: NaN for the mask, or a log-normalised value.
         """
         assert isinstance(self.imputation, PerformerDecoder)
         known_td = self.embedding.value(values_t.nan_to_num(0.0))
         tokens_td = torch.where(values_t.isnan()[:, None], self.imputation.mask, known_td)
         return cells._replace(hidden=HiddenGenes(tokens_td, gene_ids_t, cu_seqlens))
+
+    @property
+    def positions(self) -> Tensor:
+        """Embeddings of all genes and depth tokens, as decoders take them."""
+        return self.embedding.gene.weight
+
+    @property
+    def gene_embeddings(self) -> Tensor:
+        """Gene embeddings of the vocabulary, shape ``(n_genes, n_hidden)``."""
+        return self.embedding.gene.weight[: self.n_genes]
+
+    @property
+    def decoders(self) -> dict[str, Decoder]:
+        """The decoders by name."""
+        decoders: dict[str, Decoder] = {}
+        if self.bottleneck is not None:
+            decoders["bottleneck"] = self.bottleneck
+        if self.imputation is not None:
+            decoders[self.config.imputation_decoder] = self.imputation
+        return decoders
 
     def _embed_covariates(self, categories_cv: Tensor | None, nothing_c0: Tensor) -> Tensor:
         """Sum the embeddings of all covariates; nothing if the network has none."""
@@ -293,3 +436,97 @@ class XTrimoGeneNet(nn.Module):
                 category_c[:, None] < 0, average_k, known_ck
             )
         return covariates_ck
+
+    def _negative_log_likelihood(self, batch: RaggedBatch, log_rates_cg: Tensor) -> Tensor:
+        """Multinomial, per count, without the terms that only depend on the counts."""
+        counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
+        flat_t = cells_of(cu_seqlens, len(counts_t)) * self.n_genes + batch["gene_ids"]
+        # `index_select`, as the backward of plain indexing is not deterministic on CPU.
+        log_rates_t = log_rates_cg.flatten().index_select(0, flat_t)
+        return -sum_per_cell(counts_t * log_rates_t, cu_seqlens) / batch["library_size"]
+
+
+def target_values(batch: RaggedBatch) -> Tensor:
+    """Return the log-normalised expression of the target genes of a masked batch."""
+    counts_t, cu_seqlens = batch["target_counts"], batch["target_cu_seqlens"]
+    return normalize_counts(counts_t, to_tokens(batch["library_size"], cu_seqlens, len(counts_t)))
+
+
+class XTrimoGeneModule(nn.Module):
+    """The network with what it keeps of the training data; state dicts of models are those of it.
+
+    Whether the first covariate is the batch, ``has_batches`` says. The model attaches the latent
+    space.
+    """
+
+    is_read: Tensor  # genes the encoder reads, bool, shape (n_genes,)
+    mean_expression: Tensor  # of the training cells, log-normalised
+    typical_depth: Tensor  # median of the log10 total counts
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_categories: tuple[int, ...],
+        config: Any,
+        seed: int = 0,
+        has_batches: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_genes = n_genes
+        self.config = config
+        self.seed = seed
+        self.has_batches = has_batches
+        self.net = XTrimoGeneNet(n_genes, config, n_categories=n_categories, seed=seed)
+        self.latent_space: Any = None
+        self.register_buffer("is_read", torch.ones(n_genes, dtype=torch.bool))
+        self.register_buffer("mean_expression", torch.zeros(n_genes))
+        self.register_buffer("typical_depth", torch.tensor(PUBLISHED_TARGET_DEPTH))
+
+    def forward(self, batch: RaggedBatch) -> Losses:
+        """Return the objective of a masked batch."""
+        return self.net(self.readable(batch))
+
+    def encode(self, batch: RaggedBatch) -> EncodedCells:
+        """Encode the genes of a batch that are read and visible."""
+        return self.net.encode_batch(self.readable(batch))
+
+    def tokens(self, batch: RaggedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the encoder reads of a batch, see :meth:`XTrimoGeneNet.embed`."""
+        return self.net.embed(**self.net.inputs(self.readable(batch)))
+
+    def readable(self, batch: RaggedBatch) -> RaggedBatch:
+        """Return a batch of which only the genes that the encoder reads are visible."""
+        is_read_t = self.is_read[batch["gene_ids"]]
+        if "visible" in batch:
+            is_read_t = is_read_t & batch["visible"]
+        return batch | RaggedBatch(visible=is_read_t)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def decoders(self) -> dict[str, Decoder]:
+        """The decoders by name."""
+        return self.net.decoders
+
+    @property
+    def positions(self) -> Tensor:
+        """Embeddings of all genes and depth tokens, as decoders take them."""
+        return self.net.positions
+
+    @property
+    def sees_all_genes(self) -> bool:
+        """Whether the imputation decoder works on all genes and must know which are masked."""
+        return isinstance(self.net.imputation, PerformerDecoder)
+
+    def batch_codes(self, batch: RaggedBatch) -> Tensor | None:
+        """Return the batches of the cells; ``None`` in a model without ``batch_key``."""
+        return batch["categories"][:, 0] if self.has_batches else None
+
+    def redraw_features(self, step: int) -> None:
+        """Give a Performer other random features, every ``redraw_features_every`` steps."""
+        every = self.config.redraw_features_every
+        if step and step % every == 0 and isinstance(self.net.imputation, PerformerDecoder):
+            self.net.imputation.performer.redraw(self.seed + 1000 * (step // every))

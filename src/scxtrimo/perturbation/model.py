@@ -16,17 +16,20 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .._logging import logger
+from ..data.fields import CategoryField
 from ..data.vocabulary import preview
-from ..model.base import XTrimoGeneBase
-from ..model.batches import PROGRESS_SECONDS
+from ..model.base import PROGRESS_SECONDS, XTrimoGeneBase
 from ..model.derive import derive_model
-from ..model.registration import perturbation_fields
 from ..model.xtrimogene import XTrimoGene
-from ..train.module import XTrimoGeneModule
+from ..nn.ragged import RaggedBatch
+from ..nn.xtrimogene import XTrimoGeneModule
 from .effects import HERE, NEVER, Controls, EffectModel, EffectSizes, Query
 from .groups import (
+    POPULATION,
     CellGroups,
     GroupMoments,
+    LibrarySizeField,
+    PerturbationField,
     PerturbationNames,
     RegisteredCells,
     complete_column,
@@ -99,6 +102,10 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     module: XTrimoGenePerturbationModule
     _effect_names: EffectNames | None = None
     _held_out: AnnData | None = None
+
+    @classmethod
+    def _own_fields(cls, args: Mapping[str, Any], roles: Mapping[str, Any]) -> list[Any]:
+        return super()._own_fields(args, roles) + perturbation_fields(args)
 
     @classmethod
     def setup_anndata(  # type: ignore[override]
@@ -652,7 +659,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             var=mean.var.copy(),
         )
 
-    def _batches(self, *args: Any, **kwargs: Any) -> Iterator[tuple[slice, dict[str, Any]]]:
+    def _batches(self, *args: Any, **kwargs: Any) -> Iterator[tuple[slice, RaggedBatch]]:
         self._check_encoder()
         return super()._batches(*args, **kwargs)
 
@@ -851,3 +858,14 @@ def choose_populations(
     if len(set(asked)) < len(asked) or not asked:
         raise ValueError(f"population={asked} must name at least one, each once.")
     return asked, np.array([known.index(name) for name in asked])
+
+
+def perturbation_fields(args: Mapping[str, Any]) -> list[Any]:
+    """Return the fields with perturbations, populations and total counts."""
+    names = PerturbationNames(args["control"], args["separator"])
+    fields: list[Any] = [PerturbationField(args["perturbation_key"], names)]
+    if args["population_key"] is not None:
+        fields.append(CategoryField(POPULATION, args["population_key"]))
+    if args["library_size_key"] is not None:
+        fields.append(LibrarySizeField(args["library_size_key"]))
+    return fields

@@ -16,8 +16,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from .._validation import Validated
 from ..config import SIZES, XTrimoGeneConfig
-from ..nn.masking import MaskingConfig
-from ..train.plan import OptimizerConfig
+from ..train.plan import MaskingConfig, OptimizerConfig
 from .plan import OnNonFinite
 from .stream import OnDamage
 

@@ -13,19 +13,15 @@ import pandas as pd
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
-from scvi.module.base import LossOutput
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .._logging import logger
-from ..train.plan import (
-    PROGRESS_METRIC,
-    XTrimoGenePlan,
-    history_from_dict,
-    history_to_dict,
-    metrics_of,
-)
+from ..nn.ragged import RaggedBatch
+from ..nn.xtrimogene import Losses
+from ..train.plan import PROGRESS_METRIC, XTrimoGenePlan, metrics_of
+from ..train.trainer import history_from_dict, history_to_dict
 
 MAX_SKIPPED_IN_A_ROW = 20
 OnNonFinite = Literal["raise", "skip"]
@@ -80,7 +76,7 @@ class PretrainingPlan(XTrimoGenePlan):
                 "`out` must be on a file system that all processes see."
             )
 
-    def _log_training(self, losses: LossOutput, batch: dict[str, Tensor]) -> None:
+    def _log_training(self, losses: Losses, batch: RaggedBatch) -> None:
         n_cells = len(batch["cell_ids"])
         for name, value in metrics_of(losses, "train").items():
             self._pending[name] += n_cells * value.float()
@@ -238,7 +234,7 @@ def _append(history: dict[str, pd.DataFrame], step: int, entry: dict[str, float]
         history[name] = pd.concat([history[name], row]) if name in history else row
 
 
-def training_flops(module: nn.Module, batch: dict[str, Tensor]) -> float:
+def training_flops(module: nn.Module, batch: RaggedBatch) -> float:
     """Count the floating-point operations of a training step on a masked batch.
 
     A copy of the module runs once on the CPU. Recomputation does not count.

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -23,16 +23,17 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch import Tensor
 
 from .._logging import logger
 from ..config import choose_size
 from ..data.gene_table import hash_genes
+from ..latent import MAX_CELLS
 from ..model.registration import registry_of_genes
 from ..model.training import default_lr
 from ..model.xtrimogene import XTrimoGene
-from ..nn.masking import MaskingConfig
-from ..train.initialization import MAX_CELLS
-from ..train.plan import OptimizerConfig, parameter_groups
+from ..nn.ragged import RaggedBatch
+from ..train.plan import MaskingConfig, OptimizerConfig, parameter_groups
 from ..train.trainer import quiet_lightning
 from .config import EngineConfig, PretrainConfig, from_dict
 from .plan import PretrainingPlan, StepMeter, activation_bytes, peak_flops, training_flops
@@ -376,11 +377,11 @@ class _Run:
         return self.store.sample(n_cells, self.config.seed, chunk, skip_damaged=skip)
 
     def _detach(self) -> None:
-        self.model._adata = self.model._adata_manager = None  # type: ignore[assignment]
+        self.model._adata = self.model._adata_manager = None
 
     def _set_up_meter(self, plan: PretrainingPlan) -> None:
         few = self._draw(FEW_CELLS, FEW_CELLS)
-        batch = ragged_batch(few.X, np.arange(few.n_obs))
+        batch = cast(RaggedBatch, ragged_batch(few.X, np.arange(few.n_obs)))
         flops = training_flops(plan.module, plan.prepare(batch))
         self.meter.flops_per_token = flops / len(batch["counts"])
         self.meter.peak_flops = peak_flops(self.device, self.dtype)
@@ -452,13 +453,15 @@ class _Run:
         n_parameters = sum(p.numel() for p in module.parameters())
         optimizer = torch.optim.AdamW(parameter_groups(module, 0.01, 1e-6), lr=1e-6)
         world_size = self.trainer.world_size
-        batches = chain.from_iterable(repeat(self.data._loader(store, self.plan, None)))
+        batches: Iterator[Any] = chain.from_iterable(
+            repeat(self.data._loader(store, self.plan, None))
+        )
 
-        def loss_of(batch: dict[str, Any]) -> Any:
-            moved = {k: v.to(device) if hasattr(v, "to") else v for k, v in batch.items()}
-            masked = plan.prepare(moved)
+        def loss_of(batch: RaggedBatch) -> Any:
+            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            masked = plan.prepare(cast(RaggedBatch, moved))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.is_half):
-                return module(masked)[2].loss
+                return module(masked).loss
 
         first = next(batches)
         n_cells, kept = len(first["cell_ids"]), activation_bytes(lambda: loss_of(first))

@@ -27,7 +27,7 @@ from scipy import sparse
 from tqdm.auto import tqdm
 
 from .._logging import logger
-from .._validation import Fraction, check
+from .._validation import check
 from ..data.counts import CHUNK, RowReader, looks_raw, problem_with
 from ..data.dataset import to_ragged
 from ..data.gene_table import GeneAliases, GeneTable, read_aliases
@@ -43,6 +43,7 @@ from ..data.vocabulary import (
     preview,
     warn_of_source,
 )
+from ..nn.ranges import Fraction
 from .store import (
     CHECKSUM,
     FORMAT_VERSION,

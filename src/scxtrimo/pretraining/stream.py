@@ -13,10 +13,9 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from scipy import sparse
-from torch import Tensor
 
 from ..data.dataset import gather_rows, prefetch
-from ..train.sampler import divide_evenly
+from ..train.splitter import divide_evenly
 from .store import CellStore, DamagedStoreError, count_cells
 
 OnDamage = Literal["raise", "skip"]
@@ -345,7 +344,7 @@ class StreamLoader:
 
 def ragged_batch(
     counts: sparse.csr_matrix, place: np.ndarray, cell_ids: np.ndarray | None = None
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Return some cells as a batch of tensors.
 
     Parameters

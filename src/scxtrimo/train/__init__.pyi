@@ -1,5 +1,5 @@
-from ..nn.masking import MaskingConfig as MaskingConfig
-from .finetuning import FinetuningConfig as FinetuningConfig
+from .plan import FinetuningConfig as FinetuningConfig
+from .plan import MaskingConfig as MaskingConfig
 from .plan import OptimizerConfig as OptimizerConfig
-from .sampler import EpochShuffler as EpochShuffler
-from .sampler import TokenBudgetShuffler as TokenBudgetShuffler
+from .splitter import EpochShuffler as EpochShuffler
+from .splitter import TokenBudgetShuffler as TokenBudgetShuffler

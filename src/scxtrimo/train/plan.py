@@ -1,28 +1,40 @@
-"""The training plan: masks a batch, takes the loss, and steps the optimiser."""
+"""What a training step does: masks, the loss, the optimiser; and which weights it may change."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import lightning.pytorch as pl
 import pandas as pd
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
-from scvi.module.base import LossOutput
-from scvi.train._logger import SimpleLogger
 from torch import Tensor, nn
 
-from .._validation import Fraction, Probability, Validated
-from ..nn.masking import MaskingConfig, mask_batch
-from ..nn.thinning import thin_batch
-from .finetuning import FinetuningConfig, layer_of
-from .module import XTrimoGeneModule
+from .._validation import Validated
+from ..nn.masking import Masking, mask_batch, thin_batch
+from ..nn.ragged import RaggedBatch
+from ..nn.ranges import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    PositiveProbability,
+    Probability,
+)
+from ..nn.xtrimogene import Losses, XTrimoGeneModule, XTrimoGeneNet
+from .trainer import history_from_dict, history_to_dict, join_histories, logged_history
 
 PROGRESS_METRIC = "loss"  # shown in the progress bar, not kept
 VALIDATION_EPOCH = -1  # validation masks are the same in every epoch
+ADAPTED = ("qkv", "out", "inner", "outer")  # the linear maps of an encoder layer
+ALL_BUT_LAST = re.compile(r"all_but_last_(\d+)")
 
 
 @dataclass(frozen=True)
@@ -78,62 +90,172 @@ class OptimizerConfig(Validated):
         return self.final_lr_fraction + (1 - self.final_lr_fraction) * cosine
 
 
-def parameter_groups(
-    module: nn.Module,
-    weight_decay: float,
-    lr: float = 1e-3,
-    layer_decay: float = 1.0,
-    n_layers: int = 0,
-) -> list[dict[str, Any]]:
-    """Split trainable parameters by weight decay and learning rate.
+@dataclass(frozen=True)
+class MaskingConfig(Validated, Masking):
+    """How genes are masked in training.
 
     Parameters
     ----------
-    module
-        What is trained.
-    weight_decay
-        Decay of weight matrices; everything else has none.
-    lr, layer_decay
-        Learning rate of the heads, and that of a layer as a fraction of the layer's above, see
-        :class:`FinetuningConfig`.
-    n_layers
-        Layers of the encoder.
+    min_rate, max_rate
+        The fraction of a cell's expressed genes that is masked is drawn uniformly from this
+        interval, anew for every cell and epoch.
+    max_targets
+        Masked expressed genes per cell that the imputation decoder must predict, on average at
+        most; ``None`` for all.
+    zero_rate
+        Fraction of the unexpressed genes that is masked and must be predicted. By default as many
+        genes are drawn as there are expressed targets.
+    replace_rate, random_rate
+        What a decoder over all genes (Performer) finds in place of a masked value: the mask, with
+        probability ``replace_rate``; the value of another gene of the cell, with probability
+        ``random_rate``; otherwise the true value. The encoder sees none of these genes.
+    thinning_probability
+        In a model that is aware of the read depth: part of the cells that lose counts before they
+        are encoded, see :func:`~scxtrimo.train.thin_batch`.
+    natural_weights
+        Weight targets by the inverse of the rate at which they are drawn, so that the imputation
+        decoder predicts means over all genes that the encoder does not see. Without, expressed
+        genes count for more than there are.
+
+    Examples
+    --------
+    >>> from scxtrimo.train import MaskingConfig
+    >>> MaskingConfig(min_rate=0.3, max_rate=0.3, max_targets=100).zero_rate is None
+    True
     """
-    matrices = {
-        f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)
-    }
-    # Without covariates their loadings have no elements, which cannot be sharded.
-    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad and p.numel()]
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in trainable:
-        below_head = n_layers + 1 - layer_of(name, n_layers) if layer_decay < 1 else 0
-        groups.setdefault((below_head, name not in matrices), []).append(parameter)
-    return [
-        {
-            "params": groups[below_head, is_plain],
-            "lr": lr * layer_decay**below_head,
-            "weight_decay": 0.0 if is_plain else weight_decay,
-        }
-        for below_head, is_plain in sorted(groups)
-    ]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_rate > self.max_rate:
+            raise ValueError(f"min_rate={self.min_rate} must be at most max_rate={self.max_rate}.")
+        if self.replace_rate + self.random_rate > 1:
+            raise ValueError(
+                f"replace_rate={self.replace_rate} and random_rate={self.random_rate} must be "
+                "probabilities that add up to at most 1."
+            )
+
+    @classmethod
+    def published(cls) -> MaskingConfig:
+        """Return the masking of the published training :cite:p:`Gong2023`.
+
+        30% of the expressed and 3% of the unexpressed genes, all of them targets; 80% of them
+        replaced by the mask and 10% by another value.
+
+        Returns
+        -------
+        The configuration.
+
+        Examples
+        --------
+        >>> from scxtrimo.train import MaskingConfig
+        >>> MaskingConfig.published().zero_rate
+        0.03
+        """
+        return cls(0.3, 0.3, None, zero_rate=0.03, replace_rate=0.8, random_rate=0.1)
+
+
+@dataclass(frozen=True)
+class FinetuningConfig(Validated):
+    """How a network that was trained before is trained further.
+
+    Parameters
+    ----------
+    freeze
+        ``"encoder"`` keeps gene and value embeddings and the encoder as they are;
+        ``"all_but_last_1"`` the same except for the last layer of the encoder (or the last 2, 3,
+        and so on); ``None`` trains everything.
+    layer_decay
+        Learning rate of a layer as a fraction of that of the layer above. The heads have the full
+        rate, the last layer of the encoder this fraction of it, the embeddings the least.
+    lora_rank
+        Rank of low-rank adapters on all linear maps of the encoder, which is frozen otherwise
+        :cite:p:`Hu2022`; 0 for none. They are merged into the weights when training ends. Needs
+        the extra ``lora``.
+    lora_alpha
+        Scale of the adapters times their rank; by default twice the rank.
+    lora_dropout
+        Dropout on the input of the adapters.
+
+    Examples
+    --------
+    >>> from scxtrimo.train import FinetuningConfig
+    >>> finetuning = FinetuningConfig(freeze="all_but_last_1", layer_decay=0.8)
+    >>> finetuning.check(n_layers=4)
+    >>> finetuning.n_trained_layers(4)
+    1
+    """
+
+    freeze: str | None = None
+    layer_decay: PositiveProbability = 1.0
+    lora_rank: NonNegativeInt = 0
+    lora_alpha: PositiveInt | None = None
+    lora_dropout: Fraction = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.freeze not in (None, "encoder") and not ALL_BUT_LAST.fullmatch(str(self.freeze)):
+            raise ValueError(
+                f"freeze={self.freeze!r} must be 'encoder', 'all_but_last_1' (or another number) "
+                "or None."
+            )
+        if self.lora_rank and self.freeze is not None:
+            raise ValueError(
+                f"lora_rank={self.lora_rank} freezes the encoder by itself: leave "
+                f"freeze={self.freeze!r} out."
+            )
+
+    def check(self, n_layers: int) -> None:
+        """Make sure that a network of so many layers can be trained in this way.
+
+        Parameters
+        ----------
+        n_layers
+            Layers of the encoder.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer layers than are to be trained.
+        ImportError
+            If adapters are asked for and peft is not installed.
+        """
+        self.n_trained_layers(n_layers)
+        if self.lora_rank and find_spec("peft") is None:
+            raise ImportError(
+                f"lora_rank={self.lora_rank} needs the package peft: "
+                "`pip install 'scxtrimo[lora]'`."
+            )
+
+    def n_trained_layers(self, n_layers: int) -> int:
+        """Count the layers of the encoder that are trained, from the last.
+
+        Parameters
+        ----------
+        n_layers
+            Layers of the encoder.
+
+        Returns
+        -------
+        Their number.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer layers than are to be trained.
+        """
+        if self.freeze is None:
+            return n_layers
+        match = ALL_BUT_LAST.fullmatch(self.freeze)
+        n_trained = int(match[1]) if match else 0
+        if n_trained > n_layers:
+            raise ValueError(
+                f"freeze={self.freeze!r}, but the encoder has {n_layers} layers only."
+            )
+        return n_trained
 
 
 class XTrimoGenePlan(pl.LightningModule):
-    """Lightning module that trains an ``XTrimoGeneModule``.
-
-    Parameters
-    ----------
-    module
-        What is trained.
-    optimizer
-        Optimiser and schedule.
-    masking
-        How genes are masked.
-    seed
-        Seed of masks and dropout.
-    finetuning
-        Learning rates by layer; what is frozen is so already.
-    """
+    """Lightning module that trains an ``XTrimoGeneModule``; what is frozen is so already."""
 
     def __init__(
         self,
@@ -152,35 +274,27 @@ class XTrimoGenePlan(pl.LightningModule):
         self.earlier_history: dict[str, pd.DataFrame] = {}
         self.trained_on: dict[str, str] = {}  # hashes of genes, cells, categories and labels
 
-    def prepare(self, batch: dict[str, Tensor], epoch: int = 0) -> dict[str, Tensor]:
-        """Return a batch as the network is trained on: thinned, if it knows depths, and masked.
-
-        Parameters
-        ----------
-        batch
-            A ragged batch.
-        epoch
-            Other epochs have other masks.
-        """
+    def prepare(self, batch: RaggedBatch, epoch: int = 0) -> RaggedBatch:
+        """Return a batch as the network is trained on: thinned, if it knows depths, and masked."""
         n_genes = self.module.n_genes
         if self.module.config.read_depth_aware:
             batch = thin_batch(batch, self.masking.thinning_probability, n_genes, self.seed, epoch)
         tell_hidden = self.module.sees_all_genes
         return mask_batch(batch, self.masking, n_genes, self.seed, epoch, tell_hidden)
 
-    def _loss(self, batch: dict[str, Tensor], epoch: int) -> LossOutput:
-        return self.module(self.prepare(batch, epoch))[2]
+    def _loss(self, batch: RaggedBatch, epoch: int) -> Losses:
+        return self.module(self.prepare(batch, epoch))
 
-    def _log(self, losses: LossOutput, mode: str) -> None:
+    def _log(self, losses: Losses, mode: str) -> None:
         self.log_dict(
             metrics_of(losses, mode),
             on_step=False,
             on_epoch=True,
-            batch_size=losses.n_obs_minibatch,
+            batch_size=len(losses.reconstruction_c),
             sync_dist=self.trainer.world_size > 1,
         )
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: RaggedBatch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         self.module.redraw_features(self.global_step)
         # Dropout draws from a generator of this step, so that a resumed training repeats it.
@@ -192,11 +306,11 @@ class XTrimoGenePlan(pl.LightningModule):
         self._log_training(losses, batch)
         return losses.loss
 
-    def _log_training(self, losses: LossOutput, batch: dict[str, Tensor]) -> None:
+    def _log_training(self, losses: Losses, batch: RaggedBatch) -> None:
         self._log(losses, "train")
         self.log(PROGRESS_METRIC, losses.loss.detach(), prog_bar=True, logger=False)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: RaggedBatch, batch_idx: int) -> None:
         """Log the loss of one validation batch."""
         self._log(self._loss(batch, VALIDATION_EPOCH), "validation")
 
@@ -245,48 +359,92 @@ class XTrimoGenePlan(pl.LightningModule):
         return [self.device.index] if self.device.type == "cuda" else []
 
 
-def metrics_of(losses: LossOutput, mode: str) -> dict[str, Tensor]:
+def metrics_of(losses: Losses, mode: str) -> dict[str, Tensor]:
     """Return the loss and what it is made of, by name."""
     values = {
         f"{mode}_loss": losses.loss,
-        f"reconstruction_loss_{mode}": losses.reconstruction_loss_sum / losses.n_obs_minibatch,
-    } | {f"{name}_{mode}": value for name, value in losses.extra_metrics.items()}
+        f"reconstruction_loss_{mode}": losses.reconstruction_c.sum()
+        / len(losses.reconstruction_c),
+    } | {f"{name}_{mode}": value for name, value in losses.metrics.items()}
     return {name: value.detach() for name, value in values.items()}
 
 
-def logged_history(trainer: pl.Trainer) -> dict[str, pd.DataFrame]:
-    """Return what the logger that keeps a history has, whatever other loggers there are."""
-    return next((x.history for x in trainer.loggers if isinstance(x, SimpleLogger)), {})
-
-
-def history_to_dict(history: dict[str, pd.DataFrame]) -> dict[str, dict[str, list]]:
-    """Return a history as plain lists, for JSON and checkpoints."""
-    return {
-        name: {
-            frame.index.name or "epoch": frame.index.tolist(),
-            "value": frame[name].astype(float).tolist(),
-        }
-        for name, frame in history.items()
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    lr: float = 1e-3,
+    layer_decay: float = 1.0,
+    n_layers: int = 0,
+) -> list[dict[str, Any]]:
+    """Split trainable parameters by weight decay and by learning rate, see FinetuningConfig."""
+    matrices = {
+        f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)
     }
+    # Without covariates their loadings have no elements, which cannot be sharded.
+    trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad and p.numel()]
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in trainable:
+        below_head = n_layers + 1 - layer_of(name, n_layers) if layer_decay < 1 else 0
+        groups.setdefault((below_head, name not in matrices), []).append(parameter)
+    return [
+        {
+            "params": groups[below_head, is_plain],
+            "lr": lr * layer_decay**below_head,
+            "weight_decay": 0.0 if is_plain else weight_decay,
+        }
+        for below_head, is_plain in sorted(groups)
+    ]
 
 
-def history_from_dict(stored: dict[str, dict[str, list]]) -> dict[str, pd.DataFrame]:
-    """Undo :func:`history_to_dict`."""
-    history = {}
-    for name, part in stored.items():
-        unit = next(key for key in part if key != "value")  # epoch or step
-        index = pd.Index(part[unit], name=unit)
-        history[name] = pd.DataFrame({name: part["value"]}, index=index)
-    return history
+@contextmanager
+def finetuned(net: XTrimoGeneNet, config: FinetuningConfig, seed: int = 0) -> Iterator[None]:
+    """Freeze a part of a network and add adapters for as long as it is trained.
+
+    Afterwards adapters are merged and everything can be trained again, also if training failed.
+    """
+    could_be_trained = {name: p.requires_grad for name, p in net.named_parameters()}
+    adapters = None
+    try:
+        layers = list(net.encoder.layers)
+        n_frozen = len(layers) - config.n_trained_layers(len(layers))
+        if config.freeze is not None or config.lora_rank:
+            net.embedding.requires_grad_(False)
+            if hasattr(net, "cell_token"):
+                net.cell_token.requires_grad_(False)
+            if n_frozen == len(layers) or config.lora_rank:
+                net.encoder.requires_grad_(False)
+            for layer in layers[:n_frozen]:
+                layer.requires_grad_(False)
+        if config.lora_rank:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                adapters = _adapters(net.encoder, config)
+        yield
+    finally:
+        if adapters is not None:
+            adapters.merge_and_unload()
+        for name, parameter in net.named_parameters():
+            parameter.requires_grad_(could_be_trained.get(name, True))
 
 
-def join_histories(
-    earlier: dict[str, pd.DataFrame], later: dict[str, pd.DataFrame]
-) -> dict[str, pd.DataFrame]:
-    """Append the epochs of a resumed training to those before."""
-    joined = dict(earlier)
-    for name, frame in later.items():
-        if name in earlier:
-            frame = pd.concat([earlier[name], frame[~frame.index.isin(earlier[name].index)]])
-        joined[name] = frame
-    return joined
+def _adapters(encoder: nn.Module, config: FinetuningConfig) -> Any:
+    """Put low-rank adapters into the encoder."""
+    from peft import LoraConfig, LoraModel  # FinetuningConfig.check says if it is missing
+
+    alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(ADAPTED),
+    )
+    return LoraModel(encoder, lora, "default")
+
+
+def layer_of(name: str, n_layers: int) -> int:
+    """Return how many layers of the encoder lie below a parameter, from its name."""
+    if name.startswith(("net.embedding.", "net.cell_token")):
+        return 0
+    if match := re.match(r"net\.encoder\.layers\.(\d+)\.", name):
+        return int(match[1]) + 1
+    return n_layers if name.startswith("net.encoder.") else n_layers + 1

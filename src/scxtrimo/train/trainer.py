@@ -1,4 +1,4 @@
-"""scvi-tools' trainer with safe checkpoints."""
+"""Running a training: scvi-tools' trainer, the history, and checkpoints that run no code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pandas as pd
 import torch
 from lightning.pytorch.callbacks import Callback
 from scvi.train import Trainer, TrainRunner
@@ -18,17 +19,12 @@ from scvi.train._logger import SimpleLogger
 from torch import Tensor
 
 from .._logging import logger
-from .plan import XTrimoGenePlan, join_histories, logged_history
 
 
 class ResumeCheckpoint(Callback):
-    """Keep everything needed to go on with an interrupted training, after every epoch.
+    """Write ``last.ckpt`` after every epoch, with all that an interrupted training needs to go on.
 
-    Parameters
-    ----------
-    directory
-        Where to write ``last.ckpt``. It is replaced atomically: a training that is killed while
-        writing leaves the previous file.
+    It is replaced atomically: a training that is killed while writing leaves the previous file.
     """
 
     def __init__(self, directory: str | os.PathLike) -> None:
@@ -46,20 +42,7 @@ class ResumeCheckpoint(Callback):
 
 
 def read_checkpoint(ckpt_path: str | os.PathLike) -> dict[str, Any]:
-    """Read a checkpoint without its tensors.
-
-    Parameters
-    ----------
-    ckpt_path
-        A ``last.ckpt``. Nothing in it is executed.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, or no checkpoint.
-    """
+    """Read a ``last.ckpt`` without its tensors; nothing in it is executed."""
     path = Path(ckpt_path).expanduser()
     if path.is_dir():
         raise IsADirectoryError(
@@ -82,31 +65,12 @@ def read_checkpoint(ckpt_path: str | os.PathLike) -> dict[str, Any]:
 
 
 def objective_of(ckpt_path: str | os.PathLike) -> str:
-    """Return the name of the training plan that wrote a checkpoint.
-
-    Parameters
-    ----------
-    ckpt_path
-        A ``last.ckpt``.
-    """
-    return str(read_checkpoint(ckpt_path).get("scxtrimo_plan", XTrimoGenePlan.__name__))
+    """Return the name of the training plan that wrote a checkpoint."""
+    return str(read_checkpoint(ckpt_path).get("scxtrimo_plan", "XTrimoGenePlan"))
 
 
 def check_resumed(ckpt_path: str | os.PathLike, trained_on: Mapping[str, str]) -> None:
-    """Make sure that a training goes on with the data that it began with.
-
-    Parameters
-    ----------
-    ckpt_path
-        A ``last.ckpt``.
-    trained_on
-        Hashes of the present data, see :attr:`XTrimoGenePlan.trained_on`.
-
-    Raises
-    ------
-    ValueError
-        If genes, cells, categories or labels are others, or in another order.
-    """
+    """Make sure that a training goes on with the data (hashes ``trained_on``) it began with."""
     before = read_checkpoint(ckpt_path).get("scxtrimo_data")
     if not before:
         logger.warning(
@@ -126,13 +90,7 @@ def check_resumed(ckpt_path: str | os.PathLike, trained_on: Mapping[str, str]) -
 
 
 class KeepBest(Callback):
-    """End with the weights of the epoch that was best on the validation cells.
-
-    Parameters
-    ----------
-    monitor
-        Name of a metric of which more is better.
-    """
+    """End with the weights of the epoch whose ``monitor`` was highest on the validation cells."""
 
     def __init__(self, monitor: str) -> None:
         self.monitor = monitor
@@ -174,22 +132,11 @@ class SafeTrainer(Trainer):
 class XTrimoGeneRunner(TrainRunner):
     """:class:`scvi.train.TrainRunner` with :class:`SafeTrainer` and a history of all trainings.
 
-    Parameters
-    ----------
-    model
-        The model that is trained.
-    logger
-        Loggers beside the one that keeps the history; ``False`` and ``None`` for none.
-    callbacks
-        A callback or several.
-    log_save_dir
-        See :class:`scvi.train.Trainer`.
-    **kwargs
-        See :class:`scvi.train.TrainRunner`.
+    ``logger`` and ``callbacks`` are one or several, beside the logger that keeps the history.
     """
 
     _trainer_cls = SafeTrainer
-    training_plan: XTrimoGenePlan
+    training_plan: Any  # an XTrimoGenePlan
 
     def __init__(
         self,
@@ -243,3 +190,41 @@ def quiet_lightning() -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+def logged_history(trainer: pl.Trainer) -> dict[str, pd.DataFrame]:
+    """Return what the logger that keeps a history has, whatever other loggers there are."""
+    return next((x.history for x in trainer.loggers if isinstance(x, SimpleLogger)), {})
+
+
+def history_to_dict(history: dict[str, pd.DataFrame]) -> dict[str, dict[str, list]]:
+    """Return a history as plain lists, for JSON and checkpoints."""
+    return {
+        name: {
+            frame.index.name or "epoch": frame.index.tolist(),
+            "value": frame[name].astype(float).tolist(),
+        }
+        for name, frame in history.items()
+    }
+
+
+def history_from_dict(stored: dict[str, dict[str, list]]) -> dict[str, pd.DataFrame]:
+    """Undo :func:`history_to_dict`."""
+    history = {}
+    for name, part in stored.items():
+        unit = next(key for key in part if key != "value")  # epoch or step
+        index = pd.Index(part[unit], name=unit)
+        history[name] = pd.DataFrame({name: part["value"]}, index=index)
+    return history
+
+
+def join_histories(
+    earlier: dict[str, pd.DataFrame], later: dict[str, pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Append the epochs of a resumed training to those before."""
+    joined = dict(earlier)
+    for name, frame in later.items():
+        if name in earlier:
+            frame = pd.concat([earlier[name], frame[~frame.index.isin(earlier[name].index)]])
+        joined[name] = frame
+    return joined

@@ -29,7 +29,7 @@ class TargetDepth:
     Examples
     --------
     >>> import torch
-    >>> from scxtrimo.train.depth import TargetDepth
+    >>> from scxtrimo.model.depth import TargetDepth
     >>> TargetDepth.parse(10_000)
     TargetDepth(mode='t', number=4.0)
     >>> TargetDepth.parse("f10").tokens(torch.tensor([1000.0]))
