@@ -179,6 +179,14 @@ def test_labels_of_a_query_do_not_matter(model):
     )
 
 
+def test_a_query_may_lack_labels_that_the_training_cells_had(cells):
+    model = train_tiny(cells, max_epochs=1, setup={"labels_key": "cell_type"})
+    expected = model.get_latent_representation(make_cells())
+    query = make_cells()
+    query.obs.loc[query.obs_names[:5], "cell_type"] = None
+    assert_array_equal(model.get_latent_representation(query), expected)
+
+
 def test_set_up_data_can_be_written_and_read(tmp_path, model):
     cells = make_cells()
     model.get_latent_representation(cells)
