@@ -70,7 +70,7 @@ def test_genes_outside_the_panel_are_targets_like_others(model):
     assert scores["pearson"].iloc[0] > 0.9
 
 
-def test_the_order_of_genes_is_no_matter(model):
+def test_the_order_of_genes_does_not_matter(model):
     names = ["GENE2+OUTSIDE1", "OUTSIDE1+GENE2", ("OUTSIDE1", "GENE2")]
     first, *others = (model.predict([name]) for name in names)
     for other in others:
@@ -173,7 +173,7 @@ def test_control_cells_with_fewer_genes(model):
     assert np.corrcoef(part.layers["effect"][0], whole.layers["effect"][0])[0, 1] > 0.95
 
 
-def test_perturbed_cells_are_no_control_cells(model):
+def test_perturbed_cells_are_not_used_as_control_cells(model):
     cells = model.adata
     is_control = (cells.obs["condition"] == "control").to_numpy()
     everything = model.predict(UNSEEN_PAIR, adata=cells.copy())
