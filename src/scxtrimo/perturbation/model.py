@@ -336,7 +336,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         reason = "The encoder is trained already"
         if not self.is_trained_:
             if self.history is None:
-                self.history_ = {}
+                self.history_: dict[str, pd.DataFrame] = {}
             reason = (
                 "The encoder is not trained, as it contributes nothing to the predictions (one "
                 "population, fewer than two perturbed genes that the model knows, no correction)"
