@@ -453,9 +453,8 @@ class _Run:
         n_parameters = sum(p.numel() for p in module.parameters())
         optimizer = torch.optim.AdamW(parameter_groups(module, 0.01, 1e-6), lr=1e-6)
         world_size = self.trainer.world_size
-        batches: Iterator[Any] = chain.from_iterable(
-            repeat(self.data._loader(store, self.plan, None))
-        )
+        loader: Any = self.data._loader(store, self.plan, None)
+        batches = chain.from_iterable(repeat(loader))
 
         def loss_of(batch: RaggedBatch) -> Any:
             moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
