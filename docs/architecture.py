@@ -12,7 +12,6 @@ from matplotlib.patches import Circle, Rectangle
 DOCS = Path(__file__).parent
 STATIC = DOCS / "_static"
 PACKAGE = DOCS.parent / "src" / "scxtrimo"
-WINGS = ["annotation", "perturbation", "drugs", "pretraining"]
 
 # Position and count of the expressed genes of three cells; negative counts are masked.
 N_GENES = 15
@@ -207,47 +206,34 @@ def architecture() -> None:
     canvas.save(STATIC / "architecture", png_pixels=900)
 
 
-# Folder: position and size, what it holds, and what it imports apart from what those import
-FOLDERS = {
-    "cli": ((20, 0, 60, 8), "the command line", ["demo", "annotation", "pretraining"]),
-    "demo": ((0, 14, 19, 10), "the whole\nway once", ["datasets", "tl", "model"]),
-    "annotation": ((21, 14, 19, 10), "cell types", ["model", "pl"]),
-    "perturbation": ((42, 14, 19, 10), "genes\nperturbed", ["model", "pl"]),
-    "drugs": ((63, 14, 16, 10), "drugs on\ncell lines", ["model", "pl"]),
-    "pretraining": ((81, 14, 19, 10), "millions of\ncells", ["model"]),
-    "model": (
-        (0, 32, 56, 12),
-        "what users call: registration,\nfiles, training, results",
-        ["train", "checkpoint"],
-    ),
-    "pl": ((60, 32, 12, 12), "plots", ["tl", "model"]),
-    "tl": ((74, 32, 12, 12), "tools", []),
-    "datasets": ((88, 32, 12, 12), "public\ndata", []),
-    "train": ((0, 50, 26, 12), "training plan,\norder, trainer", ["latent"]),
-    "checkpoint": ((30, 50, 26, 12), "files, hub,\npublished weights", ["config"]),
-    "latent": ((0, 68, 26, 10), "components", ["nn", "data"]),
-    "config": ((30, 68, 26, 10), "sizes", ["nn"]),
-    "nn": ((0, 84, 56, 10), "the paper, plain PyTorch", []),
-    "data": ((60, 68, 40, 26), "genes, checks, AnnData\nto ragged batches", []),
-}
-LAYERS = {
-    GREY: ["cli", "demo"],
-    PURPLE: WINGS,
-    BLUE: ["model"],
-    ORANGE: ["train", "checkpoint", "latent", "config", "nn"],
-    GREEN: ["data", "datasets", "tl", "pl"],
-}
-
-
-def arrow(folder: str, below: str) -> tuple[tuple[float, float], tuple[float, float]]:
-    """From one box down to another, or to the side where both are in one row."""
-    (x, y, width, height), (to_x, to_y, to_width, _) = FOLDERS[folder][0], FOLDERS[below][0]
-    if to_y < y + height:
-        return (x + width, y + height / 2), (to_x - 0.3, y + height / 2)
-    left, right = max(x, to_x), min(x + width, to_x + to_width)
-    if left < right:  # straight down
-        return ((left + right) / 2, y + height), ((left + right) / 2, to_y - 0.3)
-    return (x + width / 2, y + height), (to_x + to_width / 2, to_y - 0.3)
+# Floors of the house, from the roof down: for each room its place, width and what it holds.
+FLOORS = [
+    {"cli": (0, 100, "the command line")},
+    {"demo": (0, 100, "the whole way once")},
+    {
+        "annotation": (0, 23.5, "cell types"),
+        "perturbation": (25.5, 23.5, "genes perturbed"),
+        "drugs": (51, 23.5, "drugs on cell lines"),
+        "pretraining": (76.5, 23.5, "millions of cells"),
+    },
+    {"model": (0, 100, "what users call: registration, files, training, results")},
+    {
+        "train": (0, 32, "step, order, trainer"),
+        "checkpoint": (34, 32, "files, hub, published"),
+        "pl": (68, 32, "plots"),
+    },
+    {
+        "latent": (0, 32, "principal components"),
+        "config": (34, 32, "sizes by name"),
+        "tl": (68, 32, "tools"),
+    },
+    {
+        "nn": (0, 49, "the paper, plain PyTorch"),
+        "data": (51, 30, "genes, counts, batches"),
+        "datasets": (83, 17, "public data"),
+    },
+]
+COLOURS = [GREY, GREY, PURPLE, BLUE, ORANGE, ORANGE, GREEN]
 
 
 def imports_of(folder: str) -> set[str]:
@@ -269,36 +255,26 @@ def imports_of(folder: str) -> set[str]:
             base = list(within[: len(within) - node.level + 1])
             module = base + (node.module.split(".") if node.module else [])
             found |= {module[0]} if module else {name.name for name in node.names}
-    return found & set(FOLDERS) - {folder}
+    return found & {room for floor in FLOORS for room in floor} - {folder}
 
 
 def check_map() -> None:
-    """Raise unless the arrows are the imports of the code, given that imports are passed on."""
-
-    def reached(folder: str) -> set[str]:
-        direct = FOLDERS[folder][2]
-        return {*direct, *(name for below in direct for name in reached(below))}
-
-    for folder, (_, _, direct) in FOLDERS.items():
-        real = imports_of(folder)
-        if real - reached(folder) or set(direct) - real:
-            raise ValueError(f"{folder} imports {sorted(real)}, drawn is {direct}.")
+    """Raise unless every room imports only what is on the floors below it."""
+    for i, floor in enumerate(FLOORS):
+        below = {room for lower in FLOORS[i + 1 :] for room in lower}
+        for room in floor:
+            if wrong := imports_of(room) - below:
+                raise ValueError(f"{room} imports {sorted(wrong)}, not below it.")
 
 
 def code_map() -> None:
-    """Folders of the package, and which imports which."""
+    """Rooms of the package on their floors."""
     check_map()
-    canvas = Canvas(98)
-    for colour, folders in LAYERS.items():
-        for folder in folders:
-            (x, y, width, height), body, _ = FOLDERS[folder]
-            canvas.box(x, y, width, height, colour, folder, body, mono=True)
-    for folder, (_, _, direct) in FOLDERS.items():
-        for below in direct:
-            canvas.arrow(*arrow(folder, below))
-    canvas.text(49, 88.5, "An arrow: imports this,", align="left", size=SIZE - 1)
-    canvas.text(49, 91.6, "and what it imports.", align="left", size=SIZE - 1)
-    canvas.text(49, 94.7, "Nothing imports upwards.", align="left", size=SIZE - 1)
+    canvas = Canvas(83)
+    for i, (floor, colour) in enumerate(zip(FLOORS, COLOURS, strict=True)):
+        for room, (x, width, body) in floor.items():
+            canvas.box(x, 11 * i, width, 9, colour, room, body, mono=True)
+    canvas.text(0, 79.5, "A room imports only rooms on floors below it.", align="left", size=SIZE)
     canvas.save(STATIC / "code_map")
 
 
