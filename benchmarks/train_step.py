@@ -83,8 +83,7 @@ def measure(way: str, size: str, n_cells: int = N_CELLS, n_steps: int = 6) -> di
         is_bottleneck = kind == "bottleneck"
         config = replace(
             SIZES[size],
-            likelihood_weight=float(is_bottleneck),
-            imputation_weight=float(not is_bottleneck),
+            objective="counts" if is_bottleneck else "masked",
             read_depth_aware=not is_bottleneck,  # T and S take the place of the cell token
         )
     batch = masked_cells(n_cells=n_cells)

@@ -77,7 +77,7 @@ def train_tiny(
     adata: anndata.AnnData, max_epochs: int = 2, setup: dict | None = None, **kwargs
 ) -> scxtrimo.model.XTrimoGene:
     """Train the smallest model for a moment."""
-    names = {"size", "seed", "n_input_genes", "imputation_weight", "dropout"}
+    names = {"size", "seed", "n_input_genes", "objective", "dropout"}
     names |= {"read_depth_aware", "latent_space", "measured_weight", "n_latent"}
     model_kwargs = {"size": "tiny"} | {k: kwargs.pop(k) for k in names & kwargs.keys()}
     scxtrimo.model.XTrimoGene.setup_anndata(adata, **(setup or {}))

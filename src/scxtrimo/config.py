@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -51,15 +52,29 @@ class XTrimoGeneConfig(Validated, NetConfig):
                 f"decoder_head_width={self.decoder_head_width} applies to "
                 "imputation_decoder='performer' only."
             )
+        self._objective_of_weights()
+        if not self.has_bottleneck and not self.read_depth_aware:
+            raise ValueError(
+                "objective='masked' leaves out the cell token, so that read_depth_aware=True is "
+                "needed: a cell whose genes are all masked would have no token."
+            )
+
+    def _objective_of_weights(self) -> None:
+        """Accept a weight of 0 as the objective that it stood for until ``objective`` came."""
+        if self.likelihood_weight and self.imputation_weight:
+            return
         if not self.likelihood_weight and not self.imputation_weight:
             raise ValueError(
                 "likelihood_weight and imputation_weight are both 0: there is nothing to train."
             )
-        if not self.likelihood_weight and not self.read_depth_aware:
-            raise ValueError(
-                "likelihood_weight=0 leaves out the cell token, so that read_depth_aware=True is "
-                "needed: a cell whose genes are all masked would have no token."
-            )
+        name, objective = "imputation_weight", "counts"
+        if not self.likelihood_weight:
+            name, objective = "likelihood_weight", "masked"
+        warnings.warn(
+            f"{name}=0 is deprecated: use objective={objective!r}.", FutureWarning, stacklevel=4
+        )
+        object.__setattr__(self, "objective", objective)
+        object.__setattr__(self, name, 1.0)
 
     @property
     def uses_components(self) -> bool:
@@ -129,31 +144,34 @@ def as_published(config: XTrimoGeneConfig) -> XTrimoGeneConfig:
         read_depth_aware=True,
         n_input_genes=None,
         pca_initialization=False,
-        likelihood_weight=0.0,
+        objective="masked",
     )
 
 
 SIZES: dict[str, XTrimoGeneConfig] = {
     "tiny": _size(32, 1, 2, (32, 1, 2)),
-    "1m": _size(64, 2, 4, (64, 1, 4)),
-    "3m": _size(128, 4, 2, (128, 2, 2)),
-    "10m": _size(256, 6, 4, (256, 3, 4)),
-    "100m": _size(768, 12, 12, (512, 6, 8)),
+    "small": _size(64, 2, 4, (64, 1, 4)),
+    "base": _size(128, 4, 2, (128, 2, 2)),
+    "large": _size(256, 6, 4, (256, 3, 4)),
+    "huge": _size(768, 12, 12, (512, 6, 8)),
 }
-"""Named sizes, by approximate number of parameters with a vocabulary of 19,264 genes.
+"""Named sizes. ``tiny`` and ``small`` suit a CPU.
 
-``3m`` and ``100m`` are the published ones, ``10m`` lies between; ``tiny`` and ``1m`` suit a CPU.
-Each exists as ``published-...`` too, with the architecture and objective of the papers.
+``1m``, ``3m``, ``10m`` and ``100m``, the numbers of parameters with 19,264 genes, are other names
+of ``small`` to ``huge``. With ``published-`` in front (``published-3m``) each has the architecture
+and the objective of the papers.
 """
+_WITH_19264_GENES = {"1m": "small", "3m": "base", "10m": "large", "100m": "huge"}
+SIZES |= {name: SIZES[size] for name, size in _WITH_19264_GENES.items()}
 SIZES |= {f"published-{name}": as_published(config) for name, config in SIZES.items()}
 
 
 def choose_size(n_cells: int, on_gpu: bool) -> str:
     """Choose a size that can be trained from scratch on ``n_cells`` cells.
 
-    A CPU gets ``1m`` whatever the number of cells; larger sizes pay from some 100,000 cells on
+    A CPU gets ``small`` whatever the number of cells; larger sizes pay from some 100,000 cells on
     and need a GPU to finish in reasonable time.
     """
     if not on_gpu or n_cells < 100_000:
-        return "1m"
-    return "3m" if n_cells < 1_000_000 else "10m"
+        return "small"
+    return "base" if n_cells < 1_000_000 else "large"

@@ -117,7 +117,7 @@ def test_a_performer_can_stand_beside_the_bottleneck(cells):
 
 
 def test_every_size_exists_as_published():
-    for name in ("tiny", "1m", "3m", "10m", "100m"):
+    for name in ("tiny", "small", "1m", "3m", "10m", "100m"):
         ours, published = SIZES[name], SIZES[f"published-{name}"]
         assert (published.n_hidden, published.n_layers) == (ours.n_hidden, ours.n_layers)
         assert not published.has_bottleneck
@@ -128,7 +128,7 @@ def test_every_size_exists_as_published():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"likelihood_weight": 0}, "read_depth_aware=True is needed"),
+        ({"objective": "masked"}, "read_depth_aware=True is needed"),
         ({"likelihood_weight": 0, "imputation_weight": 0}, "nothing to train"),
         ({"decoder_head_width": 8}, "imputation_decoder='performer' only"),
         ({"imputation_decoder": "mlp"}, "must be one of"),
@@ -138,6 +138,17 @@ def test_every_size_exists_as_published():
 def test_impossible_configurations_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         XTrimoGeneConfig(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("weight", "objective"), [("likelihood_weight", "masked"), ("imputation_weight", "counts")]
+)
+def test_a_weight_of_zero_still_stands_for_an_objective(weight, objective):
+    with pytest.warns(
+        FutureWarning, match=f"{weight}=0 is deprecated: use objective='{objective}"
+    ):
+        config = XTrimoGeneConfig(**{weight: 0.0}, read_depth_aware=True)
+    assert config == XTrimoGeneConfig(objective=objective, read_depth_aware=True)
 
 
 def test_denoising_needs_no_depths(model):
@@ -155,7 +166,7 @@ def test_denoising_needs_no_depths(model):
 
 def test_a_decoder_that_is_not_trained_does_not_exist():
     cells = make_cells(80)
-    model = train_tiny(cells, 2, read_depth_aware=True, imputation_weight=0.0)
+    model = train_tiny(cells, 2, read_depth_aware=True, objective="counts")
     assert list(model.module.decoders) == ["bottleneck"]
     with pytest.raises(ValueError, match="decoder='cross_attention' is unknown"):
         model.get_normalized_expression(decoder="cross_attention")

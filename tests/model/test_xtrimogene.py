@@ -325,9 +325,9 @@ def test_repr_says_what_the_model_is(model):
 
 def test_size_is_chosen_from_the_data(cells, caplog):
     XTrimoGene.setup_anndata(cells)
-    assert XTrimoGene(cells).size_ == "1m"
-    assert scxtrimo.config.choose_size(200_000, on_gpu=True) == "3m"
-    assert scxtrimo.config.choose_size(200_000, on_gpu=False) == "1m"
+    assert XTrimoGene(cells).size_ == "small"
+    assert scxtrimo.config.choose_size(200_000, on_gpu=True) == "base"
+    assert scxtrimo.config.choose_size(200_000, on_gpu=False) == "small"
 
 
 def test_named_sizes_have_about_the_parameters_they_are_named_for():
@@ -427,3 +427,21 @@ def test_every_result_can_be_had_from_an_encoder_in_bfloat16(model, monkeypatch)
         assert np.isfinite(predicted).all()
     assert np.isfinite(model.get_contextual_gene_embeddings()).any(axis=None)
     assert np.isfinite(model.get_reconstruction_error()["mse"]).all()
+
+
+def test_arguments_after_the_indices_are_given_by_name(model):
+    with pytest.warns(FutureWarning, match="give batch_size, pool by name"):
+        former = model.get_latent_representation(None, [0, 1], 1, "mean")
+    np.testing.assert_array_equal(
+        former, model.get_latent_representation(indices=[0, 1], batch_size=1, pool="mean")
+    )
+    with pytest.warns(
+        FutureWarning, match="give gene_list, library_size, transform_batch by name"
+    ):
+        former = model.get_normalized_expression(None, None, ["GENE1"], 1e4, "a")
+    pd.testing.assert_frame_equal(
+        former,
+        model.get_normalized_expression(
+            transform_batch="a", gene_list=["GENE1"], library_size=1e4
+        ),
+    )

@@ -30,7 +30,7 @@ PUBLISHED_FIELDS: dict[str, Any] = {
     "imputation_decoder": "performer",
     "read_depth_aware": True,
     "n_input_genes": None,
-    "likelihood_weight": 0.0,
+    "objective": "masked",
     "activation": "relu",
 }
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import wraps
+from inspect import signature
 from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import anndata
 import numpy as np
@@ -50,6 +53,37 @@ Pool = Literal["all", "max", "mean", "s", "t"]
 Precision = Literal["32-true", "bf16-mixed"]
 
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def keywords_after_indices(former: str = "") -> Callable[[Method], Method]:
+    """Take for one release by position, with a warning, what has become keyword-only.
+
+    ``former`` has the arguments whose order was another one, in the order that they had.
+    """
+
+    def decorate(method: Method) -> Method:
+        parameters = signature(method).parameters.values()
+        names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        names = sorted(names, key=lambda name: (former.split() + names).index(name))
+        n_positional = len(parameters) - len(names)
+
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if extra := dict(zip(names, args[n_positional:], strict=False)):
+                warnings.warn(
+                    f"{method.__name__}: give {', '.join(extra)} by name; by position they are "
+                    "deprecated.",
+                    FutureWarning,
+                    stacklevel=2,
+                )
+            return method(*args[:n_positional], **extra, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
 class XTrimoGeneBase(TrainedModel):
     """xTrimoGene for registered data; see :class:`~scxtrimo.model.XTrimoGene`.
 
@@ -59,11 +93,13 @@ class XTrimoGeneBase(TrainedModel):
         See :class:`~scxtrimo.model.XTrimoGene`.
     """
 
+    @keywords_after_indices()
     @torch.inference_mode()
     def get_latent_representation(
         self,
         adata: AnnData | MuData | None = None,
         indices: Sequence[int] | None = None,
+        *,
         batch_size: int | None = None,
         pool: Pool | None = None,
         target_depth: str | float | None = None,
@@ -280,14 +316,16 @@ class XTrimoGeneBase(TrainedModel):
         measured[genes[genes >= 0]] = True
         return measured.to(self.device)
 
+    @keywords_after_indices("gene_list library_size transform_batch")
     @torch.inference_mode()
     def get_normalized_expression(
         self,
         adata: AnnData | MuData | None = None,
         indices: Sequence[int] | None = None,
+        *,
+        transform_batch: str | int | None = None,
         gene_list: Sequence[str] | None = None,
         library_size: float | Literal["observed"] = 1.0,
-        transform_batch: str | int | None = None,
         decoder: DecoderName | None = None,
         batch_size: int | None = None,
         return_numpy: bool = False,
@@ -477,11 +515,13 @@ class XTrimoGeneBase(TrainedModel):
         weights = self.module.net.gene_embeddings.detach().float().cpu().numpy()[genes]
         return pd.DataFrame(weights, index=np.asarray(self.vocabulary.gene_ids)[genes])
 
+    @keywords_after_indices()
     @torch.inference_mode()
     def get_contextual_gene_embeddings(
         self,
         adata: AnnData | MuData | None = None,
         indices: Sequence[int] | None = None,
+        *,
         gene_list: Sequence[str] | None = None,
         average: bool = True,
         batch_size: int | None = None,
@@ -591,11 +631,13 @@ class XTrimoGeneBase(TrainedModel):
         gene = torch.arange(n_genes, device=self.device).repeat(n_cells)
         return cells_of(ends, len(gene)), gene, torch.cat(list(embedded))
 
+    @keywords_after_indices()
     @torch.inference_mode()
     def get_reconstruction_error(
         self,
         adata: AnnData | MuData | None = None,
         indices: Sequence[int] | None = None,
+        *,
         mask_rate: float = 0.3,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
@@ -644,11 +686,13 @@ class XTrimoGeneBase(TrainedModel):
             }
         return pd.DataFrame.from_dict(table, orient="index")
 
+    @keywords_after_indices()
     @torch.inference_mode()
     def get_masked_predictions(
         self,
         adata: AnnData | MuData | None = None,
         indices: Sequence[int] | None = None,
+        *,
         mask_rate: float = 0.3,
         batch_size: int | None = None,
     ) -> pd.DataFrame:
@@ -732,12 +776,14 @@ class XTrimoGeneBase(TrainedModel):
                 predictions["gene mean"] = self.module.mean_expression[asked]
             yield place, batch, predictions
 
+    @keywords_after_indices()
     @torch.inference_mode()
     def get_attention(
         self,
         gene_list: Sequence[str],
         adata: AnnData | MuData | None = None,
         indices: Sequence[int] | None = None,
+        *,
         layer: int = -1,
         batch_size: int | None = None,
     ) -> pd.DataFrame:

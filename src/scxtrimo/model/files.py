@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -427,7 +428,9 @@ def _config(
             f"The model in {path} has hyper-parameters this scxtrimo does not know: {unknown}. "
             "Update it: `pip install --upgrade scxtrimo`."
         )
-    return config_class(**stored)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*_weight=0 is deprecated")  # said at the time
+        return config_class(**stored)
 
 
 def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) -> None:

@@ -32,8 +32,8 @@ class XTrimoGene(XTrimoGeneBase):
     adata
         Data registered with :meth:`setup_anndata`.
     size
-        ``"auto"``, or one of :data:`scxtrimo.model.SIZES`: ``"tiny"``, ``"1m"``, ``"3m"``,
-        ``"10m"``, ``"100m"``.
+        ``"auto"``, or one of :data:`scxtrimo.model.SIZES`: ``"tiny"``, ``"small"``, ``"base"``,
+        ``"large"``, ``"huge"``.
     config
         All hyper-parameters at once, instead of ``size``.
     registry

@@ -75,11 +75,14 @@ class NetConfig:
     away :cite:p:`Hao2024`. Needed to ask for a ``target_depth``."""
     n_covariate: PositiveInt = 8
     """Width of the embedding of batch and covariates, used by the bottleneck decoder only."""
+    objective: Literal["counts+masked", "counts", "masked"] = "counts+masked"
+    """What is trained: the likelihood of all counts given the cell vector, the regression of
+    masked genes, or both. A decoder that is not trained does not exist. With ``"masked"`` alone,
+    as published, there is no learned pooling: the latent representation is the published one."""
     likelihood_weight: NonNegativeFloat = 1.0
-    """Weight of the count likelihood. 0 leaves out the bottleneck decoder and with it the learned
-    pooling: the latent representation is then the published one."""
+    """Weight of the count likelihood."""
     imputation_weight: NonNegativeFloat = 1.0
-    """Weight of the masked regression; 0 leaves out the imputation decoder."""
+    """Weight of the masked regression."""
     activation: Activation = "gelu"
     """Activation of the feed-forward layers of the encoder."""
     norm_first: bool = True
@@ -90,7 +93,12 @@ class NetConfig:
     @property
     def has_bottleneck(self) -> bool:
         """Whether there are a bottleneck decoder and a learned pooling."""
-        return self.likelihood_weight > 0
+        return self.objective != "masked"
+
+    @property
+    def has_imputation(self) -> bool:
+        """Whether there is a decoder of masked genes."""
+        return self.objective != "counts"
 
 
 class CellPooling(nn.Module):
@@ -270,10 +278,10 @@ class XTrimoGeneNet(nn.Module):
         n_hidden, n_heads = config.n_decoder_hidden, config.n_decoder_heads
         size = (n_hidden, width, config.n_decoder_layers, n_heads)
         self.imputation: PerformerDecoder | CrossAttentionDecoder | None = None
-        if config.imputation_weight and config.imputation_decoder == "performer":
+        if config.has_imputation and config.imputation_decoder == "performer":
             head_width = config.decoder_head_width or n_hidden // n_heads
             self.imputation = PerformerDecoder(*size, head_width, seed)
-        elif config.imputation_weight:
+        elif config.has_imputation:
             self.imputation = CrossAttentionDecoder(*size)
 
     def forward(self, batch: RaggedBatch) -> Losses:

@@ -208,7 +208,7 @@ class PretrainConfig(Validated):
                 f"size={self.size!r} is unknown; choose 'auto' or one of {list(SIZES)}."
             )
         # Check these now, not after the cells were read.
-        named = SIZES["1m" if self.size == "auto" else self.size]
+        named = SIZES["small" if self.size == "auto" else self.size]
         from_dict(XTrimoGeneConfig, asdict(named) | self.model, "model")
         from_dict(OptimizerConfig, self.optimizer, "optimizer")
         from_dict(MaskingConfig, self.masking, "masking")
