@@ -20,20 +20,8 @@ _PATTERN = re.compile(r"^([taf])(\d+(?:\.\d+)?)$")
 class TargetDepth:
     """The read depth that is asked for.
 
-    Parameters
-    ----------
-    mode, number
-        ``"t"``: log10 of total counts. ``"a"``: the cell's own log10 total plus ``number``.
-        ``"f"``: the cell's own total times ``number``.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from scxtrimo.model.depth import TargetDepth
-    >>> TargetDepth.parse(10_000)
-    TargetDepth(mode='t', number=4.0)
-    >>> TargetDepth.parse("f10").tokens(torch.tensor([1000.0]))
-    tensor([[4., 3.]])
+    ``mode`` is ``"t"`` (log10 of total counts), ``"a"`` (the own log10 total plus ``number``)
+    or ``"f"`` (the own total times ``number``).
     """
 
     mode: Literal["t", "a", "f"]
@@ -41,22 +29,7 @@ class TargetDepth:
 
     @classmethod
     def parse(cls, depth: str | float) -> TargetDepth:
-        """Read ``"t4"``, ``"a5"``, ``"f1"`` as in the published code, or total counts.
-
-        Parameters
-        ----------
-        depth
-            One of these.
-
-        Returns
-        -------
-        The depth.
-
-        Raises
-        ------
-        ValueError
-            If ``depth`` is none of these.
-        """
+        """Read ``"t4"``, ``"a5"``, ``"f1"`` as in the published code, or total counts."""
         if isinstance(depth, str) and (match := _PATTERN.match(depth)):
             mode, number = match[1], float(match[2])
             is_possible = number > 0 if mode == "f" else number <= HIGHEST_LOG10
@@ -71,17 +44,7 @@ class TargetDepth:
         )
 
     def tokens(self, library_size_c: Tensor) -> Tensor:
-        """Return what T and S say of every cell.
-
-        Parameters
-        ----------
-        library_size_c
-            Total counts that were measured, shape ``(n_cells,)``.
-
-        Returns
-        -------
-        T and S, log10 of total counts, shape ``(n_cells, 2)``.
-        """
+        """Return T and S of every cell, log10 of total counts, shape ``(n_cells, 2)``."""
         source_c = library_size_c.log10()
         if self.mode == "t":
             target_c = torch.full_like(source_c, self.number)

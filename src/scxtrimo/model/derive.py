@@ -28,22 +28,10 @@ def derive_model(
     seed: int | None = None,
     min_gene_overlap: float | None = None,
 ) -> Model:
-    """Return a model of another class with the network of a trained one.
+    """Return a model of class ``cls`` for ``data``, with the network of a trained one.
 
-    Parameters
-    ----------
-    cls
-        Class of the new model.
-    model
-        The trained model, which stays as it is.
-    data
-        Data for the new model.
-    own_args, own_fields
-        What the set-up of the new class has beyond that of the trained model.
-    config
-        Hyper-parameters of the new model.
-    seed, min_gene_overlap
-        By default those of the trained model.
+    ``own_args`` and ``own_fields`` are what its set-up has beyond that of the trained model, whose
+    seed and overlap it has by default.
     """
     if not model.is_trained_:
         raise ValueError("The model is not trained. Call `model.train()` first.")

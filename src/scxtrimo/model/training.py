@@ -68,6 +68,18 @@ def as_epochs(max_epochs: float | None, name: str = "max_epochs") -> int | None:
     return max(1, round(check(name, max_epochs, PositiveFloat)))
 
 
+def _rows_of_split(name: str, doc: str) -> Any:
+    """Return a property with the rows of one set of the split."""
+
+    def get(model: TrainedModel) -> np.ndarray | None:
+        return model._rows_now(getattr(model, name))
+
+    def put(model: TrainedModel, rows: np.ndarray | None) -> None:
+        setattr(model, name, rows)
+
+    return property(get, put, doc=doc)
+
+
 class TrainedModel(SavedModel):
     """``train``, and which cells were trained on."""
 
@@ -260,8 +272,8 @@ class TrainedModel(SavedModel):
                 runner()
             self._finish_training(splitter.train_idx)
 
-    @property
-    def train_indices(self) -> np.ndarray | None:
+    train_indices = _rows_of_split(
+        "train_indices_",
         """Rows of the present data that were trained on, wherever these cells are now.
 
         ``None`` if the data do not have them.
@@ -270,42 +282,28 @@ class TrainedModel(SavedModel):
         --------
         >>> model.train_indices.shape
         (630,)
-        """
-        return self._rows_now(self.train_indices_)
-
-    @train_indices.setter
-    def train_indices(self, rows: np.ndarray | None) -> None:
-        self.train_indices_ = rows
-
-    @property
-    def validation_indices(self) -> np.ndarray | None:
+        """,
+    )
+    validation_indices = _rows_of_split(
+        "validation_indices_",
         """Rows of the present data that were held out, wherever these cells are now.
 
         Examples
         --------
         >>> model.validation_indices.shape
         (70,)
-        """
-        return self._rows_now(self.validation_indices_)
-
-    @validation_indices.setter
-    def validation_indices(self, rows: np.ndarray | None) -> None:
-        self.validation_indices_ = rows
-
-    @property
-    def test_indices(self) -> np.ndarray | None:
+        """,
+    )
+    test_indices = _rows_of_split(
+        "test_indices_",
         """Rows of the present data that were neither trained on nor held out.
 
         Examples
         --------
         >>> len(model.test_indices)
         0
-        """
-        return self._rows_now(self.test_indices_)
-
-    @test_indices.setter
-    def test_indices(self, rows: np.ndarray | None) -> None:
-        self.test_indices_ = rows
+        """,
+    )
 
     def _rows_now(self, rows: np.ndarray | None) -> np.ndarray | None:
         """Return where cells of the split are now; ``None`` if that cannot be said."""

@@ -69,18 +69,16 @@ class OptimizerConfig(Validated):
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
 
     def lr_fraction(self, step: int, n_steps: int) -> float:
-        """Return the learning rate of a step.
+        """Return the learning rate of a step, from 0, as a fraction of the peak.
 
         Parameters
         ----------
-        step
-            The step, from 0.
-        n_steps
-            Number of all steps.
+        step, n_steps
+            The step, from 0, and the number of all steps.
 
         Returns
         -------
-        Fraction of the peak, from 0 to 1.
+        From 0 to 1.
         """
         warmup = min(self.warmup_steps, n_steps // 10)
         if step < warmup:
@@ -92,30 +90,7 @@ class OptimizerConfig(Validated):
 
 @dataclass(frozen=True)
 class MaskingConfig(Validated, Masking):
-    """How genes are masked in training.
-
-    Parameters
-    ----------
-    min_rate, max_rate
-        The fraction of a cell's expressed genes that is masked is drawn uniformly from this
-        interval, anew for every cell and epoch.
-    max_targets
-        Masked expressed genes per cell that the imputation decoder must predict, on average at
-        most; ``None`` for all.
-    zero_rate
-        Fraction of the unexpressed genes that is masked and must be predicted. By default as many
-        genes are drawn as there are expressed targets.
-    replace_rate, random_rate
-        What a decoder over all genes (Performer) finds in place of a masked value: the mask, with
-        probability ``replace_rate``; the value of another gene of the cell, with probability
-        ``random_rate``; otherwise the true value. The encoder sees none of these genes.
-    thinning_probability
-        In a model that is aware of the read depth: part of the cells that lose counts before they
-        are encoded, see :func:`~scxtrimo.train.thin_batch`.
-    natural_weights
-        Weight targets by the inverse of the rate at which they are drawn, so that the imputation
-        decoder predicts means over all genes that the encoder does not see. Without, expressed
-        genes count for more than there are.
+    """How genes are masked in training: the fields of :class:`~scxtrimo.nn.Masking`, checked.
 
     Examples
     --------
@@ -205,19 +180,12 @@ class FinetuningConfig(Validated):
             )
 
     def check(self, n_layers: int) -> None:
-        """Make sure that a network of so many layers can be trained in this way.
+        """Raise if a network of so many layers, or without peft, cannot be trained in this way.
 
         Parameters
         ----------
         n_layers
             Layers of the encoder.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer layers than are to be trained.
-        ImportError
-            If adapters are asked for and peft is not installed.
         """
         self.n_trained_layers(n_layers)
         if self.lora_rank and find_spec("peft") is None:
@@ -227,7 +195,7 @@ class FinetuningConfig(Validated):
             )
 
     def n_trained_layers(self, n_layers: int) -> int:
-        """Count the layers of the encoder that are trained, from the last.
+        """Return how many layers of the encoder are trained, counted from the last.
 
         Parameters
         ----------
@@ -237,11 +205,6 @@ class FinetuningConfig(Validated):
         Returns
         -------
         Their number.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer layers than are to be trained.
         """
         if self.freeze is None:
             return n_layers
