@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import _annotate, _demo, _embed, _pretrain
 
 __all__ = ["main"]
-
-COMMANDS = (_demo, _embed, _annotate, _pretrain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,27 +23,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns
     -------
-    Exit status: 0, or 2 after an error in the arguments or files, which is printed in one line.
-
-    Notes
-    -----
-    Errors of the program itself, and all errors with ``--debug``, are raised with a traceback.
+    Exit status: 0, or 2 after an error in the arguments or files, which is printed in one line;
+    with ``--debug``, it is raised.
 
     Examples
     --------
-    >>> from scxtrimo.cli import main
-    >>> main(["--version"])
+    >>> scxtrimo.cli.main(["--version"])
     0.1...
     0
     """
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     if args.version:
         from importlib.metadata import version
 
         print(version("scxtrimo"))
         return 0
     if args.command is None:
-        _parser().print_help()
+        parser.print_help()
         return 2
     try:
         return args.run(args)
@@ -60,17 +55,16 @@ def _is_the_users(error: Exception) -> bool:
     """Return whether an error is due to arguments or files: raised by our checks or the system."""
     if isinstance(error, OSError | ImportError):
         return True
-    frames = traceback.extract_tb(error.__traceback__)
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    last = frames[-1]
-    return last.filename.startswith(package + os.sep) and (last.line or "").startswith("raise")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    is_ours = Path(__file__).absolute().parents[1] in Path(last.filename).parents
+    return is_ours and (last.line or "").startswith("raise")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scxtrimo", description="xTrimoGene for the scverse.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", title="commands")
-    for command in COMMANDS:
+    for command in (_demo, _embed, _annotate, _pretrain):
         command.add(commands)
     for subparser in commands.choices.values():
         subparser.add_argument("--debug", action="store_true", help="show where an error happened")

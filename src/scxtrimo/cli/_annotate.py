@@ -6,15 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._shared import (
-    add_overwrite,
-    add_query,
-    check_keys,
-    check_out,
-    is_x,
-    prepare_query,
-    write_cells,
-)
+from ._shared import add_query, check_keys, check_out, layer_of, prepare_query, write_cells
 
 
 def add(commands: Any) -> None:
@@ -22,44 +14,44 @@ def add(commands: Any) -> None:
     annotate = commands.add_parser(
         "annotate", help="learn cell types from labelled cells and give them to others"
     )
-    annotate.add_argument(
+    option = annotate.add_argument
+    option(
         "data",
         metavar="FILE",
         help="cells to annotate, with raw counts: .h5ad, .h5mu, .zarr, .h5 of Cell Ranger, or a "
         "folder with matrix.mtx",
     )
-    annotate.add_argument(
-        "--out", required=True, metavar="FILE.h5ad", help="the cells with obs['xtrimo_label']"
-    )
-    annotate.add_argument("--reference", metavar="FILE", help="labelled cells to learn from")
-    annotate.add_argument("--labels-key", help="column of obs of the reference with the labels")
-    annotate.add_argument("--unlabeled", metavar="NAME", help="what this column calls no label")
-    annotate.add_argument("--batch-key", help="column of obs of the reference with the batch")
-    annotate.add_argument("--reference-modality", help="modality of a reference that is a MuData")
-    annotate.add_argument("--reference-layer", help="layer of the reference with the raw counts")
-    annotate.add_argument(
+    option("--out", required=True, metavar="FILE.h5ad", help="the cells with obs['xtrimo_label']")
+    option("--reference", metavar="FILE", help="labelled cells to learn from")
+    option("--labels-key", help="column of obs of the reference with the labels")
+    option("--unlabeled", metavar="NAME", help="what this column calls no label")
+    option("--batch-key", help="column of obs of the reference with the batch")
+    option("--reference-modality", help="modality of a reference that is a MuData")
+    option("--reference-layer", help="layer of the reference with the raw counts")
+    option(
         "--together",
         action="store_true",
         help="train on the reference and the cells to annotate together, as batches to be "
         "integrated: for cells that differ from the reference as a whole",
     )
-    annotate.add_argument("--model", metavar="DIR", help="a saved annotator, not a reference")
-    annotate.add_argument("--save-model", metavar="DIR", help="where to save the annotator")
+    option("--model", metavar="DIR", help="a saved annotator, not a reference")
+    option("--save-model", metavar="DIR", help="where to save the annotator")
     add_query(annotate)
-    annotate.add_argument(
+    option(
         "--min-confidence",
         type=float,
         default=0.0,
         metavar="P",
         help="cells of which no label is as probable are called unknown",
     )
-    annotate.add_argument(
-        "--unknown", default="unknown", metavar="NAME", help="what these cells are called"
+    option("--unknown", default="unknown", metavar="NAME", help="what these cells are called")
+    option(
+        "--overwrite",
+        action="store_true",
+        help="replace an --out that exists, and columns that the cells have",
     )
-    add_overwrite(annotate, "an --out that exists, and columns that the cells have")
-    annotate.add_argument("--key-added", default="xtrimo_label", help="column of obs for labels")
-    annotate.add_argument("--batch-size", type=int, help="cells per forward pass")
-    annotate.add_argument("--seed", type=int, default=0, help="seed of everything")
+    option("--key-added", default="xtrimo_label", help="column of obs for labels")
+    option("--seed", type=int, default=0, help="seed of everything")
     annotate.set_defaults(run=run)
 
 
@@ -81,12 +73,9 @@ def run(args: argparse.Namespace) -> int:
     adata = read_cells(args.data, args.modality)
     keys = (args.key_added, f"{args.key_added}_confidence")
     check_keys(adata, "obs", keys, args.overwrite)
-    if args.together:
-        _annotate_together(args, adata)
-    else:
-        _annotate(args, adata)
+    (_annotate_together if args.together else _annotate)(args, adata)
     write_cells(adata, out)
-    label, confidence = (adata.obs[args.key_added + suffix] for suffix in ("", "_confidence"))
+    label, confidence = (adata.obs[key] for key in keys)
     mean = confidence.groupby(label, observed=True).mean().round(3)
     table = label.value_counts().to_frame("cells").assign(confidence=mean)
     table.index.name = None
@@ -118,13 +107,7 @@ def _annotate(args: argparse.Namespace, adata: Any) -> None:
     if args.model is None:
         annotator.train()
         _save_and_report(args, annotator)
-    annotator.annotate(
-        adata,
-        key_added=args.key_added,
-        min_confidence=args.min_confidence,
-        unknown=args.unknown,
-        batch_size=args.batch_size,
-    )
+    annotator.annotate(adata, **_options(args))
 
 
 def _annotate_together(args: argparse.Namespace, adata: Any) -> None:
@@ -142,16 +125,18 @@ def _annotate_together(args: argparse.Namespace, adata: Any) -> None:
         adata,
         args.labels_key,
         args.unlabeled,
-        reference_layer=None if is_x(args.reference_layer, reference) else args.reference_layer,
-        query_layer=None if is_x(args.layer, adata) else args.layer,
+        reference_layer=layer_of(args.reference_layer, reference),
+        query_layer=layer_of(args.layer, adata),
         gene_id_key=args.gene_id_key,
-        key_added=args.key_added,
-        min_confidence=args.min_confidence,
-        unknown=args.unknown,
-        batch_size=args.batch_size,
         seed=args.seed,
+        **_options(args),
     )
     _save_and_report(args, annotator)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    names = ("key_added", "min_confidence", "unknown", "batch_size")
+    return {name: getattr(args, name) for name in names}
 
 
 def _save_and_report(args: argparse.Namespace, annotator: Any) -> None:

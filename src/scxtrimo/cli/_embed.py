@@ -7,42 +7,37 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ._shared import (
-    add_checkpoint,
-    add_overwrite,
-    add_query,
-    check_keys,
-    check_out,
-    make_model,
-    prepare_query,
-    write_cells,
-)
+from ._shared import add_query, check_keys, check_out, prepare_query, write_cells
 
 
 def add(commands: Any) -> None:
     """Add the commands to a parser."""
     embed = commands.add_parser("embed", help="embed cells with a saved or a published model")
-    embed.add_argument(
+    option = embed.add_argument
+    option(
         "data",
         metavar="FILE",
         help="cells with raw counts: .h5ad, .h5mu, .zarr, .h5 of Cell Ranger, a folder with "
         "matrix.mtx, or a store of any size",
     )
-    embed.add_argument(
+    option(
         "--out",
         required=True,
         metavar="FILE",
         help=".h5ad: the cells with obsm['X_xtrimo']; .zarr: only names and embedding, streamed",
     )
-    embed.add_argument("--model", metavar="DIR", help="a saved or converted model")
-    add_checkpoint(embed, required=False)
+    option("--model", metavar="DIR", help="a saved or converted model")
+    _add_checkpoint(embed, required=False)
     add_query(embed)
-    add_overwrite(embed, "an existing --out, and an embedding that the cells already have")
-    embed.add_argument("--pool", help="all, max, mean, s or t; by default the model's own")
-    embed.add_argument("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
-    embed.add_argument("--bulk", action="store_true", help="profiles are bulk, not single cells")
-    embed.add_argument("--batch-size", type=int, help="cells per forward pass")
-    embed.add_argument(
+    option(
+        "--overwrite",
+        action="store_true",
+        help="replace an existing --out, and an embedding that the cells already have",
+    )
+    option("--pool", help="all, max, mean, s or t; by default the model's own")
+    option("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
+    option("--bulk", action="store_true", help="profiles are bulk, not single cells")
+    option(
         "--map-query",
         nargs="?",
         const="",
@@ -53,10 +48,20 @@ def add(commands: Any) -> None:
     embed.set_defaults(run=embed_cells)
 
     convert = commands.add_parser("convert", help="convert a published checkpoint into our format")
-    add_checkpoint(convert, required=True)
+    _add_checkpoint(convert, required=True)
     convert.add_argument("--out", required=True, metavar="DIR", help="directory to write to")
     convert.add_argument("--overwrite", action="store_true", help="replace an existing model")
     convert.set_defaults(run=convert_checkpoint)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser, required: bool) -> None:
+    option = parser.add_argument
+    option("--checkpoint", required=required, metavar="models.ckpt", help="a published checkpoint")
+    option(
+        "--gene-index", required=required, metavar="FILE", help="the gene index that comes with it"
+    )
+    versions = ("cell", "gene", "rde")
+    option("--weights", default="cell", choices=versions, help="which of the published models")
 
 
 def embed_cells(args: argparse.Namespace) -> int:
@@ -65,24 +70,27 @@ def embed_cells(args: argparse.Namespace) -> int:
 
     if (args.model is None) == (args.checkpoint is None):
         raise ValueError("Give either --model or --checkpoint with --gene-index.")
-    streamed = args.out.endswith(".zarr")
+    streamed, is_mapped = args.out.endswith(".zarr"), args.map_query is not None
     if streamed and Path(args.out).exists():
         raise FileExistsError(f"{args.out} exists. Choose another path, or remove it first.")
     out = check_out(args.out, (".h5ad", ".zarr"), args.overwrite)
-    _check_map_query(args, streamed)
+    if is_mapped and (streamed or args.pool or args.target_depth or args.bulk):
+        raise ValueError(
+            "--map-query needs an --out of .h5ad, and cannot be combined with --pool, "
+            "--target-depth or --bulk."
+        )
     if is_store(args.data):
-        return _embed_store(args, out, streamed)
+        return _embed_store(args, out)
     adata = read_cells(args.data, args.modality, backed=streamed)
     if not streamed:
         check_keys(adata, "obsm", ["X_xtrimo"], args.overwrite)
-    model = make_model(args)
+    model = _make_model(args)
     prepare_query(model, adata, args)
-    if args.map_query is not None:
+    if is_mapped:
         embedding = model.map_query(adata, args.map_query or None, args.batch_size)
     else:
-        embedding = model.get_latent_representation(
-            adata, out=out if streamed else None, **_options(args)
-        )
+        streamed_to = out if streamed else None
+        embedding = model.get_latent_representation(adata, out=streamed_to, **_options(args))
     if not streamed:
         adata.obsm["X_xtrimo"] = embedding
         write_cells(adata, out)
@@ -91,31 +99,19 @@ def embed_cells(args: argparse.Namespace) -> int:
     return 0
 
 
-def _embed_store(args: argparse.Namespace, out: Path, streamed: bool) -> int:
+def _embed_store(args: argparse.Namespace, out: Path) -> int:
     from ..pretraining.embed import embed_store
 
-    if not streamed or args.map_query is not None:
+    if out.suffix != ".zarr":
         raise ValueError("The cells of a store are streamed: --out must end in .zarr.")
-    model = make_model(args)
-    n_cells = embed_store(
-        model,
-        args.data,
-        out,
-        prepare=lambda cells: prepare_query(model, cells, args),
-        **_options(args),
-    )
+    model = _make_model(args)
+
+    def prepare(cells: Any) -> None:
+        prepare_query(model, cells, args)
+
+    n_cells = embed_store(model, args.data, out, prepare=prepare, **_options(args))
     print(f"{n_cells:,} cells in obsm['X_xtrimo'] of the data sets in {out}")
     return 0
-
-
-def _check_map_query(args: argparse.Namespace, streamed: bool) -> None:
-    if args.map_query is None:
-        return
-    if streamed or args.pool or args.target_depth or args.bulk:
-        raise ValueError(
-            "--map-query needs an --out of .h5ad, and cannot be combined with --pool, "
-            "--target-depth or --bulk."
-        )
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
@@ -132,6 +128,16 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def convert_checkpoint(args: argparse.Namespace) -> int:
-    make_model(args).save(args.out, overwrite=args.overwrite)
+    _make_model(args).save(args.out, overwrite=args.overwrite)
     print(f"Written to {args.out}. Load it with `scxtrimo.model.XTrimoGene.load({args.out!r})`.")
     return 0
+
+
+def _make_model(args: argparse.Namespace) -> Any:
+    from ..model.xtrimogene import XTrimoGene
+
+    if args.checkpoint is None:
+        return XTrimoGene.load(args.model, adata=False)
+    if args.gene_index is None:
+        raise ValueError("--checkpoint needs the --gene-index that comes with it.")
+    return XTrimoGene.from_scfoundation(args.checkpoint, args.gene_index, args.weights)

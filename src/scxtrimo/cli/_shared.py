@@ -8,19 +8,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+ALIASES = "table of HGNC, or 'hgnc' to download it once"
+NOT_OPTIONS = {"command", "debug", "run", "version"}
+
+
+def keywords(args: argparse.Namespace, but: str = "") -> dict[str, Any]:
+    """Return the options of a command as keyword arguments."""
+    return {name: x for name, x in vars(args).items() if name not in NOT_OPTIONS | {but}}
+
 
 def add_query(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--layer", help="layer with the raw counts, or X; by default as trained")
-    parser.add_argument("--gene-id-key", help="column of var with gene identifiers")
-    parser.add_argument(
-        "--gene-aliases", metavar="FILE", help="table of HGNC, or 'hgnc' to download it once"
-    )
-    parser.add_argument("--min-gene-overlap", type=float, help="fraction of genes that is needed")
-    parser.add_argument("--modality", help="modality of a MuData; by default rna, or the only one")
-
-
-def add_overwrite(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--overwrite", action="store_true", help=f"replace {what}")
+    option = parser.add_argument
+    option("--layer", help="layer with the raw counts, or X; by default as trained")
+    option("--gene-id-key", help="column of var with gene identifiers")
+    option("--gene-aliases", metavar="FILE", help=ALIASES)
+    option("--min-gene-overlap", type=float, help="fraction of genes that is needed")
+    option("--modality", help="modality of a MuData; by default rna, or the only one")
+    option("--batch-size", type=int, help="cells per forward pass")
 
 
 def check_out(path: str, suffixes: Sequence[str], overwrite: bool) -> Path:
@@ -56,35 +60,8 @@ def check_keys(adata: Any, attribute: str, keys: Iterable[str], overwrite: bool)
         )
 
 
-def add_checkpoint(parser: argparse.ArgumentParser, required: bool) -> None:
-    parser.add_argument(
-        "--checkpoint", required=required, metavar="models.ckpt", help="a published checkpoint"
-    )
-    parser.add_argument(
-        "--gene-index", required=required, metavar="FILE", help="the gene index that comes with it"
-    )
-    parser.add_argument(
-        "--weights",
-        default="cell",
-        choices=("cell", "gene", "rde"),
-        help="which of the published models",
-    )
-
-
-def make_model(args: argparse.Namespace) -> Any:
-    from ..model.xtrimogene import XTrimoGene
-
-    if args.checkpoint is None:
-        return XTrimoGene.load(args.model, adata=False)
-    if args.gene_index is None:
-        raise ValueError("--checkpoint needs the --gene-index that comes with it.")
-    return XTrimoGene.from_scfoundation(args.checkpoint, args.gene_index, args.weights)
-
-
 def prepare_query(model: Any, adata: Any, args: argparse.Namespace) -> None:
-    setup = {}
-    if args.layer is not None:
-        setup["layer"] = None if is_x(args.layer, adata) else args.layer
+    setup = {} if args.layer is None else {"layer": layer_of(args.layer, adata)}
     if args.gene_id_key is not None:
         setup["gene_id_key"] = args.gene_id_key
     model.prepare_query_anndata(
@@ -95,6 +72,6 @@ def prepare_query(model: Any, adata: Any, args: argparse.Namespace) -> None:
     )
 
 
-def is_x(layer: str | None, data: Any) -> bool:
-    """Return whether a layer of this name stands for ``data.X``."""
-    return layer == "X" and "X" not in data.layers
+def layer_of(name: str | None, data: Any) -> str | None:
+    """Return the layer of this name, ``None`` if it stands for ``data.X``."""
+    return None if name == "X" and "X" not in data.layers else name

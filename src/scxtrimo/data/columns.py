@@ -17,7 +17,7 @@ MISSING = frozenset({"", "nan", "NaN", "NA", "<NA>", "None"})
 """Text that missing values become when a table is written to a file and read again."""
 
 
-def get_column(frame: pd.DataFrame, what: str, key: str) -> pd.Series:
+def get_column(frame: pd.DataFrame, what: str, key: str | None) -> pd.Series:
     """Return the only column of this name; ``what`` names the table, for messages."""
     if key not in frame:
         raise ValueError(f"{key!r} is not a column of {what}, which has {list(frame.columns)}.")
@@ -30,13 +30,7 @@ def get_column(frame: pd.DataFrame, what: str, key: str) -> pd.Series:
 
 
 def canonical(value: object) -> str:
-    """Return a category as text; whole numbers have no decimal point, whatever their type.
-
-    Examples
-    --------
-    >>> canonical(1), canonical(1.0), canonical("1"), canonical(0.5), canonical(True)
-    ('1', '1', '1', '0.5', 'True')
-    """
+    """Return a category as text; whole numbers have no decimal point, whatever their type."""
     if isinstance(value, Real) and not isinstance(value, Integral | bool | np.bool_):
         number = float(value)
         return str(int(number)) if number.is_integer() else str(value)
@@ -51,7 +45,7 @@ def as_text(values: Any) -> pd.Series:
     return pd.Series(texts[codes], index=series.index, name=series.name, dtype=object)
 
 
-def categories_of(column: pd.Series, key: str) -> np.ndarray:
+def categories_of(column: pd.Series, key: str | None) -> np.ndarray:
     """Return the categories in use as text, in the order of the column's own categories."""
     present = column.dropna().unique()
     values = present.tolist() if isinstance(present, pd.Categorical) else list(present)
@@ -77,13 +71,7 @@ def categories_of(column: pd.Series, key: str) -> np.ndarray:
 
 
 def kind_of(values: Iterable[Any]) -> str:
-    """Return the type of the values that became text: bool, int, float or str.
-
-    Examples
-    --------
-    >>> kind_of([1.0, 2.0]), kind_of([True, False]), kind_of(["1", 2])
-    ('int', 'bool', 'str')
-    """
+    """Return the type of the values that became text: bool, int, float or str."""
     present = [value for value in values if not pd.isna(value)]
     if all(isinstance(value, bool | np.bool_) for value in present):
         return "bool"
@@ -93,13 +81,7 @@ def kind_of(values: Iterable[Any]) -> str:
 
 
 def from_text(categories: Sequence[str] | np.ndarray, kind: str) -> np.ndarray:
-    """Return categories as values of their original type.
-
-    Examples
-    --------
-    >>> from_text(["True", "False"], "bool"), from_text(["3", "10"], "int")
-    (array([ True, False]), array([ 3, 10]))
-    """
+    """Return categories as values of their original type."""
     if kind == "bool":
         return np.array([text == "True" for text in categories])
     if kind in ("int", "float"):
@@ -112,27 +94,16 @@ def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.nd
 
     A value is the category with the same text or, failing that, the only category with the same
     meaning: numbers and booleans from a text file may read ``"1.0"``, ``"01"`` or ``"TRUE"``.
-
-    Examples
-    --------
-    >>> codes_of(pd.Series([0, "1.0", "b", None]), ["0", "1", "a"])
-    array([ 0,  1, -1, -1])
     """
-    exact = {name: i for i, name in enumerate(categories)}
-    meant = _unambiguous(categories)
+    exact: dict[str, int] = {}
+    meant: dict[str | float, int] = {}
+    for i, name in enumerate(categories):
+        exact[name], meaning = i, _meaning(name)
+        meant[meaning] = -1 if meaning in meant else i  # -1 where two mean the same
     codes, distinct = pd.factorize(column)
     texts = map(canonical, distinct)
     found = [exact.get(text, meant.get(_meaning(text), -1)) for text in texts]
     return np.array([*found, -1], dtype=np.int64)[codes]
-
-
-def _unambiguous(categories: Iterable[str]) -> dict[str | float, int]:
-    """Return the position of categories by meaning, -1 where two mean the same."""
-    place: dict[str | float, int] = {}
-    for i, name in enumerate(categories):
-        meaning = _meaning(name)
-        place[meaning] = -1 if meaning in place else i
-    return place
 
 
 def _meaning(text: str) -> str | float:

@@ -19,10 +19,7 @@ CHUNK = 1024
 
 
 class RowReader:
-    """Rows of a cells x genes matrix as CSR, in any order, from memory or a file.
-
-    Only the requested rows are converted; a CSC matrix is converted as a whole.
-    """
+    """Rows of a cells x genes matrix as CSR, in any order, from memory or a file."""
 
     def __init__(self, matrix: Any) -> None:
         if isinstance(matrix, CSCDataset):
@@ -31,10 +28,9 @@ class RowReader:
             if matrix.format == "coo":
                 matrix = _summable(matrix)  # `tocsr` adds up repeated entries
             matrix = matrix.tocsr()
-        is_known = sparse.issparse(matrix) or isinstance(
-            matrix, np.ndarray | h5py.Dataset | zarr.Array | CSRDataset
-        )
-        if not is_known or isinstance(matrix, np.ma.MaskedArray):
+        is_array = isinstance(matrix, np.ndarray | h5py.Dataset | zarr.Array | CSRDataset)
+        is_masked = isinstance(matrix, np.ma.MaskedArray)
+        if is_masked or not (is_array or sparse.issparse(matrix)):
             raise TypeError(
                 f"Counts are of type {type(matrix).__name__}, which is not supported. Use a scipy "
                 "sparse matrix, a NumPy array or a backed AnnData (for instance "
@@ -65,10 +61,12 @@ class RowReader:
     def n_stored(self) -> np.ndarray:
         """Return the number of stored entries of every row (n_cells,), explicit zeros included."""
         if sparse.issparse(self.matrix):
-            return np.diff(self.matrix.indptr).astype(np.int64)
-        if self.on_disk and not self.is_dense:
-            return np.diff(self.matrix.group["indptr"][:]).astype(np.int64)
-        return np.concatenate([np.diff(chunk.indptr) for chunk in self.chunks()]).astype(np.int64)
+            parts = [self.matrix.indptr]
+        elif self.on_disk and not self.is_dense:
+            parts = [self.matrix.group["indptr"][:]]
+        else:
+            parts = [chunk.indptr for chunk in self.chunks()]
+        return np.concatenate([np.diff(part) for part in parts]).astype(np.int64)
 
     def chunks(self) -> Iterator[sparse.csr_matrix]:
         """Iterate over all rows, ``CHUNK`` at a time."""
@@ -115,8 +113,7 @@ def get_layer(adata: AnnData, layer: str | None) -> Any:
 
 
 def _layer_names(adata: AnnData) -> list[str]:
-    names = list(adata.layers.keys())
-    return [name for name in names if name is not None]  # None is X, since anndata 0.13
+    return [key for key in adata.layers.keys() if key is not None]  # noqa: SIM118 (None is X)
 
 
 def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = None) -> np.ndarray:
@@ -136,12 +133,8 @@ def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = No
     for i, chunk in enumerate(reader.chunks()):
         if (problem := problem_with(chunk.data)) is not None:
             raise ValueError(f"{field} {problem}{_where_raw_counts_may_be(adata, layer)}")
-        expressed = sparse.csr_matrix(
-            (chunk.data > 0, chunk.indices, chunk.indptr), shape=chunk.shape
-        )
         totals += np.asarray(chunk.sum(axis=0, dtype=np.float64)).ravel()
-        if used is not None:
-            expressed = expressed[:, used]
+        expressed = chunk > 0 if used is None else chunk[:, used] > 0
         empty_cells.append(np.flatnonzero(expressed.sum(axis=1) == 0) + i * CHUNK)
     if totals.sum() == 0:
         raise ValueError(f"{field} holds no counts: all values are 0. Choose another `layer`.")

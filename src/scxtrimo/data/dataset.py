@@ -37,29 +37,13 @@ class RaggedDataset(Dataset):
     adata_manager
         Manager with a registered AnnData.
     preload
-        Convert counts in memory once, for several passes. Data beyond 4 GiB and backed data are
-        always read batch by batch.
-
-    Notes
-    -----
-    ``dataset[rows]`` returns one ragged batch, a mapping of
-
-    - ``counts``: raw counts of the expressed genes of all cells, float32, ``(n_tokens,)``
-    - ``gene_ids``: their positions in the vocabulary, int64, ``(n_tokens,)``
-    - ``cu_seqlens``: boundaries of the cells, int32, ``(n_cells + 1,)``
-    - ``library_size``: total counts per cell, float32, ``(n_cells,)``
-    - ``categories``: codes of batch and other covariates, int64, ``(n_cells, n_covariates)``
-    - ``labels``: codes of the labels, if there are any, int64, ``(n_cells,)``
-    - ``cell_ids``: rows of the cells, int64, ``(n_cells,)``
+        Convert counts in memory (up to 4 GiB) once, for several passes.
 
     Examples
     --------
-    >>> from scxtrimo.data import RaggedDataset
-    >>> dataset = RaggedDataset(model.adata_manager)
-    >>> len(dataset), dataset[[3, 5]]["library_size"].shape
-    (700, (2,))
-    >>> dataset.n_tokens().shape, dataset.library_sizes().shape
-    ((700,), (700,))
+    >>> cells = scxtrimo.data.RaggedDataset(model.adata_manager)  # of nn.RaggedBatch, as arrays
+    >>> cells[[3, 5]]["library_size"].shape, cells.n_tokens().shape, cells.library_sizes().shape
+    ((2,), (700,), (700,))
     """
 
     def __init__(self, adata_manager: AnnDataManager, preload: bool = False) -> None:
@@ -67,16 +51,10 @@ class RaggedDataset(Dataset):
         state = adata_manager.get_state_registry(REGISTRY_KEYS.X_KEY)
         self.column_to_gene = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
         codes = [_codes(adata_manager, key) for key in covariate_keys(adata_manager.registry)]
-        self.categories = (
-            np.stack(codes, axis=1)
-            if codes
-            else np.empty((adata_manager.adata.n_obs, 0), dtype=np.int64)
-        )
-        self.labels = (
-            _codes(adata_manager, REGISTRY_KEYS.LABELS_KEY)
-            if REGISTRY_KEYS.LABELS_KEY in adata_manager.data_registry
-            else None
-        )
+        self.categories = np.column_stack([np.empty((len(self), 0), dtype=np.int64), *codes])
+        self.labels = None
+        if REGISTRY_KEYS.LABELS_KEY in adata_manager.data_registry:
+            self.labels = _codes(adata_manager, REGISTRY_KEYS.LABELS_KEY)
         self.preloaded = self._preload() if preload else None
 
     def __len__(self) -> int:
@@ -141,11 +119,9 @@ class RaggedDataset(Dataset):
     def n_tokens(self) -> np.ndarray:
         """Count the expressed genes of all cells.
 
-        Unless counts are preloaded, these are the stored entries, which may be a few more.
-
         Returns
         -------
-        int64, shape ``(n_cells,)``.
+        int64, ``(n_cells,)``; zeros that are stored count as well unless counts are preloaded.
         """
         if self.preloaded is not None:
             return np.diff(self.preloaded.indptr).astype(np.int64)
@@ -156,7 +132,7 @@ class RaggedDataset(Dataset):
 
         Returns
         -------
-        float32, shape ``(n_cells,)``.
+        float32, ``(n_cells,)``.
         """
         return np.concatenate(
             [to_ragged(c, self.column_to_gene)["library_size"] for c in self.reader.chunks()]
@@ -188,18 +164,12 @@ def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str
 
     Returns
     -------
-    ``counts``, ``gene_ids``, ``cu_seqlens`` and ``library_size`` of a ragged batch; see
-    :class:`RaggedDataset`.
+    ``counts``, ``gene_ids``, ``cu_seqlens`` and ``library_size`` of a ragged batch.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from scipy import sparse
-    >>> from scxtrimo.data import to_ragged
-    >>> counts = sparse.csr_matrix([[0, 2, 1], [5, 0, 0]])
-    >>> batch = to_ragged(counts, column_to_gene=np.array([7, 3, -1]))  # -1: not used
-    >>> batch["gene_ids"], batch["cu_seqlens"], batch["library_size"]
-    (array([3, 7]), array([0, 1, 2], dtype=int32), array([2., 5.], dtype=float32))
+    >>> to_ragged(sparse.csr_matrix([[0, 2, 1], [5, 0, 0]]), np.array([7, 3, -1]))["gene_ids"]
+    array([3, 7])
     """
     gene_ids = column_to_gene[counts.indices]
     keep = (gene_ids >= 0) & (counts.data > 0)
@@ -232,15 +202,10 @@ class RaggedDataManager(AnnDataManager):
 
     Examples
     --------
-    >>> from scxtrimo.data import RaggedDataManager
-    >>> isinstance(model.adata_manager, RaggedDataManager)
-    True
-    >>> len(model.adata_manager.create_torch_dataset(indices=[3, 5]))
-    2
-    >>> kept = model.adata_manager.without_data()
-    >>> kept.with_data(model.adata).is_current()
-    True
-    >>> model.adata_manager.write_coverage()
+    >>> manager = model.adata_manager.without_data().with_data(adata)
+    >>> manager.write_coverage()
+    >>> manager.is_current(), len(manager.create_torch_dataset(indices=[3, 5]))
+    (True, 2)
     """
 
     adata: AnnData
@@ -264,8 +229,7 @@ class RaggedDataManager(AnnDataManager):
 
         Returns
         -------
-        False if cells, genes, a registered column or the count matrix were replaced, reordered or
-        changed since.
+        False if cells, genes, a registered column or the count matrix changed or were replaced.
         """
         return self._snapshot.matches(self)
 
@@ -332,25 +296,32 @@ class Snapshot:
     """What a registration depends on: names of cells and genes, columns, the count matrix."""
 
     def __init__(self, manager: RaggedDataManager) -> None:
-        adata = manager.adata
-        self.obs_names, self.var_names = adata.obs_names, adata.var_names
-        columns = _source_columns(manager)
+        self.sources: list[tuple[str, str | None]] = []
+        for field in manager.fields:
+            state = manager.get_state_registry(field.registry_key)
+            self.sources += field.sources(manager.adata, state)
+        self.names = _names(manager.adata)
+        columns = self._columns(manager.adata)
         self.columns = {key: None if x is None else x.copy() for key, x in columns.items()}
-        matrix = _count_matrix(manager)
-        in_memory = sparse.issparse(matrix) or isinstance(matrix, np.ndarray)
-        self.matrix = weakref.ref(matrix) if in_memory else None
+        matrix = _matrix_in_memory(manager)
+        self.matrix = None if matrix is None else weakref.ref(matrix)
+
+    def _columns(self, adata: AnnData) -> dict[tuple[str, str], pd.Series | None]:
+        """Return the columns that fields were registered from, ``None`` where one is missing."""
+        return {
+            (table, name): getattr(adata, table).get(name)
+            for table, key in self.sources
+            for name in (getattr(adata, table) if key is None else [key])
+        }
 
     def matches(self, manager: RaggedDataManager) -> bool:
         """Return whether the data of a manager are still the same."""
-        adata, columns = manager.adata, _source_columns(manager)
-        matrix = _count_matrix(manager)
-        in_memory = sparse.issparse(matrix) or isinstance(matrix, np.ndarray)
+        columns, matrix = self._columns(manager.adata), _matrix_in_memory(manager)
         return (
-            _same(self.obs_names, adata.obs_names)
-            and _same(self.var_names, adata.var_names)
+            all(map(_same, self.names, _names(manager.adata)))
             and self.columns.keys() == columns.keys()
             and all(_same(column, columns[key]) for key, column in self.columns.items())
-            and (self.matrix is None or not in_memory or self.matrix() is matrix)
+            and (self.matrix is None or matrix is None or self.matrix() is matrix)
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -358,20 +329,15 @@ class Snapshot:
         return self.__dict__ | {"matrix": None}
 
 
-def _source_columns(manager: RaggedDataManager) -> dict[tuple[str, str], pd.Series | None]:
-    """Return the columns that fields were registered from, ``None`` where one is missing."""
-    adata = manager.adata
-    columns: dict[tuple[str, str], pd.Series | None] = {}
-    for field in manager.fields:
-        state = manager.get_state_registry(field.registry_key)
-        for attribute, key in field.sources(adata, state):
-            frame = getattr(adata, attribute)
-            columns[attribute, key] = frame.get(key)
-    return columns
+def _names(adata: AnnData) -> tuple[pd.Index, pd.Index]:
+    return adata.obs_names, adata.var_names
 
 
-def _count_matrix(manager: RaggedDataManager) -> Any:
-    return get_layer(manager.adata, manager.data_registry[REGISTRY_KEYS.X_KEY]["attr_key"])
+def _matrix_in_memory(manager: RaggedDataManager) -> Any:
+    """Return the registered counts, or ``None`` if they are in a file."""
+    layer = manager.data_registry[REGISTRY_KEYS.X_KEY]["attr_key"]
+    matrix = get_layer(manager.adata, layer)
+    return matrix if sparse.issparse(matrix) or isinstance(matrix, np.ndarray) else None
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -394,12 +360,11 @@ def prefetch(batches: Iterable[T], n_ahead: int = 2) -> Iterator[T]:
 
     Yields
     ------
-    The batches in their order. An error is raised after the batches before it.
+    The batches in their order.
 
     Examples
     --------
-    >>> from scxtrimo.data import prefetch
-    >>> list(prefetch(iter("abc")))
+    >>> list(scxtrimo.data.prefetch("abc"))
     ['a', 'b', 'c']
     """
     iterator = iter(batches)
@@ -413,18 +378,13 @@ def prefetch(batches: Iterable[T], n_ahead: int = 2) -> Iterator[T]:
 class PrefetchLoader(DataLoader):
     """A :class:`~torch.utils.data.DataLoader` that prepares batches in a thread.
 
-    Slicing ragged batches takes a fraction of a millisecond: worker processes are slower, because
-    every batch must be sent between processes.
-
     Examples
     --------
-    >>> import torch
-    >>> from scxtrimo.data import PrefetchLoader, RaggedDataset
-    >>> sampler = torch.utils.data.BatchSampler(range(10), batch_size=4, drop_last=False)
-    >>> dataset = RaggedDataset(model.adata_manager)
-    >>> loader = PrefetchLoader(dataset, sampler=sampler, batch_size=None)
+    >>> rows = [[0, 1, 2, 3], [4, 5]]
+    >>> dataset = scxtrimo.data.RaggedDataset(model.adata_manager)
+    >>> loader = scxtrimo.data.PrefetchLoader(dataset, sampler=rows, batch_size=None)
     >>> [len(batch["library_size"]) for batch in loader]
-    [4, 4, 2]
+    [4, 2]
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

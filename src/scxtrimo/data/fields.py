@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data import _constants
 from scvi.data.fields import BaseAnnDataField
 
 from .._logging import logger
@@ -27,7 +26,6 @@ from .vocabulary import (
     warn_of_numbers,
 )
 
-UNKNOWN_CATEGORY = -1
 MANY_GENES = 10
 """So many genes found only by ignoring case are no coincidence."""
 
@@ -41,6 +39,8 @@ class CountsField(BaseAnnDataField):
     COVERAGE_KEY = "coverage"
 
     registry_key = REGISTRY_KEYS.X_KEY
+    attr_name: str = "X"
+    attr_key: str | None = None
     is_empty = False
 
     def __init__(
@@ -51,23 +51,11 @@ class CountsField(BaseAnnDataField):
         min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
     ) -> None:
         super().__init__()
-        self._attr_name = (
-            _constants._ADATA_ATTRS.X if layer is None else _constants._ADATA_ATTRS.LAYERS
-        )
-        self._attr_key = layer
+        self.attr_name = "X" if layer is None else "layers"
+        self.attr_key = layer
         self.gene_id_key = gene_id_key
         self.gene_aliases = gene_aliases
         self.min_gene_overlap = min_gene_overlap
-
-    @property
-    def attr_name(self) -> str:
-        """Attribute of the AnnData, ``"X"`` or ``"layers"``."""
-        return self._attr_name
-
-    @property
-    def attr_key(self) -> str | None:
-        """Name of the layer."""
-        return self._attr_key
 
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the layer exists."""
@@ -89,7 +77,11 @@ class CountsField(BaseAnnDataField):
         column_to_gene = np.full(adata.n_vars, -1, dtype=np.int64)
         column_to_gene[expressed] = np.arange(len(expressed))
         vocabulary = GeneVocabulary(tuple(ids[expressed]), tuple(names[expressed]))
-        return self._state(adata, vocabulary, column_to_gene)
+        return {
+            self.N_OBS_KEY: adata.n_obs,
+            self.VOCABULARY_KEY: vocabulary.to_dict(),
+            self.COLUMN_TO_GENE_KEY: column_to_gene,
+        }
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
@@ -123,24 +115,19 @@ class CountsField(BaseAnnDataField):
             )
         if alignment.missing or alignment.renamed:
             logger.info(f"{alignment}. Report in adata.uns[{COVERAGE_KEY!r}].")
-        state = self._state(adata_target, vocabulary, alignment.column_to_gene)
-        return state | {self.COVERAGE_KEY: coverage}
+        return {
+            self.N_OBS_KEY: adata_target.n_obs,
+            self.VOCABULARY_KEY: vocabulary.to_dict(),
+            self.COLUMN_TO_GENE_KEY: alignment.column_to_gene,
+            self.COVERAGE_KEY: coverage,
+        }
 
-    def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Return the columns of var that the genes were found by."""
+    def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+        """Return the columns of var that the genes were found by; ``None`` stands for all."""
         source = state.get(self.COVERAGE_KEY, {}).get("source")
         if source not in (None, VAR_NAMES, self.gene_id_key):
-            return [("var", name) for name in adata.var]  # the best of all columns was used
+            return [("var", None)]  # the best of all columns was used
         return [] if self.gene_id_key in (None, VAR_NAMES) else [("var", self.gene_id_key)]
-
-    def _state(
-        self, adata: AnnData, vocabulary: GeneVocabulary, column_to_gene: np.ndarray
-    ) -> dict[str, Any]:
-        return {
-            self.N_OBS_KEY: adata.n_obs,
-            self.VOCABULARY_KEY: vocabulary.to_dict(),
-            self.COLUMN_TO_GENE_KEY: column_to_gene,
-        }
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
         """Return the number of cells and of genes in the vocabulary."""
@@ -163,33 +150,26 @@ class CategoryField(BaseAnnDataField):
     MAPPING_KEY = "categorical_mapping"
     ORIGINAL_KEY = "original_key"
 
-    attr_name = _constants._ADATA_ATTRS.OBS
+    registry_key: str = ""
+    attr_name = "obs"
+    attr_key: str | None = None
     is_empty = False
 
     def __init__(self, registry_key: str, obs_key: str | None) -> None:
         super().__init__()
-        self._registry_key = registry_key
-        self.obs_key = obs_key
-
-    @property
-    def registry_key(self) -> str:
-        """Name within the model."""
-        return self._registry_key
-
-    @property
-    def attr_key(self) -> str | None:
-        """Column of ``adata.obs``."""
-        return self.obs_key
+        self.registry_key = registry_key
+        self.attr_key = self.obs_key = obs_key
 
     def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return the column that the codes come from."""
         return [] if self.obs_key is None else [("obs", self.obs_key)]
 
+    def _column(self, adata: AnnData) -> pd.Series:
+        return get_column(adata.obs, "adata.obs", self.obs_key)
+
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column exists and has no missing values."""
-        assert self.obs_key is not None
-        column = get_column(adata.obs, "adata.obs", self.obs_key)
-        missing = np.flatnonzero(column.isna())
+        missing = np.flatnonzero(self._column(adata).isna())
         if len(missing):
             raise ValueError(
                 f"adata.obs[{self.obs_key!r}] has {len(missing):,} missing values (NaN), for "
@@ -201,49 +181,44 @@ class CategoryField(BaseAnnDataField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Learn the categories from the data."""
         self.validate_field(adata)
-        assert self.obs_key is not None
-        return self._encode(adata, categories_of(adata.obs[self.obs_key], self.obs_key))
+        return self._encode(adata, categories_of(self._column(adata), self.obs_key))
 
     def transfer_field(
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
         """Encode other data; unseen categories or a missing column are unknown (-1)."""
+        is_there = self.obs_key in adata_target.obs
+        if is_there:
+            self.validate_field(adata_target)
         mapping = np.asarray(state_registry[self.MAPPING_KEY], dtype=object)
-        if self.obs_key is None:
-            return self._encode(adata_target, mapping)
-        if self.obs_key not in adata_target.obs:
-            logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {self._consequence()}")
-            return self._encode(adata_target, mapping)
-        self.validate_field(adata_target)
         state = self._encode(adata_target, mapping)
         unseen = state[self.CODES_KEY] < 0
-        if unseen.any():
-            names = as_text(adata_target.obs[self.obs_key][unseen]).unique()
-            all_are = unseen.all()
-            logger.log(
-                logging.WARNING if all_are else logging.INFO,
-                f"{'All' if all_are else f'{len(names):,} of the'} categories of "
-                f"adata.obs[{self.obs_key!r}] are unknown to the model: it has "
-                f"{preview(mapping, 3)}, the data {preview(sorted(names), 3)}; "
-                f"{self._consequence()}",
-            )
+        if self.obs_key is None or not unseen.any():
+            return state
+        consequence = "expression is predicted for the average category"
+        if self.registry_key == REGISTRY_KEYS.BATCH_KEY:
+            consequence += "; only `map_query` integrates them"
+        if not is_there:
+            logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {consequence}.")
+            return state
+        names = as_text(self._column(adata_target)[unseen]).unique()
+        logger.log(
+            logging.WARNING if unseen.all() else logging.INFO,
+            f"{'All' if unseen.all() else f'{len(names):,} of the'} categories of "
+            f"adata.obs[{self.obs_key!r}] are unknown to the model: it has "
+            f"{preview(mapping, 3)}, the data {preview(sorted(names), 3)}; {consequence}.",
+        )
         return state
 
     def _encode(self, adata: AnnData, mapping: np.ndarray) -> dict[str, Any]:
-        codes = np.full(adata.n_obs, UNKNOWN_CATEGORY)
+        codes = np.full(adata.n_obs, -1, dtype=np.int64)
         if self.obs_key in adata.obs:
-            assert self.obs_key is not None
-            codes = codes_of(get_column(adata.obs, "adata.obs", self.obs_key), mapping)
+            codes = codes_of(self._column(adata), mapping)
         return {
             self.MAPPING_KEY: mapping,
             self.ORIGINAL_KEY: self.obs_key,
-            self.CODES_KEY: codes.astype(np.int64),
+            self.CODES_KEY: codes,
         }
-
-    def _consequence(self) -> str:
-        is_batch = self.registry_key == REGISTRY_KEYS.BATCH_KEY
-        integrated = "; only `map_query` integrates them" if is_batch else ""
-        return f"expression is predicted for the average category{integrated}."
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
         """Return the number of categories."""
@@ -276,14 +251,12 @@ class LabelsField(CompleteLabelsField):
 
     def __init__(self, obs_key: str | None, unlabeled_category: object = None) -> None:
         super().__init__(obs_key)
-        self.unlabeled_category = (
-            None if unlabeled_category is None else canonical(unlabeled_category)
-        )
+        missing = unlabeled_category is None
+        self.unlabeled_category = None if missing else canonical(unlabeled_category)
 
     def _labels(self, adata: AnnData) -> pd.Series:
         """Return the column with missing values where there is no label."""
-        assert self.obs_key is not None
-        column = get_column(adata.obs, "adata.obs", self.obs_key)
+        column = self._column(adata)
         return column.where((as_text(column) != self.unlabeled_category).to_numpy())
 
     def validate_field(self, adata: AnnData) -> None:
@@ -318,7 +291,6 @@ class LabelsField(CompleteLabelsField):
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Learn the labels from the data."""
         self.validate_field(adata)
-        assert self.obs_key is not None
         labels = self._labels(adata)
         if self.unlabeled_category is not None and not labels.isna().any():
             logger.info(

@@ -49,9 +49,8 @@ class GeneTable:
     Parameters
     ----------
     table
-        One gene per row, columns as in the table of the HUGO Gene Nomenclature Committee:
-        ``symbol``, ``prev_symbol`` and ``alias_symbol`` (several separated by ``|``) and,
-        optionally, ``ensembl_gene_id`` and ``hgnc_id``.
+        One gene per row, columns as in the table of HGNC: ``symbol``, ``prev_symbol`` and
+        ``alias_symbol`` (several separated by ``|``), perhaps ``ensembl_gene_id`` and ``hgnc_id``.
 
     Raises
     ------
@@ -60,15 +59,11 @@ class GeneTable:
 
     Examples
     --------
-    >>> import pandas as pd
-    >>> from scxtrimo.data import GeneTable
     >>> row = {"symbol": "TENT5A", "prev_symbol": "C6orf37|FAM46A", "alias_symbol": ""}
-    >>> row["ensembl_gene_id"] = "ENSG00000112773"
-    >>> table = GeneTable(pd.DataFrame([row]))
-    >>> table.translate(["ENSG00000112773.16", "TENT5A"], ["FAM46A"])
-    {'ENSG00000112773.16': 'FAM46A', 'TENT5A': 'FAM46A'}
-    >>> sorted(table.aliases_of(["FAM46A"]))
-    ['C6ORF37', 'ENSG00000112773', 'FAM46A', 'TENT5A']
+    >>> table = scxtrimo.data.GeneTable(pd.DataFrame([row]))
+    >>> table.translate(["TENT5A"], ["FAM46A"]), sorted(table.aliases_of(["FAM46A"]))
+    ({'TENT5A': 'FAM46A'}, ['C6ORF37', 'FAM46A', 'TENT5A'])
+    >>> table = scxtrimo.data.GeneTable.from_hgnc()  # doctest: +SKIP
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
@@ -96,13 +91,12 @@ class GeneTable:
 
     @classmethod
     def from_hgnc(cls, path: str | os.PathLike | None = None) -> GeneTable:
-        r"""Read the table of HGNC.
+        """Read the table of the HUGO Gene Nomenclature Committee (HGNC).
 
         Parameters
         ----------
         path
-            The tab-separated table, compressed or not. By default it is downloaded once and
-            cached.
+            The tab-separated table, by default downloaded once and cached.
 
         Returns
         -------
@@ -110,22 +104,10 @@ class GeneTable:
 
         Raises
         ------
-        FileNotFoundError
-            If there is no such file.
         OSError
-            If the table cannot be downloaded.
+            If there is no such file, or it cannot be downloaded.
         ValueError
             If the file is not such a table.
-
-        Examples
-        --------
-        >>> import pandas as pd
-        >>> from scxtrimo.data import GeneTable
-        >>> row = {"symbol": "TENT5A", "prev_symbol": "C6orf37|FAM46A", "alias_symbol": ""}
-        >>> row["ensembl_gene_id"] = "ENSG00000112773"
-        >>> pd.DataFrame([row]).to_csv("hgnc_complete_set.txt", sep="\t", index=False)
-        >>> table = GeneTable.from_hgnc("hgnc_complete_set.txt")
-        >>> table = GeneTable.from_hgnc()  # doctest: +SKIP
         """
         path = Path(_fetch() if path is None else path)
         if not path.is_file():
@@ -164,7 +146,7 @@ class GeneTable:
         -------
         Mapping from identifiers in the data to those in the vocabulary that mean the same gene.
         """
-        best: dict[int, tuple[int, str | None]] = {}
+        best: dict[int | None, tuple[int, str | None]] = {}
         for known in vocabulary:
             if (found := self._gene_of.get(fold(known))) is None:
                 continue
@@ -175,8 +157,8 @@ class GeneTable:
                 best[gene] = (rank, None)  # two entries of the vocabulary are the same gene
         aliases = {}
         for identifier in ids:
-            found = self._gene_of.get(fold(identifier))
-            translated = best.get(found[0], (0, None))[1] if found else None
+            gene_or_none, _ = self._gene_of.get(fold(identifier), (None, 0))
+            _, translated = best.get(gene_or_none, (0, None))
             if translated is not None:
                 aliases[str(identifier)] = translated
         return aliases
@@ -237,44 +219,35 @@ def read_gene_index(source: str | os.PathLike | Sequence[str], n_genes: int) -> 
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the number of genes differs, a gene is repeated, positions are missing or, for a
-        checkpoint with the published number of genes, the genes or their order differ.
+        If genes or their order are not those of the checkpoint.
 
     Examples
     --------
-    >>> from scxtrimo.data import read_gene_index
-    >>> read_gene_index(["CD3D", "MS4A1"], 2)
+    >>> scxtrimo.data.read_gene_index(["CD3D", "MS4A1"], 2)
     ('CD3D', 'MS4A1')
     """
-    name = "gene_index"
     if isinstance(source, str | os.PathLike):
-        name = str(source)
-        genes = read_genes(source)
+        name, genes = str(source), read_genes(source)
     else:
-        genes = [str(gene) for gene in source]
-    if len(genes) != n_genes:
-        raise ValueError(
-            f"{name} has {len(genes):,} genes, the checkpoint {n_genes:,}. Use the gene index "
-            "that comes with the checkpoint."
-        )
+        name, genes = "gene_index", [str(gene) for gene in source]
     unique, times = np.unique(genes, return_counts=True)
-    if len(unique) != n_genes:
-        raise ValueError(
-            f"{name} has genes twice: {preview(unique[times > 1])}. Use the gene index that comes "
-            "with the checkpoint."
+    start = f"(it starts with {preview(genes, 3)})"
+    if len(genes) != n_genes:
+        problem = f"{len(genes):,} genes, the checkpoint {n_genes:,}"
+    elif len(unique) != n_genes:
+        problem = f"genes twice: {preview(unique[times > 1])}"
+    elif n_genes != PUBLISHED_N_GENES or hash_genes(genes) == PUBLISHED_ORDER:
+        return tuple(genes)
+    elif hash_genes(sorted(genes)) == PUBLISHED_GENES:
+        problem = (
+            f"the genes of the published checkpoints in another order {start}: genes would get "
+            "the weights of other genes"
         )
-    if n_genes == PUBLISHED_N_GENES and hash_genes(genes) != PUBLISHED_ORDER:
-        if hash_genes(sorted(genes)) == PUBLISHED_GENES:
-            raise ValueError(
-                f"{name} has the genes of the published checkpoints in another order (it starts "
-                f"with {preview(genes, 3)}): genes would get the weights of other genes. Use the "
-                "file that comes with the checkpoint, unchanged."
-            )
-        raise ValueError(
-            f"{name} has {n_genes:,} genes, but not those of the published checkpoints (it starts "
-            f"with {preview(genes, 3)}). Use the file that comes with the checkpoint."
-        )
-    return tuple(genes)
+    else:
+        problem = f"{n_genes:,} genes, but not those of the published checkpoints {start}"
+    raise ValueError(
+        f"{name} has {problem}. Use the gene index that comes with the checkpoint, unchanged."
+    )
 
 
 def read_genes(path: str | os.PathLike) -> list[str]:

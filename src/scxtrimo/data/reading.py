@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,8 @@ FORMATS = (
     "and features.tsv (or genes.tsv)"
 )
 # Errors of a bug or of a library that has changed, not of a damaged file.
-NOT_DAMAGE = (
-    *(TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError),
-    *(MemoryError, RecursionError),
-)
+NOT_DAMAGE = (TypeError, AttributeError, NameError, AssertionError, ImportError, MemoryError)
+NOT_DAMAGE += (NotImplementedError, RecursionError)
 
 
 def read_cells(
@@ -39,12 +38,10 @@ def read_cells(
     Parameters
     ----------
     path
-        An ``.h5ad`` or ``.h5mu`` file, an ``.h5`` file of Cell Ranger, an AnnData or MuData as
-        ``.zarr`` (a path or URL), or a folder with ``matrix.mtx``, compressed or not. Repeated
-        symbols in files of 10x Genomics get numbers.
+        ``.h5ad``, ``.h5mu``, ``.zarr`` (a path or URL), ``.h5`` of Cell Ranger, or a folder with
+        ``matrix.mtx``, compressed or not.
     modality
-        Modality of a MuData; by default ``"rna"``, or the only one. Columns of the MuData's
-        ``obs`` that it lacks are added.
+        Modality of a MuData; by default ``"rna"``, or the only one.
     backed
         Do not load the counts of an ``.h5ad`` or ``.zarr`` into memory.
 
@@ -61,9 +58,8 @@ def read_cells(
 
     Examples
     --------
-    >>> from scxtrimo.data import read_cells
     >>> adata.write_h5ad("pbmc.h5ad")
-    >>> read_cells("pbmc.h5ad").shape
+    >>> scxtrimo.data.read_cells("pbmc.h5ad").shape
     (700, 765)
     """
     name = os.fspath(path)
@@ -97,11 +93,8 @@ class _NotReadableError(ValueError):
 
 def _read(name: str, is_remote: bool, backed: bool) -> AnnData | MuData:
     path = Path(name)
-    if (
-        name.rstrip("/").endswith(".zarr")
-        or (path / "zarr.json").exists()
-        or (path / ".zgroup").exists()
-    ):
+    is_zarr = any((path / header).exists() for header in ("zarr.json", ".zgroup"))
+    if is_zarr or name.rstrip("/").endswith(".zarr"):
         return _read_zarr(name, backed)
     if is_remote:
         raise _NotReadableError(f"{name} must end in .zarr to be read from a URL.")
@@ -166,10 +159,9 @@ def _read_folder(path: Path) -> AnnData:
 
 def _table(path: Path, prefix: str, *names: str) -> pd.DataFrame:
     """Read one of the tables beside a matrix as text."""
-    for name in names:
-        for end in (".tsv", ".tsv.gz"):
-            if (file := path / f"{prefix}{name}{end}").exists():
-                return pd.read_csv(file, sep="\t", header=None, dtype=str, keep_default_na=False)
+    for name, end in product(names, (".tsv", ".tsv.gz")):
+        if (file := path / f"{prefix}{name}{end}").exists():
+            return pd.read_csv(file, sep="\t", header=None, dtype=str, keep_default_na=False)
     raise _NotReadableError(f"{path} lacks {prefix}{names[0]}.tsv or {prefix}{names[0]}.tsv.gz.")
 
 
@@ -184,6 +176,7 @@ def _unique_symbols(adata: AnnData, path: Path) -> AnnData:
 
 
 def _modality(mdata: MuData, modality: str | None, name: str) -> AnnData:
+    """Return a modality, with the columns of the MuData's ``obs`` that it lacks."""
     known = list(mdata.mod)
     if modality is None:
         modality = "rna" if "rna" in known else known[0] if len(known) == 1 else None

@@ -37,18 +37,14 @@ class GeneVocabulary:
     gene_ids
         Unique identifiers, those that the model was set up with.
     gene_names
-        A second identifier per gene, such as symbols in addition to Ensembl ids; equal to
-        ``gene_ids`` if there is none.
+        A second identifier per gene, such as its symbol, or once more ``gene_ids``.
 
     Examples
     --------
-    >>> from scxtrimo.data import GeneVocabulary
-    >>> vocabulary = GeneVocabulary(("ENSG00000167286", "ENSG00000156738"), ("CD3D", "MS4A1"))
-    >>> vocabulary.index_of(["MS4A1", "ENSG00000167286"])
-    array([1, 0])
-    >>> vocabulary.lookup()["CD3D"], len(vocabulary)
-    (0, 2)
-    >>> GeneVocabulary.from_dict(vocabulary.to_dict()) == vocabulary
+    >>> genes = scxtrimo.data.GeneVocabulary(("ENSG00000167286",), ("CD3D",))
+    >>> genes.index_of(["CD3D"]), genes.lookup()["ENSG00000167286"]
+    (array([0]), 0)
+    >>> genes.from_dict(genes.to_dict()) == genes
     True
     """
 
@@ -68,7 +64,7 @@ class GeneVocabulary:
 
         Returns
         -------
-        int64, shape ``(n_genes,)``.
+        int64, ``(n_genes,)``.
 
         Raises
         ------
@@ -78,23 +74,18 @@ class GeneVocabulary:
         genes = [genes] if isinstance(genes, str) else list(genes)
         lookup = self.lookup()
         unknown = [gene for gene in genes if not isinstance(gene, str) or gene not in lookup]
-        if unknown:
-            raise ValueError(
-                f"{len(unknown)} of {len(genes)} genes are not in the model's vocabulary of "
-                f"{len(self):,} genes: {preview(unknown)}.{self._suggestion(unknown)} Choose from "
-                "`model.vocabulary.gene_ids`; genes without counts in the data that the model was "
-                "set up with are not part of it."
-            )
-        return np.array([lookup[gene] for gene in genes], dtype=np.int64)
-
-    def _suggestion(self, unknown: list[str]) -> str:
-        """Name genes that differ only in case."""
-        folded = fold_lookup(self.lookup())
-        texts = [gene for gene in unknown if isinstance(gene, str)]
-        similar = {gene: folded[fold(gene)] for gene in texts if fold(gene) in folded}
-        if not similar:
-            return ""
-        return f" Did you mean {preview(self.gene_ids[i] for i in similar.values())}?"
+        if not unknown:
+            return np.array([lookup[gene] for gene in genes], dtype=np.int64)
+        folded = fold_lookup(lookup)
+        texts = dict.fromkeys(fold(gene) for gene in unknown if isinstance(gene, str))
+        similar = [self.gene_ids[folded[text]] for text in texts if text in folded]
+        hint = f" Did you mean {preview(similar)}?" if similar else ""
+        raise ValueError(
+            f"{len(unknown)} of {len(genes)} genes are not in the model's vocabulary of "
+            f"{len(self):,} genes: {preview(unknown)}.{hint} Choose from "
+            "`model.vocabulary.gene_ids`; genes without counts in the data that the model was "
+            "set up with are not part of it."
+        )
 
     def lookup(self) -> Mapping[str, int]:
         """Return the position of every id, and of every name that belongs to one gene only.
@@ -120,7 +111,7 @@ class GeneVocabulary:
 
         Returns
         -------
-        ``gene_ids`` and ``gene_names``; the latter are empty if they equal the ids.
+        ``gene_ids`` and ``gene_names``, which are left empty if they equal the ids.
         """
         names = [] if self.gene_names == self.gene_ids else list(self.gene_names)
         return {"gene_ids": list(self.gene_ids), "gene_names": names}
@@ -155,26 +146,20 @@ class GeneAlignment:
     matched
         Number of genes found under their own identifier.
     renamed
-        ``(identifier in the data, identifier in the vocabulary)`` of genes found under another
-        spelling or an alias.
-    missing
-        Genes of the vocabulary that are not in the data.
+        ``(identifier in the data, identifier in the vocabulary)`` of genes found otherwise.
+    missing, repeated
+        Genes of the vocabulary that are not in the data, or match several columns.
     unused
         Identifiers in the data that are not in the vocabulary.
-    repeated
-        Genes of the vocabulary that match several columns.
     n_case
         Number of genes found only because upper and lower case were ignored.
     shadowed
-        Identifiers of columns that are not read because another column is the same gene under
-        another alias.
+        Identifiers of columns of a gene that is read from another column, under another alias.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> import pandas as pd
-    >>> from scxtrimo.data import GeneVocabulary, align_genes
-    >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
+    >>> names = ("CD3D", "MS4A1")
+    >>> vocabulary = GeneVocabulary(names, names)
     >>> alignment = align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"]))
     >>> alignment.column_to_gene, alignment.overlap, alignment.renamed
     (array([ 1,  0, -1]), 1.0, (('Cd3d', 'CD3D'),))
@@ -271,11 +256,8 @@ def align_genes(
 ) -> GeneAlignment:
     """Find the genes of a vocabulary among the columns of an AnnData, by identifier.
 
-    Identifiers are those in ``var[gene_id_key]`` if given, else those in the index of ``var``. If
-    no gene is found there, the other text columns of ``var`` are tried and the one with most genes
-    is used; the alignment says which. A gene is found under its id or name, else under an alias,
-    without Ensembl version suffix, or regardless of case where that is unambiguous. Missing
-    identifiers match nothing.
+    A gene is found under its id or name, else under an alias, without Ensembl version, or
+    regardless of case where that is unambiguous. Missing identifiers match nothing.
 
     Parameters
     ----------
@@ -284,10 +266,11 @@ def align_genes(
     var
         ``adata.var`` of the data.
     gene_id_key
-        Column of ``var`` with the identifiers, or ``"var_names"`` for its index.
+        Column of ``var`` with the identifiers, or ``"var_names"`` for its index. By default, the
+        index or, if no gene is found there, the text column with most genes.
     gene_aliases
-        Mapping from identifiers in the data to identifiers in the vocabulary, or a table of
-        identifiers that mean the same gene.
+        Mapping from identifiers in the data to identifiers in the vocabulary, or a
+        :class:`GeneTable`.
 
     Returns
     -------
@@ -295,11 +278,9 @@ def align_genes(
 
     Examples
     --------
-    >>> import pandas as pd
-    >>> from scxtrimo.data import GeneVocabulary, align_genes
-    >>> vocabulary = GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
-    >>> alignment = align_genes(vocabulary, pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"]))
-    >>> print(alignment)
+    >>> vocabulary = scxtrimo.data.GeneVocabulary(("CD3D", "MS4A1"), ("CD3D", "MS4A1"))
+    >>> var = pd.DataFrame(index=["MS4A1", "Cd3d", "XIST"])
+    >>> print(scxtrimo.data.align_genes(vocabulary, var))
     1 genes matched, 1 renamed, 0 missing, 1 columns unused
     (100.0% of the model's genes, identifiers from 'var_names')
     """
@@ -309,7 +290,7 @@ def align_genes(
     alignment = _align(vocabulary, VAR_NAMES, var.index.to_series(), aliases)
     if gene_id_key is not None or alignment.overlap > 0:
         return alignment
-    return max([alignment, *_other_columns(vocabulary, var, aliases)], key=lambda a: a.overlap)
+    return _best(alignment, vocabulary, var, aliases)
 
 
 def find_genes(
@@ -326,10 +307,9 @@ def find_genes(
     if alignment.repeated:
         raise ambiguous_error(alignment, what)
     if alignment.overlap == 0 or alignment.overlap < min_overlap:
-        others = _other_columns(vocabulary, var, gene_aliases or {})
-        best = max(others, key=lambda other: other.overlap, default=alignment)
+        best = _best(alignment, vocabulary, var, gene_aliases or {})
         hint = ""
-        if best.overlap > alignment.overlap:
+        if best is not alignment:
             hint = f" {what}[{best.source!r}] has {best.overlap:.1%} of them."
         raise ValueError(
             f"Only {alignment.overlap:.1%} of the model's {len(vocabulary):,} genes are among the "
@@ -341,12 +321,17 @@ def find_genes(
     return alignment
 
 
-def _other_columns(
-    vocabulary: GeneVocabulary, var: pd.DataFrame, aliases: Mapping[str, str] | GeneTable
-) -> list[GeneAlignment]:
+def _best(
+    alignment: GeneAlignment,
+    vocabulary: GeneVocabulary,
+    var: pd.DataFrame,
+    aliases: Mapping[str, str] | GeneTable,
+) -> GeneAlignment:
+    """Return the alignment with most genes, this one or that to a text column."""
     once = var.loc[:, ~var.columns.duplicated(keep=False)]
     texts = [name for name in once if not pd.api.types.is_numeric_dtype(once[name])]
-    return [_align(vocabulary, str(name), once[name], aliases) for name in texts]
+    others = [_align(vocabulary, str(name), once[name], aliases) for name in texts]
+    return max([alignment, *others], key=lambda other: other.overlap)
 
 
 def warn_of_source(
@@ -374,44 +359,39 @@ def _align(
         aliases = aliases.translate(ids, vocabulary.gene_ids)
     exact = vocabulary.lookup()
     folded = fold_lookup(exact)
-    columns = np.full(len(ids), -1, dtype=np.int64)
-    taken: dict[int, int] = {}
-    repeated = []
-    for place, identifier in enumerate(ids):
-        gene = exact.get(identifier) if identifier else None
-        if gene is None:
-            continue
-        if gene in taken:  # same identifier twice, or id and name of one gene
-            repeated.append(gene)
-        else:
-            taken[gene], columns[place] = place, gene
-    n_matched = len(taken)
-    exactly = set(taken)
+    columns = np.array([exact.get(name, -1) if name else -1 for name in ids], dtype=np.int64)
+    # The same identifier twice, or id and name of one gene: the first column is read.
+    is_again = pd.Series(columns).duplicated().to_numpy() & (columns >= 0)
+    repeated = columns[is_again].tolist()
+    columns[is_again] = -1
+    exactly = set(columns.tolist()) - {-1}
+    taken = set(exactly)
     renamed, shadowed = [], []
     n_case = 0
     # After all exact matches, so that a column with the gene's own identifier wins.
     for place in np.flatnonzero((columns < 0) & (ids != "")).tolist():
-        identifier = ids[place]
-        spellings = (identifier, strip_version(identifier), fold(identifier))
+        identifier = str(ids[place])
+        bare = strip_version(identifier)
+        spellings = (identifier, bare, fold(identifier))
         alias = next((aliases[s] for s in spellings if s in aliases), None)
         gene = folded.get(fold(identifier)) if alias is None else exact.get(alias)
-        if gene is not None and gene not in taken:
-            taken[gene], columns[place] = place, gene
-            renamed.append((str(identifier), vocabulary.gene_ids[gene]))
-            same_letters = fold(identifier) == fold(vocabulary.gene_ids[gene])
-            n_case += same_letters and strip_version(identifier) not in exact
-        elif gene is not None and alias is None:
-            is_version = strip_version(identifier) != identifier
-            if gene not in exactly or is_version:  # e.g. two versions of one Ensembl id
-                repeated.append(gene)
-        elif gene is not None and gene not in exactly:
-            shadowed.append(str(identifier))
+        if gene is None:
+            continue
+        if gene not in taken:
+            taken.add(gene)
+            columns[place] = gene
+            renamed.append((identifier, vocabulary.gene_ids[gene]))
+            n_case += bare not in exact and fold(identifier) == fold(vocabulary.gene_ids[gene])
+        elif alias is not None and gene not in exactly:
+            shadowed.append(identifier)
+        elif alias is None and (gene not in exactly or bare != identifier):
+            repeated.append(gene)  # e.g. two versions of one Ensembl id
     return GeneAlignment(
         column_to_gene=columns,
         source=source,
-        matched=n_matched,
+        matched=len(exactly),
         renamed=tuple(renamed),
-        missing=tuple(g for i, g in enumerate(vocabulary.gene_ids) if i not in taken),
+        missing=tuple(name for i, name in enumerate(vocabulary.gene_ids) if i not in taken),
         unused=tuple(str(identifier) for identifier in ids[columns < 0]),
         repeated=tuple(vocabulary.gene_ids[gene] for gene in dict.fromkeys(repeated)),
         n_case=n_case,
