@@ -12,73 +12,45 @@ from typing import Any
 
 RENAMED: dict[str, dict[str, str]] = {
     "data": {
-        "CellFile": "pretraining.store_writer",
-        "CellStore": "pretraining",
-        "DamagedStoreError": "pretraining",
-        "GroupMoments": "perturbation.groups",
-        "PerturbationNames": "perturbation",
-        "group_moments": "perturbation.groups",
-        "write_store": "pretraining",
+        "perturbation": "PerturbationNames",
+        "perturbation.groups": "GroupMoments group_moments",
+        "pretraining": "CellStore DamagedStoreError write_store",
+        "pretraining.store_writer": "CellFile",
     },
     "module": {
-        "Controls": "perturbation.effects",
-        "DrugConfig": "drugs",
-        "DrugModule": "drugs.module",
-        "EffectModel": "perturbation.effects",
-        "EffectSizes": "perturbation.effects",
-        "LabelPanel": "annotation.module",
-        "LatentSpace": "latent",
-        "NetInputs": "perturbation.effects",
-        "Panel": "latent",
-        "Query": "perturbation.effects",
-        "ResponseBase": "drugs.module",
-        "SIZES": "model",
-        "TargetDepth": "model.depth",
-        "XTrimoGeneAnnotatorConfig": "annotation",
-        "XTrimoGeneAnnotatorModule": "annotation.module",
-        "XTrimoGeneConfig": "model",
-        "XTrimoGeneModule": "nn.xtrimogene",
-        "XTrimoGenePerturbationModule": "perturbation.model",
+        "annotation": "XTrimoGeneAnnotatorConfig",
+        "annotation.module": "LabelPanel XTrimoGeneAnnotatorModule",
+        "drugs": "DrugConfig",
+        "drugs.module": "DrugModule ResponseBase",
+        "latent": "LatentSpace Panel",
+        "model": "SIZES XTrimoGeneConfig",
+        "model.depth": "TargetDepth",
+        "nn.xtrimogene": "XTrimoGeneModule",
+        "perturbation.effects": "Controls EffectModel EffectSizes NetInputs Query",
+        "perturbation.model": "XTrimoGenePerturbationModule",
     },
     "nn": {
-        "CellClassifier": "annotation.module",
-        "Design": "perturbation.effects",
-        "DrugTower": "drugs.module",
-        "EffectNet": "perturbation.effects",
-        "GeneClassifier": "annotation.module",
-        "LineTower": "drugs.module",
-        "MixedEffects": "perturbation.effects",
-        "MoleculeAttention": "drugs.module",
-        "MoleculeWidths": "drugs.molecules",
-        "Prediction": "perturbation.effects",
-        "ResponseHead": "drugs.module",
-        "average_log_probabilities": "annotation.module",
-        "join_drugs": "drugs.module",
+        "annotation.module": "CellClassifier GeneClassifier average_log_probabilities",
+        "drugs.module": "DrugTower LineTower MoleculeAttention ResponseHead join_drugs",
+        "drugs.molecules": "MoleculeWidths",
+        "perturbation.effects": "Design EffectNet MixedEffects Prediction",
     },
     "train": {
-        "AnnotationConfig": "annotation",
-        "DrugTraining": "drugs",
-        "EffectsConfig": "perturbation",
-        "StoreDataModule": "pretraining",
-        "StreamLoader": "pretraining",
-        "StreamPlan": "pretraining",
-        "Window": "pretraining.stream",
-        "mask_batch": "nn",
-        "ragged_batch": "pretraining",
-        "thin_batch": "nn",
+        "annotation": "AnnotationConfig",
+        "drugs": "DrugTraining",
+        "nn": "mask_batch thin_batch",
+        "perturbation": "EffectsConfig",
+        "pretraining": "StoreDataModule StreamLoader StreamPlan ragged_batch",
+        "pretraining.stream": "Window",
     },
 }
-"""Where the public names of the version before are now."""
+"""Public names of the version before by package, and by the module that has them now."""
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list]:
     """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package from its type stub.
 
-    Parameters
-    ----------
-    package, file
-        ``__name__`` and ``__file__`` of the package. The stub beside it, ``__init__.pyi``, has
-        the imports as type checkers read them; they happen here when a name is first used.
+    The imports in ``__init__.pyi``, beside ``file``, happen when a name is first used.
     """
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text())
     sources: dict[str, str | None] = {}
@@ -87,7 +59,8 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
             source = "." * node.level + (node.module or "")
             for name in node.names:
                 sources[name.name] = resolve_name(source, package) if node.module else None
-    renamed = RENAMED.get(package.partition(".")[2], {})
+    moved = RENAMED.get(package.partition(".")[2], {})
+    renamed = {name: new for new, names in moved.items() for name in names.split()}
 
     def get(name: str) -> Any:
         if name in renamed:
@@ -98,10 +71,9 @@ def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
             return getattr(import_module(new), name)
         if name not in sources:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        source = sources[name]
-        return (
-            getattr(import_module(source), name) if source else import_module(f"{package}.{name}")
-        )
+        if source := sources[name]:
+            return getattr(import_module(source), name)
+        return import_module(f"{package}.{name}")
 
     names = sorted(sources)
     return get, lambda: names, names

@@ -34,15 +34,7 @@ REASONS = {
 
 
 def check(name: str, value: Any, hint: Any) -> Any:
-    """Return a value as a plain Python object if it has the type ``hint`` and is in its range.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from pydantic import PositiveInt
-    >>> check("batch_size", np.int64(8), PositiveInt)
-    8
-    """
+    """Return a value as a plain Python object if it has the type ``hint`` and is in its range."""
     if is_dataclass(hint):  # checks its own fields
         if isinstance(value, hint):  # type: ignore[arg-type]
             return value
@@ -91,11 +83,11 @@ def _reason(error: ValidationError, hint: Any) -> str:
     context = first.get("ctx", {})
     if len(problems) > 1 or first["type"] not in REASONS:
         return f"must be of type {_type_name(hint)}"
-    if first["type"] == "greater_than" and context["gt"] == 0:
+    if context.get("gt") == 0:
         return "must be positive"
-    if first["type"] == "greater_than_equal" and context["ge"] == 0:
+    if context.get("ge") == 0:
         return "must not be negative"
-    if "gt" in context or "ge" in context or "lt" in context or "le" in context:
+    if first["type"] != "literal_error":
         context = {key: f"{number:g}" for key, number in context.items()}
     return REASONS[first["type"]].format(**context)
 

@@ -37,32 +37,28 @@ DEEPDDS = (
     "https://raw.githubusercontent.com/Sinwang404/DeepDDs/"
     "f62ed22eb9a505c2c71e7616b12b5427f924f25b/data/"
 )
-DEEPDDS_HASHES = {
-    "new_labels_0_10.csv": "45db760db38066bf5e66013e210e578ca426f6e53a69e8c17a2da063177e8f03",
-    "new_cell_features_954.csv": (
-        "8a049aa2cacbe7c12de1b4d7614a5b70650352d81da8d66f35877a3666cc78f7"
-    ),
-}
-
-MAX_SMALLEST = 4
+DEEPDDS_LABELS = (
+    "new_labels_0_10.csv",
+    DEEPDDS + "new_labels_0_10.csv",
+    "45db760db38066bf5e66013e210e578ca426f6e53a69e8c17a2da063177e8f03",
+)
+DEEPDDS_LINES = (
+    "new_cell_features_954.csv",
+    DEEPDDS + "new_cell_features_954.csv",
+    "8a049aa2cacbe7c12de1b4d7614a5b70650352d81da8d66f35877a3666cc78f7",
+)
 
 
 def pbmc68k() -> AnnData:
     """Return 700 PBMCs with raw counts, from a dataset that ships with scanpy.
 
-    :func:`scanpy.datasets.pbmc68k_reduced` holds 700 of the 68,579 PBMCs of Zheng et al. 2017
-    and 765 genes, log-normalised. Counts are recovered from these values, which have about three
-    decimals: they are within 0.15 % of integers, and 99 % of them within 0.01.
+    Counts are recovered from the log-normalised values of
+    :func:`scanpy.datasets.pbmc68k_reduced`, a part of the data of Zheng et al. 2017.
 
     Returns
     -------
     AnnData of shape ``(700, 765)``: counts in ``X`` (CSR, float32) and published labels in
     ``obs["bulk_labels"]``.
-
-    Raises
-    ------
-    RuntimeError
-        If recovered values are further from integers, that is, if the dataset changed.
 
     Examples
     --------
@@ -80,8 +76,7 @@ def pbmc68k() -> AnnData:
 def pbmc3k() -> AnnData:
     """Return 2,638 labelled PBMCs of 10x Genomics with raw counts.
 
-    Counts are from :func:`scanpy.datasets.pbmc3k`, labels, which are based on clusters and marker
-    genes, from :func:`scanpy.datasets.pbmc3k_processed`.
+    The labels are based on clusters and marker genes.
 
     Returns
     -------
@@ -97,8 +92,7 @@ def pbmc3k() -> AnnData:
     --------
     >>> pbmc = scxtrimo.datasets.pbmc3k()  # doctest: +SKIP
     """
-    local = _local("pbmc3k.h5ad")
-    if local is not None:
+    if (local := _local("pbmc3k.h5ad")) is not None:
         adata = anndata.read_h5ad(local)
         labels = pd.Series(adata.obs["cell_type"]).dropna()
     else:
@@ -121,14 +115,8 @@ def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
     Returns
     -------
     AnnData of at most 24,673 cells :cite:p:`Kang2018` with counts in ``X`` (CSR, float32), gene
-    symbols as ``var_names``, ``obs["condition"]`` (control, stimulated) and ``obs["cell_type"]``.
-    There are eight cell types, as annotated by the authors; a local copy may have fewer cells and
-    genes.
-
-    Raises
-    ------
-    RuntimeError
-        If there is no local copy and the download fails.
+    symbols as ``var_names``, ``obs["condition"]`` (control, stimulated) and ``obs["cell_type"]``,
+    eight types. A local copy may have fewer cells and genes.
 
     Examples
     --------
@@ -160,11 +148,6 @@ def norman() -> AnnData:
     ``var_names``, ``obs["condition"]`` (``"control"``, ``"KLF1"``, ``"KLF1+MAP2K6"``, ...) and
     ``obs["n_counts"]``, the total counts of all genes.
 
-    Raises
-    ------
-    RuntimeError
-        If there is no local copy and the download fails.
-
     Examples
     --------
     >>> screen = scxtrimo.datasets.norman()  # doctest: +SKIP
@@ -189,21 +172,13 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
     ``var_names``, and the screen, a data frame with the columns ``drug1`` and ``drug2`` (SMILES),
     ``cell`` and ``label``.
 
-    Raises
-    ------
-    RuntimeError
-        If there is no local copy and the download fails.
-
     Examples
     --------
     >>> lines, screen = scxtrimo.datasets.deepdds()  # doctest: +SKIP
     """
-    labels, expression = (
-        _file(name, DEEPDDS + name, digest) for name, digest in DEEPDDS_HASHES.items()
-    )
-    table = pd.read_csv(expression, index_col=0, skiprows=[1])
+    screen = pd.read_csv(_file(*DEEPDDS_LABELS))
+    table = pd.read_csv(_file(*DEEPDDS_LINES), index_col=0, skiprows=[1])
     lines = AnnData(table.astype(np.float32))
-    screen = pd.read_csv(labels)
     pair = [tuple(sorted(drugs)) for drugs in zip(screen["drug1"], screen["drug2"], strict=True)]
     same = screen.assign(pair=pair).groupby(["pair", "cell"])["label"]
     screen = screen[same.transform("nunique").eq(1) & ~same.cumcount().astype(bool)]
@@ -212,9 +187,6 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
 
 def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
     """Return the smallest integer counts with the ratios of log-normalised values.
-
-    Only the ratios of the counts of a cell are known: if all counts are even, for example, half of
-    them are returned.
 
     Parameters
     ----------
@@ -232,11 +204,8 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
 
     Examples
     --------
-    >>> counts = np.array([[1, 3, 0], [2, 5, 0]])
-    >>> values = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))
-    >>> scxtrimo.datasets.recover_counts(values).toarray()
-    array([[1., 3., 0.],
-           [2., 5., 0.]], dtype=float32)
+    >>> scxtrimo.datasets.recover_counts(np.log1p([[7.5, 0, 2.5]])).toarray()
+    array([[3., 0., 1.]], dtype=float32)
     """
     values = sparse.csr_matrix(values, dtype=np.float64, copy=True)
     values.eliminate_zeros()
@@ -246,15 +215,14 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
         )
     values.data = np.expm1(values.data)
     filled = np.flatnonzero(np.diff(values.indptr))
-    one_count = np.minimum.reduceat(values.data, values.indptr[:-1][filled])
-    values.data /= np.repeat(one_count, np.diff(values.indptr)[filled])
+    starts, lengths = values.indptr[:-1][filled], np.diff(values.indptr)[filled]
+    values.data /= np.repeat(np.minimum.reduceat(values.data, starts), lengths)
     left = np.ones(values.nnz, dtype=bool)
-    for smallest in range(1, MAX_SMALLEST + 1):  # with few genes, the lowest count may exceed 1
+    for smallest in (1, 2, 3, 4):  # with few genes, the lowest count may exceed 1
         counts = np.rint(smallest * values.data)
         allowed = np.minimum(0.0015 * counts, 0.25)
         off = np.abs(smallest * values.data - counts) > allowed
-        fits = ~np.logical_or.reduceat(off, values.indptr[:-1][filled])
-        new = left & np.repeat(fits, np.diff(values.indptr)[filled])
+        new = left & ~np.repeat(np.logical_or.reduceat(off, starts), lengths)
         values.data[new] = counts[new]
         left &= ~new
     if not left.any():

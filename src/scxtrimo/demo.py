@@ -47,18 +47,14 @@ def run_demo(
         Cells with raw counts, see :func:`scxtrimo.data.read_cells`; by default 700 PBMCs that
         ship with scanpy.
     out
-        Directory for the results, by default ``scxtrimo-demo`` or, for ``cells.h5ad``,
-        ``cells-scxtrimo``: ``cells.h5ad`` (embedding in ``obsm["X_xtrimo"]``, neighbours,
-        UMAP, clusters in ``obs["leiden_xtrimo"]``), ``umap.png`` and the trained ``model/``. If
-        the data already have results under these names, the new ones get the suffix ``_xtrimo``.
+        Directory for ``cells.h5ad`` (embedding, neighbours, UMAP, clusters), ``umap.png`` and the
+        trained ``model/``; by default ``scxtrimo-demo`` or, for ``cells.h5ad``,
+        ``cells-scxtrimo``. Results that the data already have are kept; new ones of the same name
+        get the suffix ``_xtrimo``.
     layer, labels_key, batch_key
         Layer with counts, and columns of ``obs`` with labels and batches.
-    max_epochs
-        Passes over the cells; by default chosen from their number.
-    seed
-        Random seed.
-    progress
-        Show a progress bar.
+    max_epochs, seed, progress
+        Passes over the cells, by default chosen from their number; random seed; progress bar.
     modality
         See :func:`scxtrimo.data.read_cells`.
     overwrite
@@ -70,9 +66,7 @@ def run_demo(
 
     Examples
     --------
-    >>> table = run_demo(out="demo", max_epochs=1, progress=False)
-    >>> list(table.index)
-    ['xTrimoGene', 'PCA']
+    >>> table = scxtrimo.demo.run_demo(out="demo", max_epochs=1, progress=False)
     """
     out = default_out(data) if out is None else Path(out).expanduser()
     there = [name for name in RESULTS if (out / name).exists()]
@@ -98,24 +92,20 @@ def run_demo(
 
     model = XTrimoGene(adata, seed=seed)
     logger.info(repr(model))
-    start = time.perf_counter()
-    model.train(max_epochs=max_epochs, enable_progress_bar=progress)
-    train_seconds = time.perf_counter() - start
     cells = AnnData(obs=adata.obs.copy())  # separate from existing results
-    start = time.perf_counter()
+    times = [time.perf_counter()]
+    model.train(max_epochs=max_epochs, enable_progress_bar=progress)
+    times.append(time.perf_counter())
     cells.obsm[EMBEDDING] = model.get_latent_representation()
-    embed_seconds = time.perf_counter() - start
-    n_epochs = len(model.history["train_loss"])
-    speed = n_epochs * len(np.asarray(model.train_indices)) / train_seconds
-    start = time.perf_counter()
+    times.append(time.perf_counter())
     cells.obsm[PCA] = _pca(adata, layer)
-    pca_seconds = time.perf_counter() - start
-
+    train, embed, pca = np.diff([*times, time.perf_counter()])
+    n_trained = len(model.history["train_loss"]) * len(np.asarray(model.train_indices))
     table = pd.DataFrame(
         {
-            "seconds": [train_seconds + embed_seconds, pca_seconds],
-            "cells/s training": [speed, float("nan")],
-            "cells/s embedding": [adata.n_obs / embed_seconds, adata.n_obs / pca_seconds],
+            "seconds": [train + embed, pca],
+            "cells/s training": [n_trained / train, np.nan],
+            "cells/s embedding": [adata.n_obs / embed, adata.n_obs / pca],
         },
         index=["xTrimoGene", "PCA"],
     )
@@ -130,14 +120,8 @@ def run_demo(
 
     sc.pp.neighbors(cells, use_rep=EMBEDDING)
     sc.tl.umap(cells, random_state=seed)
-    sc.tl.leiden(
-        cells,
-        key_added=CLUSTERS,
-        flavor="igraph",
-        n_iterations=2,
-        directed=False,
-        random_state=seed,
-    )
+    usual = {"flavor": "igraph", "n_iterations": 2, "directed": False}
+    sc.tl.leiden(cells, key_added=CLUSTERS, random_state=seed, **usual)
     _draw(cells, [key for key in (labels_key, batch_key, CLUSTERS) if key], out / "umap.png")
     _add_results(adata, cells)
     model.save(out / "model", overwrite=True)
@@ -173,13 +157,11 @@ def _pca(adata: AnnData, layer: str | None) -> np.ndarray:
     if work.n_vars > 2000:
         sc.pp.highly_variable_genes(work, n_top_genes=2000)
     sc.pp.pca(work, n_comps=min(50, work.n_obs - 1, work.n_vars - 1))
-    return work.obsm["X_pca"]
+    return work.obsm[PCA]
 
 
 def _draw(adata: AnnData, colors: list[str], path: Path) -> None:
     with mpl.rc_context({"backend": "agg", "figure.dpi": 150}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure = sc.pl.umap(
-            adata, color=colors, ncols=1, show=False, return_fig=True, frameon=False
-        )
+        figure = sc.pl.umap(adata, color=colors, ncols=1, frameon=False, return_fig=True)
         figure.savefig(path, bbox_inches="tight")

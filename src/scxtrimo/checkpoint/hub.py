@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-LIBRARY = "scxtrimo"
-WANTED = ["model.json", "model-*.safetensors"]
 CARD = """---
-library_name: {library}
+library_name: scxtrimo
 license: {license}
 tags:
 {tags}
@@ -67,10 +65,7 @@ def write_card(
     license: str,
     description: str,
 ) -> None:
-    """Write the model card and the metadata of scvi-hub into a directory with a saved model.
-
-    ``metadata`` is the content of ``model.json``, ``facts`` are the rows of the card's table.
-    """
+    """Write a model card with a table of facts, and the metadata of scvi-hub, beside a model."""
     directory = Path(directory)
     model_class = metadata["model_class"]
     versions = {"scvi_version": metadata["scvi_version"], "anndata_version": facts["anndata"]}
@@ -79,19 +74,17 @@ def write_card(
         f"model_cls_name:{model_class}",
         *(f"{name}:{value}" for name, value in versions.items()),
     ]
-    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in facts.items())
-    provenance = metadata["provenance"]
-    training = "\n".join(f"- {name}: {_cell(value)}" for name, value in provenance.items())
+    rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items()]
+    training = [f"- {name}: {_cell(value)}" for name, value in metadata["provenance"].items()]
     text = CARD.format(
-        library=LIBRARY,
         license=license,
         tags="\n".join(f"- {tag}" for tag in tags),
         name=repo_id.split("/")[-1],
         description=description,
-        facts=rows,
+        facts="\n".join(rows),
         model_class=model_class,
         repo_id=repo_id,
-        training=training or "No record of the training data.",
+        training="\n".join(training) or "No record of the training data.",
     )
     (directory / "README.md").write_text(text, encoding="utf-8")
     scvi_hub = versions | {
@@ -119,10 +112,11 @@ def upload(
 
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
     """Download a model, unless it is cached, and return its directory."""
-    found = require_hub().snapshot_download(
-        repo_id, revision=revision, allow_patterns=WANTED, token=token
+    wanted = ["model.json", "model-*.safetensors"]
+    hub = require_hub()
+    return Path(
+        hub.snapshot_download(repo_id, revision=revision, allow_patterns=wanted, token=token)
     )
-    return Path(found)
 
 
 def _cell(value: object) -> str:

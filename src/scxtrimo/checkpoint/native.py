@@ -1,10 +1,9 @@
 """The file format of models: one JSON file that names one safetensors file.
 
-``model.json`` holds configuration, vocabulary, registry and history, and the name and SHA-256 of
-the weights in ``model-<twelve digits>.safetensors``. Every save writes weights under a new name,
-replaces ``model.json`` atomically, then removes the weights that the previous ``model.json``
-named. A save that fails at any point leaves the previous model complete; of several simultaneous
-saves the last one wins.
+``model.json`` has the name and SHA-256 of the weights in ``model-<twelve digits>.safetensors``.
+Every save writes weights under a new name, replaces ``model.json`` atomically, then removes the
+weights that the previous ``model.json`` named. A save that fails at any point leaves the previous
+model complete; of several simultaneous saves the last one wins.
 """
 
 from __future__ import annotations
@@ -41,10 +40,8 @@ def write_model(
     ----------
     directory
         Directory to write to; created if needed.
-    tensors
-        State dict.
-    metadata
-        Anything that JSON can hold.
+    tensors, metadata
+        State dict, and anything that JSON can hold.
     prefix
         Prefix of the file names.
     overwrite
@@ -61,26 +58,20 @@ def write_model(
 
     Examples
     --------
-    >>> import torch
-    >>> from scxtrimo.checkpoint import read_model, write_model
-    >>> write_model("my_model", {"weight": torch.ones(3)}, {"genes": ["CD3D"]})
-    >>> write_model("my_model", {"weight": torch.zeros(3)}, {"genes": ["CD3D"]}, overwrite=True)
+    >>> weights, metadata = {"weight": torch.ones(3)}, {"genes": ["CD3D"]}
+    >>> scxtrimo.checkpoint.write_model("my_model", weights, metadata)
     """
     directory = check_destination(directory, prefix, overwrite)
     header = directory / f"{prefix}model.json"
     data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    digest = hashlib.sha256(data).hexdigest()
     weights = f"{prefix}model-{uuid.uuid4().hex[:12]}.safetensors"
-    text = json.dumps(
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "weights": weights,
-            "weights_sha256": digest,
-        }
-        | metadata,
-        indent=1,
-    )
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "weights": weights,
+        "weights_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    text = json.dumps(content | metadata, indent=1)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         replaced = _weights_named_in(header)
@@ -138,10 +129,8 @@ def read_model(
 
     Parameters
     ----------
-    directory
-        Directory that :func:`write_model` wrote to.
-    prefix
-        Prefix of the file names.
+    directory, prefix
+        See :func:`write_model`.
 
     Returns
     -------
@@ -156,12 +145,8 @@ def read_model(
 
     Examples
     --------
-    >>> import torch
-    >>> from scxtrimo.checkpoint import read_model, write_model
-    >>> write_model("my_model", {"weight": torch.ones(3)}, {"genes": ["CD3D"]})
-    >>> tensors, metadata = read_model("my_model")
-    >>> tensors["weight"], metadata["genes"]
-    (tensor([1., 1., 1.]), ['CD3D'])
+    >>> model.save("my_model")
+    >>> tensors, metadata = scxtrimo.checkpoint.read_model("my_model")
     """
     directory = Path(directory).expanduser()
     header = directory / f"{prefix}model.json"
@@ -181,15 +166,13 @@ def read_model(
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise ValueError(f"{header} was not written by scxtrimo.")
     version = metadata.get("format_version")
-    if isinstance(version, int) and version < FORMAT_VERSION:
-        raise ValueError(
-            f"{header} was saved by an earlier version of scxtrimo (format {version}, this one "
-            f"reads {FORMAT_VERSION}). Load it with that version, or train the model again."
-        )
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        way_out = "Update it: `pip install --upgrade scxtrimo`."
+        if isinstance(version, int) and version < FORMAT_VERSION:
+            way_out = "Load it with the earlier version that saved it, or train the model again."
         raise ValueError(
             f"{header} has format version {version}, this scxtrimo reads {FORMAT_VERSION}. "
-            "Update it: `pip install --upgrade scxtrimo`."
+            f"{way_out}"
         )
     name = str(metadata.get("weights"))
     if not _WEIGHTS_NAME.match(name):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,26 +35,19 @@ PUBLISHED_FIELDS: dict[str, Any] = {
 
 # Published names of sizes, and ours.
 SIZES = {"bin_num": "n_bins", "bin_alpha": "bin_alpha"}
-PARTS = {
-    "encoder": (
-        "transformer",
-        {
-            "hidden_dim": "n_hidden",
-            "depth": "n_layers",
-            "heads": "n_heads",
-            "norm_first": "norm_first",
-        },
-    ),
-    "decoder": (
-        "performer",
-        {
-            "hidden_dim": "n_decoder_hidden",
-            "depth": "n_decoder_layers",
-            "heads": "n_decoder_heads",
-            "dim_head": "decoder_head_width",
-        },
-    ),
+ENCODER = {
+    "hidden_dim": "n_hidden",
+    "depth": "n_layers",
+    "heads": "n_heads",
+    "norm_first": "norm_first",
 }
+DECODER = {
+    "hidden_dim": "n_decoder_hidden",
+    "depth": "n_decoder_layers",
+    "heads": "n_decoder_heads",
+    "dim_head": "decoder_head_width",
+}
+PARTS = {"encoder": ("transformer", ENCODER), "decoder": ("performer", DECODER)}
 
 NOT_NEEDED = {"token_emb.emb_pad.weight", "decoder.performer.calls_since_last_redraw"}
 """Tensors that are not used: the embedding of padding and a counter of feature redraws."""
@@ -80,11 +72,7 @@ class PublishedCheckpoint:
 
     Examples
     --------
-    >>> from scxtrimo.checkpoint import read_scfoundation
-    >>> from scxtrimo.nn import XTrimoGeneNet
     >>> checkpoint = read_scfoundation("models.ckpt")  # doctest: +SKIP
-    >>> checkpoint.n_genes, checkpoint.config.n_layers  # doctest: +SKIP
-    (19264, 12)
     >>> checkpoint.load_into(model.module.net)  # doctest: +SKIP
     """
 
@@ -109,7 +97,30 @@ class PublishedCheckpoint:
         ValueError
             If a tensor is missing, unexpected or of another shape.
         """
-        net.load_state_dict(_translate(self.tensors, net, self.path))
+        stored, names = self.tensors, _names(net)
+        wanted = {name for parts in names.values() for name in parts}
+        missing = sorted(wanted - stored.keys())
+        unexpected = sorted(stored.keys() - wanted - NOT_NEEDED)
+        shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+        n_positions, n_hidden = shapes["embedding.gene.weight"]
+        # Published: the mask is a matrix of one row, and padding has a position of its own.
+        shapes["imputation.mask"] = torch.Size([1, n_hidden])
+        shapes["embedding.gene.weight"] = torch.Size([n_positions + 1, n_hidden])
+        tensors, wrong = {}, []
+        for ours, parts in names.items():
+            if stored.keys() >= set(parts):
+                tensors[ours] = torch.cat([stored[part] for part in parts])
+                found, expected = tuple(tensors[ours].shape), tuple(shapes[ours])
+                if found != expected:
+                    wrong.append(f"{parts[0]} {found} (expected {expected})")
+        if missing or unexpected or wrong:
+            raise ValueError(
+                f"{self.path} does not fit its own configuration. Missing tensors: {missing}; "
+                f"unexpected: {unexpected}; of another shape: {wrong}."
+            )
+        tensors["imputation.mask"] = tensors["imputation.mask"][0]
+        tensors["embedding.gene.weight"] = tensors["embedding.gene.weight"][:-1]
+        net.load_state_dict(tensors)
 
 
 def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> PublishedCheckpoint:
@@ -132,13 +143,11 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is truncated, holds anything but tensors and plain values, or lacks the version
-        or a part of its configuration.
+        If the file is damaged, holds anything but tensors and plain values, or lacks the version.
 
     Examples
     --------
-    >>> from scxtrimo.checkpoint import read_scfoundation
-    >>> read_scfoundation("nope.ckpt")
+    >>> scxtrimo.checkpoint.read_scfoundation("nope.ckpt")
     Traceback (most recent call last):
     FileNotFoundError: nope.ckpt does not exist.
     """
@@ -209,7 +218,7 @@ def write_scfoundation(
             "Train with `size='published-3m'` or another of the published sizes."
         )
     state = {name: tensor.detach().cpu() for name, tensor in net.state_dict().items()}
-    names = dict(_names(net))
+    names = _names(net)
     if unknown := sorted(state.keys() - names.keys()):
         raise ValueError(f"The published format has no place for {unknown}.")
     empty = torch.zeros_like(state["embedding.gene.weight"][:1])
@@ -221,26 +230,22 @@ def write_scfoundation(
         stored |= {
             f"model.{part}": piece.clone() for part, piece in zip(parts, pieces, strict=True)
         }
-    n_genes = len(state["embedding.gene.weight"]) - 3
-    content: dict[str, Any] = {
-        "config": {"model_config": {"mae_autobin": _sizes(config, n_genes)}}
+    sizes: dict[str, Any] = {"seq_len": len(state["embedding.gene.weight"]) - 1}
+    sizes |= {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
+    for part, (kind, fields) in PARTS.items():
+        own = {theirs: getattr(config, ours) for theirs, ours in fields.items()}
+        sizes[part] = {"module_type": kind} | own
+    content = {
+        "config": {"model_config": {"mae_autobin": sizes}},
+        "state_dict": stored,
+        "provenance": {"source": "scxtrimo"} | (provenance or {}),
     }
-    content |= {"state_dict": stored, "provenance": {"source": "scxtrimo"} | (provenance or {})}
     with replacing(Path(path)) as partial:
         torch.save({"cell": content}, partial)
 
 
-def _sizes(config: XTrimoGeneConfig, n_genes: int) -> dict[str, Any]:
-    """Return the configuration in the published terms, see :func:`_config`."""
-    sizes: dict[str, Any] = {"seq_len": n_genes + 2}
-    sizes |= {theirs: getattr(config, ours) for theirs, ours in SIZES.items()}
-    for part, (kind, names) in PARTS.items():
-        own = {theirs: getattr(config, ours) for theirs, ours in names.items()}
-        sizes[part] = {"module_type": kind} | own
-    return sizes
-
-
 def _config(sizes: dict[str, Any]) -> XTrimoGeneConfig:
+    """Return the configuration of published sizes, see :func:`write_scfoundation`."""
     ours = {ours: sizes[theirs] for theirs, ours in SIZES.items()}
     for part, (kind, names) in PARTS.items():
         found = sizes[part].get("module_type", kind)
@@ -252,8 +257,8 @@ def _config(sizes: dict[str, Any]) -> XTrimoGeneConfig:
     return XTrimoGeneConfig(**ours, pca_initialization=False, **PUBLISHED_FIELDS)
 
 
-def _names(net: XTrimoGeneNet) -> Iterator[tuple[str, list[str]]]:
-    """Yield our name of every tensor and the published names of its parts."""
+def _names(net: XTrimoGeneNet) -> dict[str, list[str]]:
+    """Return our name of every tensor and the published names of its parts."""
     modules = {
         "embedding.value.to_bins": "token_emb.mlp",
         "embedding.value.mix_bins": "token_emb.mlp2",
@@ -263,9 +268,9 @@ def _names(net: XTrimoGeneNet) -> Iterator[tuple[str, list[str]]]:
         "imputation.norm": "norm",
         "imputation.to_value": "to_final",
     }
+    names = {}
     for i in range(len(net.encoder.layers)):
-        theirs = f"encoder.transformer_encoder.{i}"
-        ours = f"encoder.layers.{i}"
+        ours, theirs = f"encoder.layers.{i}", f"encoder.transformer_encoder.{i}"
         modules |= {
             f"{ours}.attention.out": f"{theirs}.self_attn.out_proj",
             f"{ours}.feed_forward.inner": f"{theirs}.linear1",
@@ -274,11 +279,10 @@ def _names(net: XTrimoGeneNet) -> Iterator[tuple[str, list[str]]]:
             f"{ours}.feed_forward_norm": f"{theirs}.norm2",
         }
         for kind in ("weight", "bias"):
-            yield f"{ours}.attention.qkv.{kind}", [f"{theirs}.self_attn.in_proj_{kind}"]
+            names[f"{ours}.attention.qkv.{kind}"] = [f"{theirs}.self_attn.in_proj_{kind}"]
     assert isinstance(net.imputation, PerformerDecoder)
     for i in range(len(net.imputation.performer.layers)):
-        theirs = f"decoder.performer.net.layers.{i}"
-        ours = f"imputation.performer.layers.{i}"
+        ours, theirs = f"imputation.performer.layers.{i}", f"decoder.performer.net.layers.{i}"
         modules |= {
             f"{ours}.attention.out": f"{theirs}.0.fn.to_out",
             f"{ours}.feed_forward.inner": f"{theirs}.1.fn.fn.w1",
@@ -288,45 +292,13 @@ def _names(net: XTrimoGeneNet) -> Iterator[tuple[str, list[str]]]:
         }
         for kind in ("weight", "bias"):
             parts = [f"{theirs}.0.fn.to_{part}.{kind}" for part in "qkv"]
-            yield f"{ours}.attention.qkv.{kind}", parts
-        yield (
-            f"{ours}.attention.features",
-            [f"{theirs}.0.fn.fast_attention.projection_matrix"],
-        )
+            names[f"{ours}.attention.qkv.{kind}"] = parts
+        features = f"{theirs}.0.fn.fast_attention.projection_matrix"
+        names[f"{ours}.attention.features"] = [features]
     for ours, theirs in modules.items():
-        for kind in ("weight", "bias"):
-            yield f"{ours}.{kind}", [f"{theirs}.{kind}"]
-    yield "embedding.value.bins.weight", ["token_emb.emb.weight"]
-    yield "imputation.mask", ["token_emb.emb_mask.weight"]
-    yield "embedding.gene.weight", ["pos_emb.weight"]
-
-
-def _translate(
-    stored: dict[str, Tensor], net: XTrimoGeneNet, path: str | os.PathLike
-) -> dict[str, Tensor]:
-    """Rename and join published tensors, or raise an error that names all that do not fit."""
-    names = dict(_names(net))
-    wanted = {name for parts in names.values() for name in parts}
-    missing = sorted(wanted - stored.keys())
-    unexpected = sorted(stored.keys() - wanted - NOT_NEEDED)
-    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    n_positions, n_hidden = shapes["embedding.gene.weight"]
-    # Published shapes: the mask is a matrix of one row, and padding has a position of its own.
-    shapes["imputation.mask"] = torch.Size([1, n_hidden])
-    shapes["embedding.gene.weight"] = torch.Size([n_positions + 1, n_hidden])
-    translated, wrong = {}, []
-    for ours, parts in names.items():
-        if not all(part in stored for part in parts):
-            continue
-        tensor = torch.cat([stored[part] for part in parts])
-        if tensor.shape != shapes[ours]:
-            wrong.append(f"{parts[0]} {tuple(tensor.shape)} (expected {tuple(shapes[ours])})")
-        translated[ours] = tensor
-    if missing or unexpected or wrong:
-        raise ValueError(
-            f"{path} does not fit its own configuration. Missing tensors: {missing}; unexpected: "
-            f"{unexpected}; of another shape: {wrong}."
-        )
-    translated["imputation.mask"] = translated["imputation.mask"][0]
-    translated["embedding.gene.weight"] = translated["embedding.gene.weight"][:-1]
-    return translated
+        names |= {f"{ours}.{kind}": [f"{theirs}.{kind}"] for kind in ("weight", "bias")}
+    return names | {
+        "embedding.value.bins.weight": ["token_emb.emb.weight"],
+        "imputation.mask": ["token_emb.emb_mask.weight"],
+        "embedding.gene.weight": ["pos_emb.weight"],
+    }

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     check_keys(adata, "obs", keys, args.overwrite)
     (_annotate_together if args.together else _annotate)(args, adata)
     write_cells(adata, out)
-    label, confidence = (adata.obs[key] for key in keys)
+    label, confidence = (adata.obs[args.key_added + suffix] for suffix in ("", "_confidence"))
     mean = confidence.groupby(label, observed=True).mean().round(3)
     table = label.value_counts().to_frame("cells").assign(confidence=mean)
     table.index.name = None

@@ -51,22 +51,18 @@ class RowReader:
             return _canonical(_as_csr(self.matrix[rows]))
         # HDF5 needs increasing, distinct rows; a contiguous run is a single read.
         wanted, position = np.unique(rows, return_inverse=True)
-        if wanted[-1] - wanted[0] + 1 == len(wanted):
-            chunk = _as_csr(self.matrix[wanted[0] : wanted[-1] + 1])
-        else:
-            chunk = _as_csr(self.matrix[wanted])
+        is_run = wanted[-1] - wanted[0] + 1 == len(wanted)
+        chunk = _as_csr(self.matrix[slice(wanted[0], wanted[-1] + 1) if is_run else wanted])
         in_order = np.array_equal(position, np.arange(len(rows)))
         return _canonical(chunk if in_order else chunk[position])
 
     def n_stored(self) -> np.ndarray:
         """Return the number of stored entries of every row (n_cells,), explicit zeros included."""
         if sparse.issparse(self.matrix):
-            parts = [self.matrix.indptr]
-        elif self.on_disk and not self.is_dense:
-            parts = [self.matrix.group["indptr"][:]]
-        else:
-            parts = [chunk.indptr for chunk in self.chunks()]
-        return np.concatenate([np.diff(part) for part in parts]).astype(np.int64)
+            return np.diff(self.matrix.indptr).astype(np.int64)
+        if self.on_disk and not self.is_dense:
+            return np.diff(self.matrix.group["indptr"][:]).astype(np.int64)
+        return np.concatenate([np.diff(chunk.indptr) for chunk in self.chunks()]).astype(np.int64)
 
     def chunks(self) -> Iterator[sparse.csr_matrix]:
         """Iterate over all rows, ``CHUNK`` at a time."""

@@ -65,10 +65,8 @@ class RaggedDataset(Dataset):
         matrix = self.reader.matrix
         if not sparse.issparse(matrix) or 8 * matrix.nnz > MAX_PRELOADED_BYTES:
             return None
-        counts = np.empty(matrix.nnz, dtype=np.float32)
-        gene_ids = np.empty(matrix.nnz, dtype=np.int32)
-        ends, library_size = [np.zeros(1, dtype=np.int64)], []
-        n_tokens = 0
+        n_tokens, ends, library_size = 0, [np.zeros(1, dtype=np.int64)], []
+        counts, gene_ids = np.empty(matrix.nnz, np.float32), np.empty(matrix.nnz, np.int32)
         # By chunk: temporary copies of all counts would take five times the memory.
         for chunk in self.reader.chunks():
             batch = self._ragged(chunk)
@@ -91,11 +89,10 @@ class RaggedDataset(Dataset):
                 "instance by `sc.pp.log1p(adata)`. Keep raw counts in a layer: "
                 '`adata.layers["counts"] = adata.X.copy()`, then `layer="counts"`.'
             )
-        if not (batch["library_size"] > 0).all():
+        if n_empty := int((batch["library_size"] == 0).sum()):
             raise ValueError(
-                "The counts changed after `setup_anndata`: "
-                f"{int((batch['library_size'] <= 0).sum()):,} cells no longer have counts in any "
-                "gene of the model. Remove these cells."
+                f"The counts changed after `setup_anndata`: {n_empty:,} cells no longer have "
+                "counts in any gene of the model. Remove these cells."
             )
         return batch
 
@@ -300,7 +297,7 @@ class Snapshot:
         for field in manager.fields:
             state = manager.get_state_registry(field.registry_key)
             self.sources += field.sources(manager.adata, state)
-        self.names = _names(manager.adata)
+        self.obs_names, self.var_names = manager.adata.obs_names, manager.adata.var_names
         columns = self._columns(manager.adata)
         self.columns = {key: None if x is None else x.copy() for key, x in columns.items()}
         matrix = _matrix_in_memory(manager)
@@ -318,7 +315,8 @@ class Snapshot:
         """Return whether the data of a manager are still the same."""
         columns, matrix = self._columns(manager.adata), _matrix_in_memory(manager)
         return (
-            all(map(_same, self.names, _names(manager.adata)))
+            _same(self.obs_names, manager.adata.obs_names)
+            and _same(self.var_names, manager.adata.var_names)
             and self.columns.keys() == columns.keys()
             and all(_same(column, columns[key]) for key, column in self.columns.items())
             and (self.matrix is None or matrix is None or self.matrix() is matrix)
@@ -329,14 +327,9 @@ class Snapshot:
         return self.__dict__ | {"matrix": None}
 
 
-def _names(adata: AnnData) -> tuple[pd.Index, pd.Index]:
-    return adata.obs_names, adata.var_names
-
-
 def _matrix_in_memory(manager: RaggedDataManager) -> Any:
     """Return the registered counts, or ``None`` if they are in a file."""
-    layer = manager.data_registry[REGISTRY_KEYS.X_KEY]["attr_key"]
-    matrix = get_layer(manager.adata, layer)
+    matrix = get_layer(manager.adata, manager.data_registry[REGISTRY_KEYS.X_KEY]["attr_key"])
     return matrix if sparse.issparse(matrix) or isinstance(matrix, np.ndarray) else None
 
 

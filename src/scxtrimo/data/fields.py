@@ -26,9 +26,6 @@ from .vocabulary import (
     warn_of_numbers,
 )
 
-MANY_GENES = 10
-"""So many genes found only by ignoring case are no coincidence."""
-
 
 class CountsField(BaseAnnDataField):
     """Raw counts and their genes: registering makes the vocabulary, transferring aligns to it."""
@@ -107,7 +104,7 @@ class CountsField(BaseAnnDataField):
             )
         coverage = alignment.to_uns()
         adata_target.uns[COVERAGE_KEY] = coverage
-        if alignment.n_case >= MANY_GENES and alignment.n_case > alignment.matched:
+        if alignment.n_case > max(9, alignment.matched):  # too many for a coincidence
             logger.warning(
                 f"{alignment.n_case:,} genes were found only because upper and lower case were "
                 "ignored. If they are symbols of another species, such as mouse, map them to "

@@ -20,7 +20,6 @@ HGNC_URL = (
 HGNC = "hgnc"
 COLUMNS = ("symbol", "ensembl_gene_id", "hgnc_id", "prev_symbol", "alias_symbol")
 """Columns of the HGNC table; identifiers of earlier ones take precedence."""
-REQUIRED = {"symbol", "prev_symbol", "alias_symbol"}
 
 # SHA-256 of the 19,264 symbols of the published checkpoints, in their order and sorted.
 PUBLISHED_N_GENES = 19_264
@@ -67,27 +66,21 @@ class GeneTable:
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
-        if missing := sorted(REQUIRED - set(table)):
+        if missing := sorted({"symbol", "prev_symbol", "alias_symbol"} - set(table)):
             raise ValueError(
                 f"The gene table lacks the columns {missing}; it has {list(table)[:8]}. Use the "
                 "complete set of HGNC."
             )
         self._gene_of: dict[str, tuple[int, int]] = {}
         for rank, name in enumerate(COLUMNS):
-            if name in table:
-                self._add(table[name], rank)
-
-    def _add(self, column: pd.Series, rank: int) -> None:
-        """Add the identifiers of a column that no earlier column has."""
-        claimed: dict[str, int | None] = {}
-        texts = column.fillna("").astype(str).to_numpy()
-        for gene, text in enumerate(texts):
-            for identifier in filter(None, map(fold, text.strip('"').split("|"))):
-                if claimed.setdefault(identifier, gene) != gene:
-                    claimed[identifier] = None
-        for identifier, owner in claimed.items():
-            if owner is not None:
-                self._gene_of.setdefault(identifier, (owner, rank))
+            claimed: dict[str, int | None] = {}
+            for gene, text in enumerate(table[name].fillna("") if name in table else []):
+                for identifier in filter(None, map(fold, str(text).strip('"').split("|"))):
+                    if claimed.setdefault(identifier, gene) != gene:
+                        claimed[identifier] = None
+            for identifier, owner in claimed.items():
+                if owner is not None:
+                    self._gene_of.setdefault(identifier, (owner, rank))
 
     @classmethod
     def from_hgnc(cls, path: str | os.PathLike | None = None) -> GeneTable:

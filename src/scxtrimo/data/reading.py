@@ -26,8 +26,10 @@ FORMATS = (
     "and features.tsv (or genes.tsv)"
 )
 # Errors of a bug or of a library that has changed, not of a damaged file.
-NOT_DAMAGE = (TypeError, AttributeError, NameError, AssertionError, ImportError, MemoryError)
-NOT_DAMAGE += (NotImplementedError, RecursionError)
+NOT_DAMAGE = (
+    *(TypeError, AttributeError, NameError, AssertionError, ImportError, NotImplementedError),
+    *(MemoryError, RecursionError),
+)
 
 
 def read_cells(

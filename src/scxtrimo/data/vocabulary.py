@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,13 +19,7 @@ from .gene_table import GeneTable, fold, strip_version
 COVERAGE_KEY = "scxtrimo_gene_coverage"
 DEFAULT_MIN_GENE_OVERLAP = 0.25
 VAR_NAMES = "var_names"
-ADVICE = (
-    'If they are other names of the same genes, pass `gene_aliases="hgnc"`; if the identifiers '
-    "are in a column of adata.var, `gene_id_key=...`; to accept fewer genes, lower "
-    "`min_gene_overlap`. These are arguments of `model.prepare_query_anndata`, `load` and "
-    "`from_scfoundation`."
-)
-"""What to do if too few genes are found."""
+Aliases: TypeAlias = Mapping[str, str] | GeneTable | None
 
 
 @dataclass(frozen=True)
@@ -252,7 +246,7 @@ def align_genes(
     vocabulary: GeneVocabulary,
     var: pd.DataFrame,
     gene_id_key: str | None = None,
-    gene_aliases: Mapping[str, str] | GeneTable | None = None,
+    gene_aliases: Aliases = None,
 ) -> GeneAlignment:
     """Find the genes of a vocabulary among the columns of an AnnData, by identifier.
 
@@ -284,48 +278,46 @@ def align_genes(
     1 genes matched, 1 renamed, 0 missing, 1 columns unused
     (100.0% of the model's genes, identifiers from 'var_names')
     """
-    aliases = gene_aliases or {}
     if gene_id_key is not None and not (gene_id_key == VAR_NAMES and VAR_NAMES not in var):
-        return _align(vocabulary, gene_id_key, get_column(var, "adata.var", gene_id_key), aliases)
-    alignment = _align(vocabulary, VAR_NAMES, var.index.to_series(), aliases)
+        column = get_column(var, "adata.var", gene_id_key)
+        return _align(vocabulary, gene_id_key, column, gene_aliases)
+    alignment = _align(vocabulary, VAR_NAMES, var.index.to_series(), gene_aliases)
     if gene_id_key is not None or alignment.overlap > 0:
         return alignment
-    return _best(alignment, vocabulary, var, aliases)
+    return _best(alignment, vocabulary, var, gene_aliases)
 
 
 def find_genes(
     vocabulary: GeneVocabulary,
     var: pd.DataFrame,
-    gene_id_key: str | None = None,
-    gene_aliases: Mapping[str, str] | GeneTable | None = None,
-    min_overlap: float = 0.0,
-    what: str = "adata.var",
-    advice: str = ADVICE,
+    gene_id_key: str | None,
+    gene_aliases: Aliases,
+    min_overlap: float,
 ) -> GeneAlignment:
     """Align genes; refuse ambiguous columns or too few genes, and warn of a guessed column."""
     alignment = align_genes(vocabulary, var, gene_id_key, gene_aliases)
     if alignment.repeated:
-        raise ambiguous_error(alignment, what)
+        raise ambiguous_error(alignment)
     if alignment.overlap == 0 or alignment.overlap < min_overlap:
-        best = _best(alignment, vocabulary, var, gene_aliases or {})
+        best = _best(alignment, vocabulary, var, gene_aliases)
         hint = ""
         if best is not alignment:
-            hint = f" {what}[{best.source!r}] has {best.overlap:.1%} of them."
+            hint = f" adata.var[{best.source!r}] has {best.overlap:.1%} of them."
         raise ValueError(
             f"Only {alignment.overlap:.1%} of the model's {len(vocabulary):,} genes are among the "
-            f"{len(var):,} genes of {what}, at least {min_overlap:.0%} are needed. The model has "
-            f"{preview(vocabulary.gene_ids, 3)}; the data have {preview(var.index, 3)}.{hint} "
-            f"{advice}"
+            f"{len(var):,} genes of adata.var, at least {min_overlap:.0%} are needed. The model "
+            f"has {preview(vocabulary.gene_ids, 3)}; the data have {preview(var.index, 3)}.{hint} "
+            'If they are other names of the same genes, pass `gene_aliases="hgnc"`; if the '
+            "identifiers are in a column of adata.var, `gene_id_key=...`; to accept fewer genes, "
+            "lower `min_gene_overlap`. These are arguments of `model.prepare_query_anndata`, "
+            "`load` and `from_scfoundation`."
         )
-    warn_of_source(alignment, gene_id_key, what)
+    warn_of_source(alignment, gene_id_key)
     return alignment
 
 
 def _best(
-    alignment: GeneAlignment,
-    vocabulary: GeneVocabulary,
-    var: pd.DataFrame,
-    aliases: Mapping[str, str] | GeneTable,
+    alignment: GeneAlignment, vocabulary: GeneVocabulary, var: pd.DataFrame, aliases: Aliases
 ) -> GeneAlignment:
     """Return the alignment with most genes, this one or that to a text column."""
     once = var.loc[:, ~var.columns.duplicated(keep=False)]
@@ -349,14 +341,12 @@ def warn_of_source(
 
 
 def _align(
-    vocabulary: GeneVocabulary,
-    source: str,
-    column: pd.Series,
-    aliases: Mapping[str, str] | GeneTable,
+    vocabulary: GeneVocabulary, source: str, column: pd.Series, aliases: Aliases
 ) -> GeneAlignment:
     ids = identifiers(column)
     if isinstance(aliases, GeneTable):
         aliases = aliases.translate(ids, vocabulary.gene_ids)
+    aliases = aliases or {}
     exact = vocabulary.lookup()
     folded = fold_lookup(exact)
     columns = np.array([exact.get(name, -1) if name else -1 for name in ids], dtype=np.int64)
@@ -426,7 +416,7 @@ def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var")
     warn_of_numbers(ids, field)
     index = pd.Index(ids[ids != ""])
     if not index.is_unique:
-        raise repeated_error(index[index.duplicated()].unique(), None if is_index else key, what)
+        raise _repeated(index[index.duplicated()].unique(), None if is_index else key, what)
     return ids
 
 
@@ -441,14 +431,11 @@ def warn_of_numbers(ids: np.ndarray, field: str) -> None:
 
 def ambiguous_error(alignment: GeneAlignment, what: str = "adata.var") -> ValueError:
     """Return the error of an alignment with genes that match several columns."""
-    source = None if alignment.source == VAR_NAMES else alignment.source
-    return repeated_error(alignment.repeated, source, what)
+    is_index = alignment.source == VAR_NAMES
+    return _repeated(alignment.repeated, None if is_index else alignment.source, what)
 
 
-def repeated_error(
-    repeated: Sequence[str] | pd.Index, key: str | None, what: str = "adata.var"
-) -> ValueError:
-    """Return the error of genes that match several columns."""
+def _repeated(repeated: Sequence[str] | pd.Index, key: str | None, what: str) -> ValueError:
     field = f"{what}_names" if key is None else f"{what}[{key!r}]"
     way_out = "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
     return ValueError(
