@@ -29,7 +29,7 @@ POSITIVE = [[0.5, 200.0, 3.0], [10.0, 0.0, 1000.0]]
 )
 def test_the_kind_of_expression_is_guessed(values, kind):
     lines = make_lines(values)
-    assert setup_lines(lines).expression == kind
+    assert setup_lines(lines, LineSetup()).expression == kind
     assert setup_of(lines).expression == kind
 
 
@@ -79,13 +79,13 @@ def with_values(lines, **kwargs):
 )
 def test_what_is_wrong_with_lines_is_said(lines, kwargs, message):
     with pytest.raises(ValueError, match=message):
-        setup_lines(lines, **kwargs)
+        setup_lines(lines, LineSetup(**kwargs))
     assert setup_of(lines) is None
 
 
 def test_other_things_than_anndata_are_refused():
     with pytest.raises(TypeError, match="not ndarray"):
-        setup_lines(np.ones((2, 2)))
+        setup_lines(np.ones((2, 2)), LineSetup())
 
 
 def test_a_panel_has_the_genes_that_vary_and_marks_missing_ones():

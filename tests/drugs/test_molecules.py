@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from scxtrimo.drugs.molecules import (
-    WIDTHS,
+    N_PER_ATOM,
+    N_PER_BOND,
+    N_PER_DRUG,
     canonical_smiles,
     collate_molecules,
     parent_smiles,
@@ -25,9 +27,9 @@ def test_salts_and_stereoisomers_have_one_parent():
 def test_bonds_are_read_in_both_directions():
     molecule = read_molecules(["CCO"])[0]
     np.testing.assert_array_equal(molecule.bonds_2e, [[0, 1, 1, 2], [1, 0, 2, 1]])
-    assert molecule.atoms_af.shape == (3, WIDTHS.n_atom)
-    assert molecule.bonds_ef.shape == (4, WIDTHS.n_bond)
-    assert molecule.features_f.shape == (WIDTHS.n_features,)
+    assert molecule.atoms_af.shape == (3, N_PER_ATOM)
+    assert molecule.bonds_ef.shape == (4, N_PER_BOND)
+    assert molecule.features_f.shape == (N_PER_DRUG,)
 
 
 def test_joined_molecules_have_no_bonds_between_them():

@@ -59,7 +59,7 @@ Losses = dict[str, list[float]]
 
 
 class DrugModelBase:
-    """What models of one and of two drugs share; parameters are those of the subclasses."""
+    """What models of one and of two drugs share."""
 
     training_defaults: ClassVar[dict[str, Any]] = {}
     result_name: ClassVar[str]
@@ -68,7 +68,7 @@ class DrugModelBase:
         self,
         lines: AnnData,
         screen: pd.DataFrame,
-        drug_keys: Sequence[str],
+        drug_keys: list[str],
         line_key: str,
         target_key: str,
         drugs: Mapping[str, str] | pd.Series | None,
@@ -83,15 +83,8 @@ class DrugModelBase:
                 "cell lines x genes."
             )
         check_table(screen, [*drug_keys, line_key, target_key])
-        self.drug_keys, self.line_key, self.target_key = list(drug_keys), line_key, target_key
-        self.drugs_by_name = None if drugs is None else smiles_by_name(drugs)
-        if self.drugs_by_name is not None:  # drugs that are not used may lack a structure
-            used = set(map(canonical, screen[list(drug_keys)].to_numpy(dtype=object).ravel()))
-            self.drugs_by_name = {
-                name: smiles
-                for name, smiles in self.drugs_by_name.items()
-                if name in used or isinstance(smiles, str)
-            }
+        self.drug_keys, self.line_key, self.target_key = drug_keys, line_key, target_key
+        names = None if drugs is None else smiles_by_name(drugs)
         self.setup, self.seed = setup, check("seed", seed, NonNegativeInt)
         self.adata: AnnData | None = lines
         self.config = DrugConfig(**hyperparameters)
@@ -100,10 +93,9 @@ class DrugModelBase:
         logger.info(f"{type(self).__name__}: {target_key!r} is learned by {self.task}.")
         self.line_names = [str(name) for name in lines.obs_names]
         lines_n = places_of(self.line_names, screen[line_key])
-        smiles_nd = drugs_of(screen, drug_keys, self.drugs_by_name)
-        # Sorted, so that the order of rows and columns does not matter.
-        places, self.smiles = pd.factorize(smiles_nd.ravel(), sort=True)
-        drugs_nd = places.astype(np.int64).reshape(smiles_nd.shape)
+        self.smiles, drugs_nd = drugs_of(screen, drug_keys, names)
+        # Drugs that are not in the screen may lack a structure.
+        self.drugs_by_name = names and {k: v for k, v in names.items() if isinstance(v, str)}
         if self.task == "classification":
             warn_of_conflicts(drugs_nd, lines_n, target_n)
         is_used_l = np.isin(np.arange(lines.n_obs), lines_n)
@@ -112,18 +104,16 @@ class DrugModelBase:
         self.panel = LinePanel.choose(lines, setup, is_used_l, n_known)
         self.molecules = read_molecules(self.smiles.tolist())
         self.module = self._make_module()
-        values_lg = torch.from_numpy(self.panel.standardize(lines, setup, 0.0))
-        self.module.line_values.copy_(values_lg)
+        values_lg = self.panel.standardize(lines, setup, 0.0)
+        self.module.line_values.copy_(torch.from_numpy(values_lg))
         read = np.sort(np.argsort(-self.panel.scale_g, kind="stable")[:n_genes])
         self.module.read_genes.copy_(torch.from_numpy(read))
-        self._screen: tuple[np.ndarray, np.ndarray, np.ndarray] | None
-        self._screen = drugs_nd, lines_n, target_n
+        self._screen: tuple[np.ndarray, ...] | None = (drugs_nd, lines_n, target_n)
         self._query_lines: AnnData | None = None
         self.is_trained = False
         self.history: dict[str, pd.Series] = {}
 
     def _make_module(self) -> DrugModule:
-        """Return the module with random weights."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             n_genes = len(self.panel.gene_ids)
@@ -147,10 +137,10 @@ class DrugModelBase:
         layer
             Layer with the expression; by default ``X``.
         expression
-            ``"tpm"`` (log2-transformed), ``"counts"`` (scaled to a million per line, then
-            log2-transformed), ``"values"`` (z-scores, logarithms and the like, used as they are)
-            or ``"auto"``: expression with negative values or none above 100 is ``"values"``, with
-            whole numbers ``"counts"``, anything else ``"tpm"``.
+            ``"tpm"`` (log2 is taken), ``"counts"`` (scaled to a million per line, then log2),
+            ``"values"`` (z-scores, logarithms and the like, used as they are) or ``"auto"``:
+            ``"values"`` if any is negative or none above 100, ``"counts"`` if whole, else
+            ``"tpm"``.
         gene_id_key
             Column of ``adata.var`` with gene identifiers, or ``"var_names"``, the default.
 
@@ -163,7 +153,7 @@ class DrugModelBase:
         --------
         >>> scxtrimo.model.XTrimoGeneSynergy.setup_anndata(lines, expression="values")
         """
-        setup_lines(adata, layer, expression, gene_id_key)
+        setup_lines(adata, LineSetup(layer, expression, gene_id_key))
 
     def train(
         self,
@@ -184,18 +174,16 @@ class DrugModelBase:
         Parameters
         ----------
         max_epochs
-            Epochs; by default 20 for synergy and 8 for responses. Training stops early if the
-            validation loss has not improved for ``patience`` epochs. The best weights are kept.
+            Largest number of epochs; by default 20 for synergy and 8 for responses. The weights
+            with the best validation loss are kept.
         validation_size
             Fraction of what ``validate_on`` names that is held out.
         validate_on
             What is new in validation rows: ``"rows"``, the measurement only; ``"pairs"``, the
             combination of drugs; ``"drugs"``, at least one of the drugs; ``"lines"``, the cell
             line. Choose what you will predict, as early stopping and calibration depend on it.
-        accelerator, device
+        accelerator, device, enable_progress_bar
             See :meth:`scvi.model.base.BaseModelClass.train`.
-        enable_progress_bar
-            Whether to show a progress bar.
         **training
             Fields of :class:`~scxtrimo.drugs.DrugTraining`.
 
@@ -241,8 +229,7 @@ class DrugModelBase:
             losses = self._fit(fit_rows, ~is_held_out_n, is_held_out_n, "Training")
             self.module.own_weight.copy_(own_weight)
             if self.task == "classification":
-                rows = torch.from_numpy(np.flatnonzero(is_held_out_n))
-                calibrate(self.module, self._training_rows(), rows)
+                calibrate(self.module, self._training_rows().at(is_held_out_n))
         except BaseException:
             self.module = before  # an earlier training stays intact
             raise
@@ -260,21 +247,21 @@ class DrugModelBase:
         assert self._screen is not None
         drugs_nd, lines_n, target_n = (part[is_trained_n] for part in self._screen)
         module = self._make_module()
-        for name in ("line_values", "read_genes"):
-            getattr(module, name).copy_(getattr(self.module, name))
+        module.line_values.copy_(self.module.line_values)
+        module.read_genes.copy_(self.module.read_genes)
         module.drug_is_known[np.unique(drugs_nd)] = True
         module.line_is_known[np.unique(lines_n)] = True
         features_df = np.stack([molecule.features_f for molecule in self.molecules])
         module.start_from_data(features_df[np.unique(drugs_nd)], module.line_is_known.numpy())
         if isinstance(module.base, ResponseBase):
-            fingerprints, values_lg = features_df[:, :FINGERPRINT_BITS], module.line_values.numpy()
-            rows = drugs_nd[:, 0], lines_n, target_n
-            module.base.fit(fingerprints, values_lg, *rows, self.seed)
+            of_items = features_df[:, :FINGERPRINT_BITS], module.line_values.numpy()
+            module.base.fit(*of_items, drugs_nd[:, 0], lines_n, target_n, self.seed)
         elif self.task == "regression":
             module.base.fit(target_n)
         self.module = module
-        data = self._training_rows()
-        return fit_rows(module, data, is_trained_n, is_held_out_n, description=description)
+        rows = self._training_rows()
+        trained, held_out = rows.at(is_trained_n), rows.at(is_held_out_n)
+        return fit_rows(module, trained, held_out, description=description)
 
     def _own_weights(
         self, fit_rows: partial[Losses], is_trained_n: np.ndarray, parents_d: np.ndarray
@@ -288,15 +275,17 @@ class DrugModelBase:
         newcomers = draw_newcomers(parents_d[drugs_nd], lines_n, is_trained_n, self.seed)
         if newcomers is None:
             return default
-        known = np.random.default_rng(self.seed).permutation(np.flatnonzero(newcomers.is_known_n))
+        is_known_n, has_new_drug_n, has_new_line_n = newcomers
+        known = np.random.default_rng(self.seed).permutation(np.flatnonzero(is_known_n))
         is_held_out_n = np.zeros(len(lines_n), dtype=bool)
         is_held_out_n[known[: max(len(known) // 10, 1)]] = True
-        is_fitted_n = newcomers.is_known_n & ~is_held_out_n
+        is_fitted_n = is_known_n & ~is_held_out_n
         if len(np.unique(target_n[is_fitted_n])) < 2:
             return default
         description = "Training without some drugs and lines"
         self._fit(fit_rows, is_fitted_n, is_held_out_n, description)
-        return own_weights(self.module, self._training_rows(), newcomers)
+        rows = self._training_rows()
+        return own_weights(self.module, rows.at(has_new_drug_n), rows.at(has_new_line_n))
 
     def _training_rows(self) -> DrugRows:
         assert self._screen is not None
@@ -350,10 +339,9 @@ class DrugModelBase:
         pairs
             Table with the same drug and line columns as the screen. Drugs may be new.
         lines
-            Expression of cell lines, with any genes in any order, of the same kind (TPM, ...) as
-            in training unless :meth:`setup_anndata` was called for it. By default the lines that
-            the model was made with. A line with the name of one that was trained on is treated
-            as that line.
+            Expression of cell lines of the same kind (TPM, ...) as in training, with any genes in
+            any order; by default the lines that the model was made with. A line with the name of
+            one that was trained on is treated as that line.
         drugs
             SMILES of more drugs by name, if the columns hold names.
         min_gene_overlap
@@ -361,11 +349,10 @@ class DrugModelBase:
 
         Returns
         -------
-        A copy of the table with a column for the prediction (the calibrated ``"probability"`` for
-        classes; otherwise ``"predicted_score"`` or ``"predicted_response"`` in units of the
-        screen) and ``"predicted_std"``, the standard deviation among the members of the ensemble
-        and, for a new drug or line, among known ones in its place. It measures the uncertainty of
-        the model, not the noise of the measurement.
+        A copy of the table with a column for the prediction (the calibrated ``"probability"`` of
+        class 1, ``"predicted_score"`` or ``"predicted_response"`` in the unit of the screen) and
+        ``"predicted_std"``, the standard deviation among the members of the ensemble and, for a
+        new drug or line, among known ones in its place.
 
         Raises
         ------
@@ -382,16 +369,12 @@ class DrugModelBase:
             raise ValueError("The model is not trained. Call `model.train()` first.")
         check_table(pairs, [*self.drug_keys, self.line_key], "pairs")
         names = self.drugs_by_name if drugs is None else smiles_by_name(drugs, self.drugs_by_name)
-        smiles_nd = drugs_of(pairs, self.drug_keys, names)
-        places, smiles = pd.factorize(smiles_nd.ravel(), sort=True)
-        drugs_nd = places.astype(np.int64).reshape(smiles_nd.shape)
+        smiles, drugs_nd = drugs_of(pairs, self.drug_keys, names)
         lines = self._query_lines if lines is None else lines
         given = None if lines is None else self._read_lines(lines, min_gene_overlap)
         lines_n = places_of(self.line_names if given is None else given[0], pairs[self.line_key])
         rows = self._rows(drugs_nd, lines_n, smiles.tolist(), given)
-        known = self._rows(drugs_nd[:0], lines_n[:0])
-        z_kn, spread_n = predict_members(self.module, rows, known=known)
-        return self._add_results(pairs, rows, z_kn, spread_n)
+        return self._add_predictions(pairs, rows, known=self._rows(drugs_nd[:0], lines_n[:0]))
 
     def _read_lines(self, lines: AnnData, min_overlap: float) -> tuple[list[str], np.ndarray]:
         """Return the names of lines and their expression as the model reads it."""
@@ -411,10 +394,11 @@ class DrugModelBase:
             )
         return [str(name) for name in lines.obs_names], values_lg
 
-    def _add_results(
-        self, pairs: pd.DataFrame, rows: DrugRows, z_kn: torch.Tensor, spread_n: torch.Tensor
+    def _add_predictions(
+        self, pairs: pd.DataFrame, rows: DrugRows, known: DrugRows | None = None
     ) -> pd.DataFrame:
         result = pairs.copy()
+        z_kn, spread_n = predict_members(self.module, rows, known)
         z_n = z_kn.double().mean(0).numpy()
         std_n = np.sqrt(z_kn.double().var(0, correction=0).numpy() + spread_n.double().numpy())
         if self.task == "classification":
@@ -423,7 +407,7 @@ class DrugModelBase:
             p_n = 0.5 * (1 + np.tanh(0.5 * logit_n))
             result["probability"] = p_n
             first_order_n = p_n * (1 - p_n) * std_n / temperature
-            # The largest standard deviation of a probability with this mean.
+            # No probability with this mean has a larger standard deviation.
             result["predicted_std"] = np.minimum(first_order_n, np.sqrt(p_n * (1 - p_n)))
             return result
         offset_n, scale_n = offset_and_scale(self.module, rows)
@@ -433,12 +417,7 @@ class DrugModelBase:
 
     @property
     def validation(self) -> pd.DataFrame:
-        """Truth and predictions of the validation rows of the screen, to check calibration.
-
-        Raises
-        ------
-        ValueError
-            If the model was not trained since it was loaded.
+        """Truth and predictions of the validation rows, unless the model was loaded.
 
         Examples
         --------
@@ -449,12 +428,9 @@ class DrugModelBase:
             raise ValueError(
                 "The model has no validation rows: it was loaded, or not trained. Train it first."
             )
-        rows = self._training_rows()
-        held_out = torch.from_numpy(self.validation_rows)
-        z_kn, spread_n = predict_members(self.module, rows, held_out)
-        rows.drugs_nd, rows.lines_n = rows.drugs_nd[held_out], rows.lines_n[held_out]
-        truth = pd.DataFrame({"truth": self._screen[2][self.validation_rows]})
-        return self._add_results(truth.set_axis(self.validation_rows), rows, z_kn, spread_n)
+        held_out = self.validation_rows
+        truth = pd.DataFrame({"truth": self._screen[2][held_out]}, held_out)
+        return self._add_predictions(truth, self._training_rows().at(held_out))
 
     def to_device(self, device: str | int | torch.device) -> None:
         """Move the model.
@@ -477,19 +453,13 @@ class DrugModelBase:
 
         Parameters
         ----------
-        dir_path
-            Directory; created if needed.
-        prefix
-            Prefix of the file names.
-        overwrite
-            Replace an existing model. If saving fails, the old one is kept.
+        dir_path, prefix, overwrite
+            See :meth:`scxtrimo.model.XTrimoGene.save`.
 
         Raises
         ------
         FileExistsError
             If there is a model already and ``overwrite`` is false.
-        OSError
-            If the directory cannot be written or the disk is full.
 
         Examples
         --------
@@ -523,15 +493,11 @@ class DrugModelBase:
 
         Parameters
         ----------
-        dir_path
-            Directory with the saved model.
+        dir_path, accelerator, device, prefix
+            See :meth:`scxtrimo.model.XTrimoGene.load`.
         adata
             Cell lines to predict for by default, with any genes in any order; by default those
             that the model was made with, which are saved with it.
-        accelerator, device
-            Where to put the model; see :meth:`scvi.model.base.BaseModelClass.load`.
-        prefix
-            Prefix of the file names.
 
         Returns
         -------
@@ -542,7 +508,7 @@ class DrugModelBase:
         FileNotFoundError
             If there is no model.
         ValueError
-            If the files are truncated, damaged, foreign, from a newer version or of another class.
+            If the files are damaged, foreign, from a newer version or of another class.
 
         Examples
         --------

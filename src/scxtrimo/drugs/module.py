@@ -15,15 +15,11 @@ from .._validation import Validated
 from ..nn.layers import Encoder, TokenEmbedding
 from ..nn.ragged import max_per_cell, mean_per_cell
 from ..nn.ranges import Fraction
-from .molecules import FINGERPRINT_BITS, WIDTHS, need
+from .molecules import FINGERPRINT_BITS, N_PER_ATOM, N_PER_BOND, N_PER_DRUG, need
 
 N_GRAPH_HEADS = 4
-N_ITERATIONS = 15
 STRENGTHS = (0.1, 0.25, 0.5, 1.0, 2.0)
 RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)
-HELD_OUT_ENTRIES = 0.1
-HELD_OUT_LINES = 0.2
-MIN_LINES = 10
 
 
 @dataclass(frozen=True)
@@ -101,10 +97,10 @@ class MoleculeAttention(nn.Module):
     def __init__(self, n_hidden: int, n_layers: int, n_out: int) -> None:
         super().__init__()
         geometric = need("torch_geometric.nn")
-        self.embed = nn.Linear(WIDTHS.n_atom, n_hidden)
+        self.embed = nn.Linear(N_PER_ATOM, n_hidden)
         self.layers = nn.ModuleList(
             geometric.GATv2Conv(
-                n_hidden, n_hidden // N_GRAPH_HEADS, heads=N_GRAPH_HEADS, edge_dim=WIDTHS.n_bond
+                n_hidden, n_hidden // N_GRAPH_HEADS, heads=N_GRAPH_HEADS, edge_dim=N_PER_BOND
             )
             for _ in range(n_layers)
         )
@@ -113,21 +109,18 @@ class MoleculeAttention(nn.Module):
 
     def forward(self, drugs: dict[str, Tensor]) -> Tensor:
         """Return ``(n_drugs, n_out)`` from what :meth:`DrugRows.drugs` returns."""
-        x_ad, molecule_of_a = self.embed(drugs["atoms_af"]), drugs["molecule_of_a"]
+        x_ad = self.embed(drugs["atoms_af"])
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x_ad = x_ad + F.gelu(layer(norm(x_ad), drugs["bonds_2e"], drugs["bonds_ef"]))
-        n_atoms_m = torch.bincount(molecule_of_a)
+        n_atoms_m = torch.bincount(drugs["molecule_of_a"])
         total_md = x_ad.new_zeros(len(n_atoms_m), x_ad.shape[1])
-        total_md = total_md.index_add(0, molecule_of_a, x_ad)
+        total_md = total_md.index_add(0, drugs["molecule_of_a"], x_ad)
         most_md = torch.stack([x.amax(0) for x in x_ad.split(n_atoms_m.tolist())])
         return self.out(torch.cat([total_md / n_atoms_m[:, None], most_md], dim=1))
 
 
 class DrugTower(nn.Module):
     """Vectors of drugs: graph, fingerprint and descriptors, and a memory of known drugs."""
-
-    feature_mean: Tensor
-    feature_scale: Tensor
 
     def __init__(self, n_drugs: int, config: DrugConfig) -> None:
         super().__init__()
@@ -140,11 +133,11 @@ class DrugTower(nn.Module):
             self.graph = MoleculeAttention(config.n_graph_hidden, config.n_graph_layers, n_hidden)
         if config.drug_input != "graph":
             self.fingerprint = nn.Sequential(
-                nn.Linear(WIDTHS.n_features, n_hidden), nn.GELU(), nn.LayerNorm(n_hidden)
+                nn.Linear(N_PER_DRUG, n_hidden), nn.GELU(), nn.LayerNorm(n_hidden)
             )
         self.memory = nn.Embedding(n_drugs, n_hidden)
-        self.register_buffer("feature_mean", torch.zeros(WIDTHS.n_features))
-        self.register_buffer("feature_scale", torch.zeros(WIDTHS.n_features))
+        self.feature_mean = nn.Buffer(torch.zeros(N_PER_DRUG))
+        self.feature_scale = nn.Buffer(torch.zeros(N_PER_DRUG))
 
     def forward(self, drugs: dict[str, Tensor]) -> Tensor:
         """Return ``(n_drugs, n_hidden)`` from what :meth:`DrugRows.drugs` returns."""
@@ -166,12 +159,7 @@ def _recall(memory: nn.Embedding, known_n: Tensor, dropout: float, training: boo
 
 
 class LineTower(nn.Module):
-    """xTrimoGene's encoder in bulk mode: every measured gene of a cell line is a token.
-
-    The mean of values times gene embeddings (a principal component, as these start as loadings)
-    also bypasses the encoder. A zero in bulk is a measurement and has a token, unlike in single
-    cells :cite:p:`Gong2023`; a gene missing from a panel has none.
-    """
+    """xTrimoGene's encoder in bulk mode: every measured gene, even a zero, is a token."""
 
     def __init__(self, n_genes: int, n_lines: int, config: DrugConfig) -> None:
         super().__init__()
@@ -192,7 +180,8 @@ class LineTower(nn.Module):
         summary_ld = torch.cat(
             [mean_per_cell(x_td, cu_seqlens), max_per_cell(x_td, cu_seqlens)], dim=1
         )
-        # The mean over measured genes estimates the mean over all.
+        # Values times gene embeddings bypass the encoder: principal components, as these start as
+        # loadings. The mean over measured genes estimates the mean over all.
         component_ld = mean_per_cell(linear_td, cu_seqlens)
         component_ld = component_ld * self.tokens.gene.num_embeddings**0.5
         x_lh = 0.3 * self.pooled(summary_ld) + self.linear(component_ld)
@@ -213,14 +202,6 @@ class PackedLinear(nn.Module):
         return torch.baddbmm(self.bias, x_knd, self.weight)
 
 
-def join_drugs(x_ndh: Tensor) -> Tensor:
-    """Describe one or two drugs per row regardless of their order: sum, distance, product."""
-    if x_ndh.shape[1] == 1:
-        return x_ndh[:, 0]
-    first, second = x_ndh.unbind(1)
-    return torch.cat([first + second, (first - second).abs(), first * second], dim=1)
-
-
 class ResponseHead(nn.Module):
     """Ensemble on shared encoders; members differ in random starts and weights of the input."""
 
@@ -234,9 +215,12 @@ class ResponseHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, drugs_ndh: Tensor, lines_nh: Tensor) -> Tensor:
-        """Return ``(n_members, n_rows)``."""
-        together_nh = drugs_ndh.sum(1) * lines_nh
-        x_nd = torch.cat([join_drugs(drugs_ndh), lines_nh, together_nh], dim=1)
+        """Return ``(n_members, n_rows)``, whatever the order of the drugs of a row."""
+        drugs = drugs_ndh.unbind(1)
+        if len(drugs) == 2:
+            first, second = drugs
+            drugs = (first + second, (first - second).abs(), first * second)
+        x_nd = torch.cat([*drugs, lines_nh, drugs_ndh.sum(1) * lines_nh], dim=1)
         x_knd = self.dropout(x_nd[None] * self.scale)
         x_knd = self.dropout(F.gelu(self.inner(x_knd)))
         return self.out(self.dropout(F.gelu(self.middle(x_knd))))[..., 0]
@@ -245,13 +229,10 @@ class ResponseHead(nn.Module):
 class ScreenScale(nn.Module):
     """Mean and standard deviation of all rows: what scores of pairs are predicted relative to."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("std", torch.ones((), dtype=torch.float64))
+        self.mean = nn.Buffer(torch.zeros((), dtype=torch.float64))
+        self.std = nn.Buffer(torch.ones((), dtype=torch.float64))
 
     def fit(self, target_n: np.ndarray) -> None:
         """Set both from training rows."""
@@ -262,44 +243,31 @@ class ScreenScale(nn.Module):
 class ResponseBase(nn.Module):
     """Closed-form models of responses: mean and scale of every drug, and a table of lines x drugs.
 
-    The standardised table is completed by a mean of every line and a singular value decomposition
-    with soft thresholds :cite:p:`Mazumder2010`. The row of a new line is predicted from its
-    expression by ridge regression; mean and column of a new drug are combined from those of known
-    drugs by kernel regression on fingerprints.
+    The table is completed by a singular value decomposition. New lines get a row by ridge
+    regression on expression, new drugs a column by kernel regression on fingerprints.
     """
-
-    mean_d: Tensor
-    scale_d: Tensor
-    table_ld: Tensor
-    gene_weights_gd: Tensor
-    fingerprints_df: Tensor
-    mixing_dd: Tensor
-    is_known_d: Tensor
 
     def __init__(self, n_drugs: int, n_lines: int, n_genes: int, n_fingerprint: int) -> None:
         super().__init__()
-        for name, shape in {
-            "mean_d": (n_drugs + 1,),  # the last entry of both is for new drugs
-            "scale_d": (n_drugs + 1,),
-            "table_ld": (n_lines, n_drugs),
-            "gene_weights_gd": (n_genes, n_drugs),
-            "fingerprints_df": (n_drugs, n_fingerprint),
-            "mixing_dd": (n_drugs, n_drugs),
-        }.items():
-            self.register_buffer(name, torch.zeros(shape))
-        self.register_buffer("is_known_d", torch.ones(n_drugs, dtype=torch.bool))
+        # The last entry of means and scales is for new drugs.
+        self.mean_d = nn.Buffer(torch.zeros(n_drugs + 1))
+        self.scale_d = nn.Buffer(torch.zeros(n_drugs + 1))
+        self.table_ld = nn.Buffer(torch.zeros(n_lines, n_drugs))
+        self.gene_weights_gd = nn.Buffer(torch.zeros(n_genes, n_drugs))
+        self.fingerprints_df = nn.Buffer(torch.zeros(n_drugs, n_fingerprint))
+        self.mixing_dd = nn.Buffer(torch.zeros(n_drugs, n_drugs))
+        self.is_known_d = nn.Buffer(torch.ones(n_drugs, dtype=torch.bool))
 
     def forward(
         self, features_df: Tensor, known_d: Tensor, values_lg: Tensor, known_l: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Predict all drugs in all lines, ``(n_lines, n_drugs)``, with the scale of every drug."""
-        n_bits = self.fingerprints_df.shape[1]
-        similar_qd = tanimoto(features_df[:, :n_bits], self.fingerprints_df)
+        bits_df = features_df[:, : self.fingerprints_df.shape[1]]
+        similar_qd = tanimoto(bits_df, self.fingerprints_df)
         is_new = (known_d < 0)[:, None]
         known_qd = F.one_hot(known_d.clamp(min=0), self.mixing_dd.shape[0]).float()
         weights_qd = torch.where(is_new, similar_qd @ self.mixing_dd, known_qd)
-        deviation_d = self.mean_d[:-1] - self.mean_d[-1]
-        mean_q = self.mean_d[-1] + weights_qd @ deviation_d
+        mean_q = self.mean_d[-1] + weights_qd @ (self.mean_d[:-1] - self.mean_d[-1])
         rows_ld = torch.where(
             (known_l < 0)[:, None],
             values_lg.nan_to_num() @ self.gene_weights_gd,
@@ -364,21 +332,20 @@ def _drug_scales(
 
 def _complete(table_ld: np.ndarray, is_there: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Complete a table, with the shrinkage that predicts held-out entries best."""
-    held_out = is_there & (rng.random(table_ld.shape) < HELD_OUT_ENTRIES)
-    errors = []
-    for strength in STRENGTHS:
-        guess = _soft_impute(table_ld, is_there & ~held_out, strength)
-        errors.append(((guess - table_ld)[held_out] ** 2).sum())
+    held_out = is_there & (rng.random(table_ld.shape) < 0.1)
+    guesses = [_soft_impute(table_ld, is_there & ~held_out, strength) for strength in STRENGTHS]
+    errors = [((guess - table_ld)[held_out] ** 2).sum() for guess in guesses]
     strength = STRENGTHS[int(np.argmin(errors))] if held_out.any() else 1.0
     return _soft_impute(table_ld, is_there, strength)
 
 
 def _soft_impute(table_ld: np.ndarray, is_there: np.ndarray, strength: float) -> np.ndarray:
+    """Complete a table by means of lines and soft-thresholded SVD :cite:p:`Mazumder2010`."""
     mean_l = np.where(is_there, table_ld, 0).sum(1) / (is_there.sum(1) + 2)
     residual = table_ld - mean_l[:, None]
     threshold = strength * sum(np.sqrt(table_ld.shape))  # 1 removes noise of unit variance
     low_rank = np.zeros_like(table_ld)
-    for _ in range(N_ITERATIONS):
+    for _ in range(15):
         left, s, right = np.linalg.svd(np.where(is_there, residual, low_rank), full_matrices=False)
         low_rank = (left * np.maximum(s - threshold, 0)) @ right
     return mean_l[:, None] + low_rank
@@ -386,15 +353,12 @@ def _soft_impute(table_ld: np.ndarray, is_there: np.ndarray, strength: float) ->
 
 def _ridge(x_lg: np.ndarray, rows_ld: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return weights that predict rows from expression; held-out lines choose the penalty."""
-    held_out = rng.permutation(len(x_lg)) < HELD_OUT_LINES * len(x_lg)
-    best = max(RIDGES)
-    if len(x_lg) >= MIN_LINES:
-        errors = [
-            ((x_lg[held_out] @ w - rows_ld[held_out]) ** 2).sum()
-            for w in (_solve_ridge(x_lg[~held_out], rows_ld[~held_out], r) for r in RIDGES)
-        ]
-        best = RIDGES[int(np.argmin(errors))]
-    return _solve_ridge(x_lg, rows_ld, best)
+    if len(x_lg) < 10:
+        return _solve_ridge(x_lg, rows_ld, max(RIDGES))
+    held_out = rng.permutation(len(x_lg)) < 0.2 * len(x_lg)
+    weights = [_solve_ridge(x_lg[~held_out], rows_ld[~held_out], ridge) for ridge in RIDGES]
+    errors = [((x_lg[held_out] @ w_gd - rows_ld[held_out]) ** 2).sum() for w_gd in weights]
+    return _solve_ridge(x_lg, rows_ld, RIDGES[int(np.argmin(errors))])
 
 
 def _solve_ridge(x_lg: np.ndarray, rows_ld: np.ndarray, ridge: float) -> np.ndarray:
@@ -405,23 +369,13 @@ def _solve_ridge(x_lg: np.ndarray, rows_ld: np.ndarray, ridge: float) -> np.ndar
 
 def tanimoto(x_df: Tensor, y_kf: Tensor) -> Tensor:
     """Return the Tanimoto similarity of count fingerprints, ``(n_x, n_y)``."""
-    rows = [
-        torch.minimum(x_f, y_kf).sum(1) / torch.maximum(x_f, y_kf).sum(1).clamp(min=1e-6)
-        for x_f in x_df
-    ]
-    return torch.stack(rows)
+    shared_dk = torch.stack([torch.minimum(x_f, y_kf).sum(1) for x_f in x_df])
+    either_dk = torch.stack([torch.maximum(x_f, y_kf).sum(1) for x_f in x_df])
+    return shared_dk / either_dk.clamp(min=1e-6)
 
 
 class DrugModule(nn.Module):
     """Encodes drugs and lines, and predicts rows of one or two drugs and a line."""
-
-    line_values: Tensor
-    read_genes: Tensor
-    drug_is_known: Tensor
-    line_is_known: Tensor
-    temperature: Tensor
-    log_odds: Tensor
-    own_weight: Tensor
 
     def __init__(
         self, n_drugs: int, n_lines: int, n_genes: int, drugs_per_row: int, config: DrugConfig
@@ -436,17 +390,14 @@ class DrugModule(nn.Module):
         if drugs_per_row == 1:
             self.base = ResponseBase(n_drugs, n_lines, n_genes, FINGERPRINT_BITS)
             nn.init.zeros_(self.head.out.weight)  # training starts from the closed-form base
-        for name, value in {
-            "line_values": torch.full((n_lines, n_genes), torch.nan),
-            "read_genes": torch.arange(n_read),
-            "drug_is_known": torch.zeros(n_drugs, dtype=torch.bool),
-            "line_is_known": torch.zeros(n_lines, dtype=torch.bool),
-            "temperature": torch.ones(()),
-            "log_odds": torch.zeros(()),
-            # For new drugs and for new lines; see `predict_members`.
-            "own_weight": torch.full((2,), 0.5),
-        }.items():
-            self.register_buffer(name, value)
+        self.line_values = nn.Buffer(torch.full((n_lines, n_genes), torch.nan))
+        self.read_genes = nn.Buffer(torch.arange(n_read))
+        self.drug_is_known = nn.Buffer(torch.zeros(n_drugs, dtype=torch.bool))
+        self.line_is_known = nn.Buffer(torch.zeros(n_lines, dtype=torch.bool))
+        self.temperature = nn.Buffer(torch.ones(()))
+        self.log_odds = nn.Buffer(torch.zeros(()))
+        # For new drugs and for new lines; see `predict_members`.
+        self.own_weight = nn.Buffer(torch.full((2,), 0.5))
 
     @property
     def device(self) -> torch.device:
@@ -464,15 +415,13 @@ class DrugModule(nn.Module):
     @torch.no_grad()
     def start_from_data(self, features_df: np.ndarray, is_trained_l: np.ndarray) -> None:
         """Set scales of features of trained drugs, and gene embeddings to principal components."""
-        centered = features_df - features_df.mean(0)
-        std = features_df.std(0)
-        scale = np.where(std > 0, 1.0, 0.0)
-        bits, descriptors = slice(FINGERPRINT_BITS), slice(FINGERPRINT_BITS, None)
-        length = np.sqrt((centered[:, bits] ** 2).sum(1).mean())
+        mean, std = features_df.mean(0), features_df.std(0)
+        bits = (features_df - mean)[:, :FINGERPRINT_BITS]
+        scale = (std > 0) / np.maximum(std, 1e-6)
         # All bits together weigh as much as 16 descriptors.
-        scale[bits] *= 4 / max(length, 1e-6)
-        scale[descriptors] /= np.maximum(std[descriptors], 1e-6)
-        self.drugs.feature_mean.copy_(torch.from_numpy(features_df.mean(0)))
+        length = max(np.sqrt((bits**2).sum(1).mean()), 1e-6)
+        scale[:FINGERPRINT_BITS] = (std[:FINGERPRINT_BITS] > 0) * (4 / length)
+        self.drugs.feature_mean.copy_(torch.from_numpy(mean))
         self.drugs.feature_scale.copy_(torch.from_numpy(scale))
         values = np.nan_to_num(self.line_values[:, self.read_genes].numpy()[is_trained_l])
         _, strength, genes = np.linalg.svd(values, full_matrices=False)

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..data.vocabulary import preview
 
 FINGERPRINT_BITS = 1024
-FINGERPRINT_RADIUS = 2
 DESCRIPTORS = (
     *("MolWt", "MolLogP", "TPSA", "NumHDonors", "NumHAcceptors", "NumRotatableBonds"),
     *("FractionCSP3", "RingCount", "NumAromaticRings", "HeavyAtomCount", "qed", "LabuteASA"),
@@ -26,34 +25,19 @@ HYBRIDIZATIONS = ("SP", "SP2", "SP3")
 BOND_ORDERS = (1.0, 1.5, 2.0, 3.0)
 
 
-class MoleculeWidths(NamedTuple):
-    """Numbers of features of an atom, of a bond, of a fingerprint, and of a drug in all."""
-
-    n_atom: int
-    n_bond: int
-    n_fingerprint: int
-    n_features: int
-
-
-# One-hot features have one more entry, for other values.
-WIDTHS = MoleculeWidths(
-    n_atom=sum(len(known) + 1 for known in (ELEMENTS, DEGREES, HYDROGENS, HYBRIDIZATIONS)) + 4,
-    n_bond=len(BOND_ORDERS) + 1 + 2,
-    n_fingerprint=FINGERPRINT_BITS,
-    n_features=FINGERPRINT_BITS + len(DESCRIPTORS),
-)
+# Numbers of features; one-hot features have one more entry, for other values.
+N_PER_ATOM = sum(len(known) + 1 for known in (ELEMENTS, DEGREES, HYDROGENS, HYBRIDIZATIONS)) + 4
+N_PER_BOND = len(BOND_ORDERS) + 1 + 2
+N_PER_DRUG = FINGERPRINT_BITS + len(DESCRIPTORS)
 
 
 class Molecule(NamedTuple):
-    """A molecule without hydrogens; each bond is there in both directions.
-
-    The features of the whole molecule are square roots of Morgan counts, then descriptors.
-    """
+    """A molecule without hydrogens; each bond is there in both directions."""
 
     atoms_af: np.ndarray
     bonds_2e: np.ndarray
     bonds_ef: np.ndarray
-    features_f: np.ndarray
+    features_f: np.ndarray  # square roots of Morgan counts, then descriptors
 
 
 def need(name: str) -> Any:
@@ -75,7 +59,7 @@ def canonical_smiles(
     chem = need("rdkit.Chem")
     found: dict[str, str] = {}
     wrong: list[object] = []
-    with _quiet():
+    with need("rdkit.rdBase").BlockLogs():  # our error names all that RDKit complains of
         for text in dict.fromkeys(smiles):
             # RDKit would read "C vitamin" as methane with a name.
             is_one = isinstance(text, str) and len(text.split()) == 1
@@ -94,10 +78,7 @@ def canonical_smiles(
 
 
 def parent_smiles(smiles: Sequence[str]) -> list[str]:
-    """Return the largest fragment of every structure, without stereochemistry.
-
-    Salts and stereoisomers of a drug share this parent structure.
-    """
+    """Return what salts and stereoisomers share: the largest fragment, without stereochemistry."""
     chem = need("rdkit.Chem")
     parents = []
     for text in smiles:
@@ -111,17 +92,11 @@ def parent_smiles(smiles: Sequence[str]) -> list[str]:
 def read_molecules(smiles: Sequence[str]) -> list[Molecule]:
     """Return the molecules of valid SMILES."""
     chem = need("rdkit.Chem")
-    generator = need("rdkit.Chem.rdFingerprintGenerator").GetMorganGenerator(
-        radius=FINGERPRINT_RADIUS, fpSize=FINGERPRINT_BITS
-    )
+    fingerprints = need("rdkit.Chem.rdFingerprintGenerator")
+    generator = fingerprints.GetMorganGenerator(radius=2, fpSize=FINGERPRINT_BITS)
     functions = dict(need("rdkit.Chem.Descriptors").descList)
-    with _quiet():
+    with need("rdkit.rdBase").BlockLogs():
         return [_read(chem.MolFromSmiles(text), generator, functions) for text in smiles]
-
-
-def _quiet() -> Any:
-    """Silence RDKit's own messages; our error names all invalid SMILES at once."""
-    return need("rdkit.rdBase").BlockLogs()
 
 
 def _read(molecule: Any, generator: Any, functions: dict[str, Any]) -> Molecule:
@@ -137,7 +112,7 @@ def _read(molecule: Any, generator: Any, functions: dict[str, Any]) -> Molecule:
     return Molecule(
         np.array([_atom_features(atom) for atom in molecule.GetAtoms()], dtype=np.float32),
         np.array(ends, dtype=np.int64).reshape(-1, 2).T.copy(),
-        np.array(bonds, dtype=np.float32).reshape(-1, WIDTHS.n_bond),
+        np.array(bonds, dtype=np.float32).reshape(-1, N_PER_BOND),
         np.concatenate([np.sqrt(counts), np.nan_to_num(descriptors)]),
     )
 
@@ -159,14 +134,15 @@ def _one_hot(value: object, known: Sequence[object]) -> list[float]:
 
 def collate_molecules(molecules: Sequence[Molecule]) -> dict[str, Tensor]:
     """Join molecules into one graph; ``molecule_of_a`` is the molecule of every atom."""
-    sizes = np.array([len(molecule.atoms_af) for molecule in molecules])
+    atoms, bonds, bond_features, features = zip(*molecules, strict=True)
+    sizes = np.array([len(atoms_af) for atoms_af in atoms])
     starts = np.cumsum(sizes) - sizes
-    shifted = [m.bonds_2e + start for m, start in zip(molecules, starts, strict=True)]
+    shifted = [bonds_2e + start for bonds_2e, start in zip(bonds, starts, strict=True)]
     arrays = {
-        "atoms_af": np.concatenate([molecule.atoms_af for molecule in molecules]),
+        "atoms_af": np.concatenate(atoms),
         "bonds_2e": np.concatenate(shifted, axis=1),
-        "bonds_ef": np.concatenate([molecule.bonds_ef for molecule in molecules]),
-        "features_df": np.stack([molecule.features_f for molecule in molecules]),
+        "bonds_ef": np.concatenate(bond_features),
+        "features_df": np.stack(features),
         "molecule_of_a": np.repeat(np.arange(len(molecules)), sizes),
     }
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

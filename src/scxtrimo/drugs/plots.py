@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def _same_length(truth: ArrayLike, predicted: ArrayLike) -> pd.DataFrame:
     """Return both as columns, after checking shapes and values."""
-    truth_n = np.asarray(truth, dtype=np.float64)
-    predicted_n = np.asarray(predicted, dtype=np.float64)
+    truth_n, predicted_n = (np.asarray(x, dtype=np.float64) for x in (truth, predicted))
     if truth_n.ndim != 1 or truth_n.shape != predicted_n.shape or not len(truth_n):
         raise ValueError(
             "Truth and predictions must have the same length, at least 1, but have the shapes "
@@ -40,10 +39,8 @@ def probability_calibration(
 
     Parameters
     ----------
-    truth
-        Classes, 0 and 1.
-    probability
-        Predicted probabilities of class 1.
+    truth, probability
+        Classes, 0 and 1, and predicted probabilities of class 1.
     n_bins
         Number of bins with equal numbers of rows.
     ax, show
@@ -67,12 +64,10 @@ def probability_calibration(
     frame = _same_length(truth, probability)
     if not frame["truth"].isin([0, 1]).all():
         raise ValueError("`truth` must hold 0 and 1 only.")
-    was_given = ax is not None
     predicted, came_true = (frame[name].to_numpy() for name in ("predicted", "truth"))
-    ax = draw_reliability(ax, predicted, came_true, n_bins, low=0.0)
-    ax.set_xlabel("predicted probability")
-    ax.set_ylabel("fraction synergistic")
-    return finish(ax, was_given, show)
+    drawn = draw_reliability(ax, predicted, came_true, n_bins, low=0.0)
+    drawn.set(xlabel="predicted probability", ylabel="fraction synergistic")
+    return finish(drawn, ax is not None, show)
 
 
 def observed_predicted(
@@ -109,13 +104,12 @@ def observed_predicted(
     'predicted ln IC50'
     """
     frame = _same_length(truth, predicted)
-    was_given = ax is not None
-    ax = new_axes(ax, (3.6, 3.4))
-    low, high = frame.min().min(), frame.max().max()
-    ax.plot([low, high], [low, high], color="0.6", linewidth=1)
-    ax.scatter(frame["predicted"], frame["truth"], s=4, alpha=0.4, linewidths=0, rasterized=True)
-    ax.set_xlabel(f"predicted {unit}")
-    ax.set_ylabel(f"measured {unit}")
-    ax.set_title(f"Pearson {frame['truth'].corr(frame['predicted']):.3f}", fontsize=10)
-    ax.grid(alpha=0.3)
-    return finish(ax, was_given, show)
+    truth_n, predicted_n = frame["truth"], frame["predicted"]
+    drawn = new_axes(ax, (3.6, 3.4))
+    ends = [frame.min().min(), frame.max().max()]
+    drawn.plot(ends, ends, color="0.6", linewidth=1)
+    drawn.scatter(predicted_n, truth_n, s=4, alpha=0.4, linewidths=0, rasterized=True)
+    drawn.set(xlabel=f"predicted {unit}", ylabel=f"measured {unit}")
+    drawn.set_title(f"Pearson {truth_n.corr(predicted_n):.3f}", fontsize=10)
+    drawn.grid(alpha=0.3)
+    return finish(drawn, ax is not None, show)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from .._logging import logger
+from .._validation import check
 from ..data.columns import as_text, canonical
 from ..data.vocabulary import (
     GeneVocabulary,
@@ -22,14 +23,12 @@ from ..data.vocabulary import (
     warn_of_source,
 )
 from ..model.registration import own_view
+from ..nn.ranges import OpenInterval
 from .molecules import canonical_smiles
 
 Expression = Literal["auto", "tpm", "counts", "values"]
 SETUP_KEY = "scxtrimo_lines"
-MAX_LOGGED = 100.0
 MAX_DEVIATION = 5.0
-MAX_SHIFT = 1.0
-MAX_CLIPPED = 0.2
 
 
 def check_table(table: pd.DataFrame, keys: Sequence[str], what: str = "screen") -> None:
@@ -75,27 +74,27 @@ def smiles_by_name(
 
 
 def drugs_of(
-    table: pd.DataFrame, keys: Sequence[str], drugs: Mapping[str, str] | None
-) -> np.ndarray:
-    """Return canonical SMILES of a checked table, object ``(n_rows, n_keys)``.
+    table: pd.DataFrame, keys: list[str], drugs: Mapping[str, str] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted distinct SMILES, and their places in a table ``(n_rows, n_keys)``.
 
     The columns hold SMILES, or names if ``drugs`` has SMILES by name.
     """
-    entries_nd = table[list(keys)].to_numpy(dtype=object)
+    entries_nd = table[keys].to_numpy(dtype=object)
     distinct = list(dict.fromkeys(entries_nd.ravel()))
-    names = None
-    if drugs is None:
-        smiles = {entry: entry for entry in distinct}
-    else:
+    smiles, names = {entry: entry for entry in distinct}, None
+    if drugs is not None:
         if unknown := [entry for entry in distinct if canonical(entry) not in drugs]:
             raise ValueError(
-                f"{len(unknown)} drugs of the columns {list(keys)} are not in `drugs`: "
+                f"{len(unknown)} drugs of the columns {keys} are not in `drugs`: "
                 f"{preview(unknown, 20)}. Add their SMILES, or drop their rows."
             )
         smiles = {entry: drugs[canonical(entry)] for entry in distinct}
         names = {text: canonical(entry) for entry, text in smiles.items()}
-    readable = canonical_smiles(smiles.values(), f"SMILES of the columns {list(keys)}", names)
-    return np.array([[readable[smiles[e]] for e in row] for row in entries_nd], dtype=object)
+    readable = canonical_smiles(smiles.values(), f"SMILES of the columns {keys}", names)
+    smiles_n = np.array([readable[smiles[entry]] for entry in entries_nd.ravel()], dtype=object)
+    places, found = pd.factorize(smiles_n, sort=True)
+    return found, places.reshape(entries_nd.shape)
 
 
 def target_of(table: pd.DataFrame, key: str) -> np.ndarray:
@@ -117,30 +116,28 @@ def target_of(table: pd.DataFrame, key: str) -> np.ndarray:
 
 def task_of(target_n: np.ndarray, task: str, key: str) -> str:
     """Return the task; ``"auto"`` is classification if all values of the column are 0 or 1."""
-    if task not in ("auto", "classification", "regression"):
-        raise ValueError(f"task={task!r} must be 'auto', 'classification' or 'regression'.")
+    check("task", task, Literal["auto", "classification", "regression"])
     is_binary = bool(np.isin(target_n, (0, 1)).all())
     if task == "classification" and not is_binary:
         raise ValueError(
             f'task="classification" needs 0 and 1 in the column {key!r}, which ranges from '
             f"{target_n.min():g} to {target_n.max():g}."
         )
-    if task == "auto" and not is_binary and len(values := np.unique(target_n)) == 2:
+    if task != "auto":
+        return task
+    if not is_binary and len(values := np.unique(target_n)) == 2:
         raise ValueError(
             f"The column {key!r} has only the two values {values[0]:g} and {values[1]:g}. Recode "
             'them as 0 and 1 for classes, or pass task="regression".'
         )
-    if task == "auto":
-        return "classification" if is_binary else "regression"
-    return task
+    return "classification" if is_binary else "regression"
 
 
 def warn_of_conflicts(drugs_nd: np.ndarray, lines_n: np.ndarray, label_n: np.ndarray) -> None:
     """Warn if repeats of a measurement have different labels."""
-    keys = np.column_stack([np.sort(drugs_nd, axis=1), lines_n])
-    group_n = np.unique(keys, axis=0, return_inverse=True)[1].ravel()
-    n_rows, n_positive = np.bincount(group_n), np.bincount(group_n, label_n)
-    if n_conflicts := int(((n_positive > 0) & (n_positive < n_rows)).sum()):
+    measured = np.column_stack([np.sort(drugs_nd, axis=1), lines_n])
+    n_labels = pd.Series(label_n).groupby([*measured.T]).nunique()
+    if n_conflicts := int((n_labels > 1).sum()):
         logger.warning(
             f"{n_conflicts} measurements are repeated in the screen with different labels. "
             "Keep one label for each, or drop them."
@@ -159,20 +156,17 @@ def split_rows(
 
     Repeats of a measurement stay together, as do drugs with one parent structure.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation_size={fraction} must be above 0 and below 1.")
+    fraction = check("validation_size", fraction, OpenInterval)
+    check("validate_on", by, Literal["rows", "pairs", "drugs", "lines"])
     drugs_nd = np.sort(drugs_nd, axis=1)
     parents_nd = np.sort(parents_d[drugs_nd], axis=1)
-    keys = {
-        "rows": np.column_stack([drugs_nd, lines_n]),
-        "pairs": parents_nd,
-        "lines": lines_n[:, None],
-        "drugs": parents_nd,
-    }
-    if by not in keys:
-        raise ValueError(f"validate_on={by!r} must be one of {sorted(keys)}.")
-    groups_n = np.unique(keys[by], axis=0, return_inverse=True)[1].ravel()
-    distinct = np.unique(parents_nd if by == "drugs" else groups_n)
+    if by == "drugs":
+        items_nk = parents_nd
+    else:
+        keys = {"rows": [drugs_nd, lines_n], "pairs": [parents_nd], "lines": [lines_n]}
+        groups = np.unique(np.column_stack(keys[by]), axis=0, return_inverse=True)[1]
+        items_nk = groups.reshape(-1, 1)
+    distinct = np.unique(items_nk)
     if len(distinct) < 3:
         raise ValueError(
             f"The screen has {len(distinct)} distinct {by}, too few to validate on some of them. "
@@ -180,13 +174,11 @@ def split_rows(
         )
     n_drawn = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
     drawn = np.random.default_rng(seed).permutation(distinct)[:n_drawn]
-    if by == "drugs":
-        return np.asarray(np.isin(parents_nd, drawn).any(1))
-    return np.isin(groups_n, drawn)
+    return np.asarray(np.isin(items_nk, drawn).any(1))
 
 
 def places_of(names: Sequence[str], wanted: pd.Series) -> np.ndarray:
-    """Return the place of every wanted cell line among the names, int64."""
+    """Return the place of every wanted cell line among the names."""
     texts = as_text(wanted)
     places = pd.Index(names).get_indexer(texts)
     if (unknown := texts[places < 0].unique()).size:
@@ -195,44 +187,35 @@ def places_of(names: Sequence[str], wanted: pd.Series) -> np.ndarray:
             f"instance {preview(names, 3)}): {preview(unknown, 20)}. Add their expression, drop "
             "their rows, or correct their spelling."
         )
-    return places.astype(np.int64)
+    return places
 
 
 @dataclass(frozen=True)
 class LineSetup:
     """Where the expression of cell lines is (``None``: ``X``, ``var_names``) and of what kind."""
 
-    layer: str | None
-    expression: str
-    gene_id_key: str | None
+    layer: str | None = None
+    expression: str = "auto"
+    gene_id_key: str | None = None
 
 
-def setup_lines(
-    lines: AnnData,
-    layer: str | None = None,
-    expression: Expression = "auto",
-    gene_id_key: str | None = None,
-) -> LineSetup:
+def setup_lines(lines: AnnData, setup: LineSetup) -> LineSetup:
     """Check the expression of cell lines and note the set-up in ``lines.uns``."""
-    if expression not in get_args(Expression):
-        raise ValueError(f"expression={expression!r} must be one of {get_args(Expression)}.")
+    check("expression", setup.expression, Expression)
     if not isinstance(lines, AnnData):
         raise TypeError(
             f"`lines` must be an AnnData of cell lines x genes, not {type(lines).__name__}."
         )
     own_view(lines)
-    kind = _checked(lines, LineSetup(layer, expression, gene_id_key))[1]
-    setup = LineSetup(layer, kind, gene_id_key)
-    lines.uns[SETUP_KEY] = {key: value for key, value in asdict(setup).items() if value}
-    return setup
+    found = replace(setup, expression=_checked(lines, setup)[1])
+    lines.uns[SETUP_KEY] = {key: value for key, value in asdict(found).items() if value}
+    return found
 
 
 def setup_of(lines: AnnData) -> LineSetup | None:
     """Return the set-up of lines, if there is one."""
     stored = lines.uns.get(SETUP_KEY)
-    if stored is None:
-        return None
-    return LineSetup(stored.get("layer"), stored["expression"], stored.get("gene_id_key"))
+    return None if stored is None else LineSetup(**stored)
 
 
 def read_lines(lines: AnnData, setup: LineSetup) -> np.ndarray:
@@ -245,7 +228,7 @@ def read_lines(lines: AnnData, setup: LineSetup) -> np.ndarray:
 
 def _checked(lines: AnnData, setup: LineSetup) -> tuple[np.ndarray, str]:
     """Return the expression as float64 and its kind, after checking both."""
-    layer = setup.layer
+    kind, layer = setup.expression, setup.layer
     if layer is not None and layer not in lines.layers:
         raise ValueError(
             f"layer={layer!r} is not in lines.layers, which has {list(lines.layers)}."
@@ -253,25 +236,24 @@ def _checked(lines: AnnData, setup: LineSetup) -> tuple[np.ndarray, str]:
     values: Any = lines.X if layer is None else lines.layers[layer]
     if values is None or not lines.n_obs or not lines.n_vars:
         raise ValueError(f"`lines` has no expression: {lines.n_obs} lines x {lines.n_vars} genes.")
-    values_lg = values.toarray() if sparse.issparse(values) else np.asarray(values)
-    values_lg = values_lg.astype(np.float64)
+    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
+    values_lg = dense.astype(np.float64)
     if not lines.obs_names.is_unique:
         repeated = lines.obs_names[lines.obs_names.duplicated()].unique()
         raise ValueError(
             f"lines.obs_names has duplicate cell lines: {preview(repeated)}. Rename or drop them."
         )
     own_identifiers(lines.var, setup.gene_id_key, "lines.var")
-    wrong_lg = ~np.isfinite(values_lg)
-    if wrong_lg.any():
-        line, gene = np.argwhere(wrong_lg)[0]
+    wrong = np.argwhere(~np.isfinite(values_lg))
+    if len(wrong):
+        line, gene = wrong[0]
         raise ValueError(
-            f"{int(wrong_lg.sum())} expression values are NaN or infinite, the first for gene "
+            f"{len(wrong)} expression values are NaN or infinite, the first for gene "
             f"{lines.var_names[gene]!r} in cell line {lines.obs_names[line]!r}. Drop these genes; "
             "a model can do without some."
         )
-    kind = setup.expression
     if kind == "auto":
-        if values_lg.min() < 0 or values_lg.max() <= MAX_LOGGED:
+        if values_lg.min() < 0 or values_lg.max() <= 100:
             kind = "values"
         else:
             kind = "counts" if np.array_equal(values_lg, np.round(values_lg)) else "tpm"
@@ -336,7 +318,7 @@ def _warn_if_unlike(values_lg: np.ndarray) -> None:
     """Warn if standardised expression looks as if it had another unit or normalisation."""
     known = values_lg[np.isfinite(values_lg)]
     shift, clipped = float(known.mean()), float((np.abs(known) > MAX_DEVIATION).mean())
-    if abs(shift) > MAX_SHIFT or clipped > MAX_CLIPPED:
+    if abs(shift) > 1 or clipped > 0.2:
         logger.warning(
             f"The expression of these lines differs from the training data: {shift:+.1f} standard "
             f"deviations on average, with {clipped:.0%} of the values more than "

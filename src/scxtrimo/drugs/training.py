@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,14 +21,8 @@ from .module import DrugModule, ResponseBase, ScreenScale
 from .molecules import Molecule, collate_molecules
 
 WARM_UP = 0.1
-MAX_GRADIENT = 1.0
-ROWS_AT_A_TIME = 8192
 MAX_STAND_INS = 32
-MIN_CALIBRATED = 20
-NEW_FRACTION = 0.25
-MIN_KNOWN = 6
 MIN_JUDGED = 30
-WEIGHTS = np.linspace(0, 1, 21)
 
 
 @dataclass(frozen=True)
@@ -74,21 +67,22 @@ class DrugTraining(Validated):
 
 @dataclass
 class DrugRows:
-    """Rows of a screen, with the distinct drugs and lines they refer to.
-
-    ``known_d`` and ``known_l`` are places in the model, -1 for new drugs and lines; expression is
-    standardised, NaN where not measured; targets are classes or standardised responses.
-    """
+    """Rows of a screen, with the distinct drugs and lines they refer to."""
 
     molecules: Sequence[Molecule]
-    known_d: Tensor
-    values_lg: Tensor
+    known_d: Tensor  # places of the drugs in the model, -1 for new ones
+    values_lg: Tensor  # standardised expression, NaN where not measured
     known_l: Tensor
     read_genes: Tensor
     drugs_nd: Tensor
     lines_n: Tensor
     target_n: Tensor = field(default_factory=lambda: torch.zeros(0))
     has_classes: bool = False
+
+    def at(self, which_n: np.ndarray) -> DrugRows:
+        """Return some of the rows, by place or as a mask."""
+        rows = self.drugs_nd[which_n], self.lines_n[which_n], self.target_n[which_n]
+        return replace(self, drugs_nd=rows[0], lines_n=rows[1], target_n=rows[2])
 
     def drugs(self, which_d: Tensor) -> dict[str, Tensor]:
         """Return some of the drugs as the network reads them."""
@@ -114,9 +108,8 @@ class DrugRows:
 
 def fit(
     module: DrugModule,
-    data: DrugRows,
-    is_trained_n: np.ndarray,
-    is_held_out_n: np.ndarray,
+    rows: DrugRows,
+    held_out: DrugRows,
     training: DrugTraining,
     seed: int,
     device: torch.device,
@@ -124,14 +117,11 @@ def fit(
     description: str = "Training",
 ) -> dict[str, list[float]]:
     """Train a module in place, keep the best weights on the held-out rows, and return losses."""
-    rows = torch.from_numpy(np.flatnonzero(is_trained_n))
-    held_out = torch.from_numpy(np.flatnonzero(is_held_out_n))
-    size = training.batch_size or min(max(len(rows) // 20, 128), 2048)
     history: dict[str, list[float]] = {"train_loss": [], "validation_loss": []}
     module.to(device)
     best, best_epoch, weights = math.inf, -1, _copy_weights(module)
     if isinstance(module.base, ResponseBase):  # the closed-form start may already be best
-        best = _loss_of(module, data, held_out)
+        best = _loss_of(module, held_out)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         optimizer = torch.optim.AdamW(
@@ -140,23 +130,23 @@ def fit(
         bar = tqdm(range(training.max_epochs), desc=description, disable=not progress_bar)
         for epoch in bar:
             module.train()
-            batches = list(_batches(data, rows, size, training))
+            batches = list(_batches(rows.lines_n, training))
             losses = []
             try:
                 for i, batch in enumerate(batches):
                     progress = (epoch + i / len(batches)) / training.max_epochs
                     for group in optimizer.param_groups:
                         group["lr"] = training.lr * _lr_fraction(progress)
-                    losses.append(_step(module, optimizer, data, batch))
+                    losses.append(_step(module, optimizer, rows.at(batch)))
             except KeyboardInterrupt:
                 if best_epoch < 0:
                     raise
                 logger.info(f"Interrupted: the weights of epoch {best_epoch} are kept.")
                 break
-            history["train_loss"].append(float(np.mean(losses)))
-            loss = _loss_of(module, data, held_out)
+            train_loss, loss = float(np.mean(losses)), _loss_of(module, held_out)
+            history["train_loss"].append(train_loss)
             history["validation_loss"].append(loss)
-            if not math.isfinite(loss + history["train_loss"][-1]):
+            if not math.isfinite(loss + train_loss):
                 raise FloatingPointError(
                     f"The loss is NaN or infinite in epoch {epoch}. Train with a lower "
                     f"learning rate than lr={training.lr:g}."
@@ -172,16 +162,17 @@ def fit(
     return history
 
 
-def _batches(data: DrugRows, rows: Tensor, size: int, training: DrugTraining) -> Iterator[Tensor]:
+def _batches(lines_n: Tensor, training: DrugTraining) -> Iterator[np.ndarray]:
     """Yield rows of few cell lines at a time, because encoding lines is the main cost."""
-    rows = rows[torch.randperm(len(rows))]
-    lines, line_n = data.lines_n[rows].unique(return_inverse=True)
+    size = training.batch_size or min(max(len(lines_n) // 20, 128), 2048)
+    rows = torch.randperm(len(lines_n))
+    lines, line_n = lines_n[rows].unique(return_inverse=True)
     n_groups = math.ceil(len(lines) / training.lines_per_step)
     group_n = (torch.randperm(len(lines)) % n_groups)[line_n]
     parts = [part for g in range(n_groups) for part in rows[group_n == g].split(size)]
     n_rows = 0
     for i in torch.randperm(len(parts)).tolist():
-        yield parts[i]
+        yield parts[i].numpy()
         n_rows += len(parts[i])
         if n_rows >= training.rows_per_epoch:
             return
@@ -194,19 +185,17 @@ def _lr_fraction(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
-def _step(
-    module: DrugModule, optimizer: torch.optim.Optimizer, data: DrugRows, batch: Tensor
-) -> float:
-    which_d, drug_place = data.drugs_nd[batch].unique(return_inverse=True)
-    which_l, line_place = data.lines_n[batch].unique(return_inverse=True)
-    drugs_dh, lines_lh = _encode(module, data, which_d, which_l, module.config.gene_dropout)
+def _step(module: DrugModule, optimizer: torch.optim.Optimizer, batch: DrugRows) -> float:
+    which_d, drug_place = batch.drugs_nd.unique(return_inverse=True)
+    which_l, line_place = batch.lines_n.unique(return_inverse=True)
+    drugs_dh, lines_lh = _encode(module, batch, which_d, which_l, module.config.gene_dropout)
     z_kn = module(drugs_dh, lines_lh, drug_place, line_place)
     # The loss is per member: with a loss of their mean, members could be wrong together.
-    target_kn = data.target_n[batch].to(module.device).expand_as(z_kn)
-    loss = _loss(z_kn, target_kn, data.has_classes)
+    target_kn = batch.target_n.to(module.device).expand_as(z_kn)
+    loss = _loss(z_kn, target_kn, batch.has_classes)
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), MAX_GRADIENT)
+    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())
 
@@ -215,10 +204,10 @@ def _loss(z: Tensor, target: Tensor, has_classes: bool) -> Tensor:
     return F.binary_cross_entropy_with_logits(z, target) if has_classes else F.mse_loss(z, target)
 
 
-def _loss_of(module: DrugModule, data: DrugRows, rows: Tensor) -> float:
+def _loss_of(module: DrugModule, rows: DrugRows) -> float:
     """Return the loss of the mean of the members."""
-    z_kn, _ = predict_members(module, data, rows)
-    return float(_loss(z_kn.mean(0), data.target_n[rows], data.has_classes))
+    z_kn, _ = predict_members(module, rows)
+    return float(_loss(z_kn.mean(0), rows.target_n, rows.has_classes))
 
 
 def _copy_weights(module: DrugModule) -> dict[str, Tensor]:
@@ -236,32 +225,29 @@ def _encode(
 
 @torch.no_grad()
 def predict_members(
-    module: DrugModule, data: DrugRows, rows: Tensor | None = None, known: DrugRows | None = None
+    module: DrugModule, rows: DrugRows, known: DrugRows | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return predictions ``(n_members, n_rows)`` and their variance among stand-ins ``(n_rows,)``.
 
     Predictions for new drugs and lines are shrunk to the mean over known ones in their place
-    (stand-ins, of ``known`` or ``data``) by ``module.own_weight``, as a few dozen known ones say
+    (stand-ins, of ``known`` or ``rows``) by ``module.own_weight``, as a few dozen known ones say
     little about new ones. Response models have a base for what is new instead.
     """
     module.eval()
-    known = data if known is None else known
-    rows = torch.arange(len(data.lines_n)) if rows is None else rows
-    which_d, drug_place = data.drugs_nd[rows].unique(return_inverse=True)
-    which_l, line_place = data.lines_n[rows].unique(return_inverse=True)
-    drugs_dh, lines_lh = _encode(module, data, which_d, which_l)
+    known = known or rows
+    which_d, drug_place = rows.drugs_nd.unique(return_inverse=True)
+    which_l, line_place = rows.lines_n.unique(return_inverse=True)
+    drugs_dh, lines_lh = _encode(module, rows, which_d, which_l)
     z_kn = _predict(module, drugs_dh, lines_lh, drug_place, line_place)
-    spread_n = torch.zeros(len(rows))
-    known_nd = data.known_d[which_d][drug_place]
-    new_nd, new_n = known_nd < 0, data.known_l[which_l][line_place] < 0
+    spread_n = torch.zeros(len(rows.lines_n))
+    known_nd = rows.known_d[rows.drugs_nd]
+    new_nd, new_n = known_nd < 0, rows.known_l[rows.lines_n] < 0
     if isinstance(module.base, ResponseBase) or not (new_nd.any() or new_n.any()):
         return z_kn, spread_n
     stand_in_d, stand_in_l = _stand_ins(known.known_d), _stand_ins(known.known_l)
     n_drugs, n_lines = len(drugs_dh), len(lines_lh)
-    encoded = zip(
-        (drugs_dh, lines_lh), _encode(module, known, stand_in_d, stand_in_l), strict=True
-    )
-    drugs_dh, lines_lh = map(torch.cat, encoded)
+    stand_ins_dh, stand_ins_lh = _encode(module, known, stand_in_d, stand_in_l)
+    drugs_dh, lines_lh = torch.cat([drugs_dh, stand_ins_dh]), torch.cat([lines_lh, stand_ins_lh])
     for has_new_drug, has_new_line in ((True, False), (False, True), (True, True)):
         group = torch.nonzero((new_nd.any(1) == has_new_drug) & (new_n == has_new_line))[:, 0]
         if not len(group):
@@ -304,7 +290,7 @@ def _predict(
     module: DrugModule, drugs_dh: Tensor, lines_lh: Tensor, drugs_nd: Tensor, lines_n: Tensor
 ) -> Tensor:
     """Return predictions of the members on the CPU, some thousand rows at a time."""
-    parts = zip(drugs_nd.split(ROWS_AT_A_TIME), lines_n.split(ROWS_AT_A_TIME), strict=True)
+    parts = zip(drugs_nd.split(8192), lines_n.split(8192), strict=True)
     return torch.cat([module(drugs_dh, lines_lh, d, n).cpu() for d, n in parts], dim=1)
 
 
@@ -322,11 +308,11 @@ def offset_and_scale(module: DrugModule, data: DrugRows) -> tuple[np.ndarray, np
     return table_ld[data.lines_n.numpy(), drug_n], scale_d[drug_n]
 
 
-def calibrate(module: DrugModule, data: DrugRows, rows: Tensor) -> None:
+def calibrate(module: DrugModule, rows: DrugRows) -> None:
     """Fit slope and offset of the logits to the classes of held-out rows (Platt scaling)."""
-    z_n = predict_members(module, data, rows)[0].mean(0)
-    codes = data.target_n[rows].numpy().astype(np.int64)
-    if len(codes) < MIN_CALIBRATED or len(np.unique(codes)) < 2:
+    z_n = predict_members(module, rows)[0].mean(0)
+    codes = rows.target_n.numpy().astype(np.int64)
+    if len(codes) < 20 or len(np.unique(codes)) < 2:
         logger.info(
             f"{len(codes)} validation rows with the labels {sorted(set(codes.tolist()))} are too "
             "few to calibrate probabilities. Interpret probabilities with care."
@@ -339,48 +325,36 @@ def calibrate(module: DrugModule, data: DrugRows, rows: Tensor) -> None:
         module.log_odds.fill_(float(platt.intercept_[0]))
 
 
-class Newcomers(NamedTuple):
-    """Masks of rows if some drugs and lines were new: nothing, only drugs, only the line new."""
-
-    is_known_n: np.ndarray
-    has_new_drug_n: np.ndarray
-    has_new_line_n: np.ndarray
-
-
 def draw_newcomers(
     parents_nd: np.ndarray, lines_n: np.ndarray, is_trained_n: np.ndarray, seed: int
-) -> Newcomers | None:
-    """Treat a quarter of the drugs and of the lines as new; ``None`` if there are too few."""
+) -> np.ndarray | None:
+    """Treat a quarter of the drugs and of the lines as new; ``None`` if there are too few.
+
+    Masks of rows, ``(3, n_rows)``: those with nothing new, only drugs new, only the line new.
+    """
     rng = np.random.default_rng(seed)
     new = []
     for items in (parents_nd[is_trained_n], lines_n[is_trained_n]):
         known = np.unique(items)
-        n_new = round(NEW_FRACTION * len(known)) if len(known) >= MIN_KNOWN else 0
+        n_new = round(len(known) / 4) if len(known) >= 6 else 0
         new.append(rng.permutation(known)[:n_new])
     drug_n, line_n = np.isin(parents_nd, new[0]).any(axis=1), np.isin(lines_n, new[1])
-    drawn = Newcomers(
-        is_trained_n & ~drug_n & ~line_n,
-        is_trained_n & drug_n & ~line_n,
-        is_trained_n & line_n & ~drug_n,
-    )
-    enough = drawn.is_known_n.sum() >= 2 * MIN_JUDGED
-    judged = max(drawn.has_new_drug_n.sum(), drawn.has_new_line_n.sum()) >= MIN_JUDGED
-    return drawn if enough and judged else None
+    drawn = is_trained_n & np.stack([~drug_n & ~line_n, drug_n & ~line_n, line_n & ~drug_n])
+    n_known, *n_judges = drawn.sum(axis=1)
+    return drawn if n_known >= 2 * MIN_JUDGED and max(n_judges) >= MIN_JUDGED else None
 
 
-def own_weights(module: DrugModule, data: DrugRows, newcomers: Newcomers) -> Tensor:
-    """Return ``own_weight`` for new drugs and lines, of a module trained without the newcomers."""
+def own_weights(module: DrugModule, new_drugs: DrugRows, new_lines: DrugRows) -> Tensor:
+    """Return ``own_weight`` of a module, judged by rows with drugs or lines it has not seen."""
     weights = torch.full((2,), 0.5)
-    for i, is_judge_n in enumerate((newcomers.has_new_drug_n, newcomers.has_new_line_n)):
-        judges = torch.from_numpy(np.flatnonzero(is_judge_n))
-        if len(judges) < MIN_JUDGED:
+    for i, judges in enumerate((new_drugs, new_lines)):
+        if len(judges.lines_n) < MIN_JUDGED:
             continue
         z = []
         for weight in (1.0, 0.0):
             module.own_weight.fill_(weight)
-            z.append(predict_members(module, data, judges)[0].double().mean(0).numpy())
-        target_n = data.target_n[judges].numpy()
-        chosen = choose_own_weight(z[0], z[1], target_n, data.has_classes)
+            z.append(predict_members(module, judges)[0].double().mean(0).numpy())
+        chosen = choose_own_weight(*z, judges.target_n.numpy(), judges.has_classes)
         if chosen is not None:
             weights[i] = chosen
     return weights
@@ -392,12 +366,12 @@ def choose_own_weight(
     """Return the best weight of own predictions against those of stand-ins, if there is data."""
     if len(target_n) < MIN_JUDGED or len(np.unique(target_n)) < 2:
         return None
-    losses = []
-    for weight in WEIGHTS:
+    weights, losses = np.linspace(0, 1, 21), []
+    for weight in weights:
         z_n = weight * own_n + (1 - weight) * known_n
         if has_classes:
             platt = LogisticRegression(C=1e3).fit(z_n[:, None], target_n)
             losses.append(log_loss(target_n, platt.predict_proba(z_n[:, None])[:, 1]))
         else:
             losses.append(float(np.square(z_n - target_n).mean()))
-    return float(WEIGHTS[int(np.argmin(losses))])
+    return float(weights[int(np.argmin(losses))])
