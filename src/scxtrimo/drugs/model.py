@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, ClassVar, Self
 
@@ -19,7 +19,6 @@ from .. import __version__
 from .._logging import logger
 from .._validation import check
 from ..checkpoint.native import read_model, write_model
-from ..data.columns import canonical
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..model.files import _load_tensors
 from .module import DrugConfig, DrugModule, ResponseBase
@@ -36,7 +35,6 @@ from .screen import (
     smiles_by_name,
     split_rows,
     target_of,
-    task_of,
     warn_of_conflicts,
 )
 from .training import (
@@ -56,6 +54,7 @@ SAVED = (
 )
 REQUIRED = {*SAVED, "config", "setup", "genes", "smiles", "history"}
 Losses = dict[str, list[float]]
+parse_device = partial(parse_device_args, return_device="torch", validate_single_device=True)
 
 
 class DrugModelBase:
@@ -84,12 +83,11 @@ class DrugModelBase:
             )
         check_table(screen, [*drug_keys, line_key, target_key])
         self.drug_keys, self.line_key, self.target_key = drug_keys, line_key, target_key
-        names = None if drugs is None else smiles_by_name(drugs)
+        names = smiles_by_name(drugs)
         self.setup, self.seed = setup, check("seed", seed, NonNegativeInt)
         self.adata: AnnData | None = lines
         self.config = DrugConfig(**hyperparameters)
-        target_n = target_of(screen, target_key)
-        self.task = task_of(target_n, task, target_key)
+        target_n, self.task = target_of(screen, target_key, task)
         logger.info(f"{type(self).__name__}: {target_key!r} is learned by {self.task}.")
         self.line_names = [str(name) for name in lines.obs_names]
         lines_n = places_of(self.line_names, screen[line_key])
@@ -98,10 +96,9 @@ class DrugModelBase:
         self.drugs_by_name = names and {k: v for k, v in names.items() if isinstance(v, str)}
         if self.task == "classification":
             warn_of_conflicts(drugs_nd, lines_n, target_n)
-        is_used_l = np.isin(np.arange(lines.n_obs), lines_n)
         n_genes, n_linear = self.config.n_genes, self.config.n_linear_genes
-        n_known = n_genes if len(self.drug_keys) == 2 else max(n_genes, n_linear)
-        self.panel = LinePanel.choose(lines, setup, is_used_l, n_known)
+        n_known = n_genes if len(drug_keys) == 2 else max(n_genes, n_linear)
+        self.panel = LinePanel.choose(lines, setup, np.unique(lines_n), n_known)
         self.molecules = read_molecules(self.smiles.tolist())
         self.module = self._make_module()
         values_lg = self.panel.standardize(lines, setup, 0.0)
@@ -148,10 +145,6 @@ class DrugModelBase:
         ------
         ValueError
             If values are missing, infinite or negative, or names of lines or genes not unique.
-
-        Examples
-        --------
-        >>> scxtrimo.model.XTrimoGeneSynergy.setup_anndata(lines, expression="values")
         """
         setup_lines(adata, LineSetup(layer, expression, gene_id_key))
 
@@ -167,9 +160,6 @@ class DrugModelBase:
         **training: Any,
     ) -> None:
         """Train from scratch, and calibrate on the validation rows.
-
-        A synergy model is trained twice: a first training without a quarter of the drugs and
-        lines shows how far predictions for new ones should be shrunk to those for known ones.
 
         Parameters
         ----------
@@ -193,12 +183,6 @@ class DrugModelBase:
             If an argument is invalid, or there are too few rows.
         FloatingPointError
             If the loss is NaN or infinite.
-
-        Examples
-        --------
-        >>> synergy.train(max_epochs=1, enable_progress_bar=False)
-        >>> sorted(synergy.history)
-        ['train_loss', 'validation_loss']
         """
         if self._screen is None:
             raise ValueError(
@@ -206,10 +190,13 @@ class DrugModelBase:
             )
         if max_epochs is not None:
             training["max_epochs"] = max_epochs
-        how = DrugTraining(**(self.training_defaults | training))
-        torch_device = parse_device_args(
-            accelerator, device, return_device="torch", validate_single_device=True
-        )[2]
+        fit_rows = partial(
+            fit,
+            training=DrugTraining(**(self.training_defaults | training)),
+            seed=self.seed,
+            device=parse_device(accelerator, device)[2],
+            progress_bar=enable_progress_bar,
+        )
         drugs_nd, lines_n, target_n = self._screen
         parents_d = pd.factorize(np.array(parent_smiles(self.smiles.tolist())))[0]
         is_held_out_n = split_rows(
@@ -222,8 +209,6 @@ class DrugModelBase:
                 "or `seed`."
             )
         before = self.module
-        settings = {"seed": self.seed, "device": torch_device, "progress_bar": enable_progress_bar}
-        fit_rows = partial(fit, training=how, **settings)
         try:
             own_weight = self._own_weights(fit_rows, ~is_held_out_n, parents_d)
             losses = self._fit(fit_rows, ~is_held_out_n, is_held_out_n, "Training")
@@ -233,8 +218,8 @@ class DrugModelBase:
         except BaseException:
             self.module = before  # an earlier training stays intact
             raise
-        self.history = _by_epoch(losses)
-        self.validation_rows, self.is_trained = np.flatnonzero(is_held_out_n), True
+        self.history, self.is_trained = _by_epoch(losses), True
+        self.validation_rows = np.flatnonzero(is_held_out_n)
 
     def _fit(
         self,
@@ -252,7 +237,7 @@ class DrugModelBase:
         module.drug_is_known[np.unique(drugs_nd)] = True
         module.line_is_known[np.unique(lines_n)] = True
         features_df = np.stack([molecule.features_f for molecule in self.molecules])
-        module.start_from_data(features_df[np.unique(drugs_nd)], module.line_is_known.numpy())
+        module.start_from_data(features_df)
         if isinstance(module.base, ResponseBase):
             of_items = features_df[:, :FINGERPRINT_BITS], module.line_values.numpy()
             module.base.fit(*of_items, drugs_nd[:, 0], lines_n, target_n, self.seed)
@@ -282,15 +267,14 @@ class DrugModelBase:
         is_fitted_n = is_known_n & ~is_held_out_n
         if len(np.unique(target_n[is_fitted_n])) < 2:
             return default
-        description = "Training without some drugs and lines"
-        self._fit(fit_rows, is_fitted_n, is_held_out_n, description)
+        self._fit(fit_rows, is_fitted_n, is_held_out_n, "Training without some drugs and lines")
         rows = self._training_rows()
         return own_weights(self.module, rows.at(has_new_drug_n), rows.at(has_new_line_n))
 
     def _training_rows(self) -> DrugRows:
         assert self._screen is not None
-        drugs_nd, lines_n, target_n = self._screen
-        rows = self._rows(drugs_nd, lines_n)
+        *places, target_n = self._screen
+        rows = self._rows(*places)
         if self.task == "regression":
             offset_n, scale_n = offset_and_scale(self.module, rows)
             target_n = (target_n - offset_n) / scale_n
@@ -298,32 +282,14 @@ class DrugModelBase:
         rows.has_classes = self.task == "classification"
         return rows
 
-    def _rows(
-        self,
-        drugs_nd: np.ndarray,
-        lines_n: np.ndarray,
-        smiles: list[str] | None = None,
-        lines: tuple[list[str], np.ndarray] | None = None,
-    ) -> DrugRows:
-        """Return rows of drugs (SMILES) and lines by place, by default those of the model."""
-        known_d, known_l = self.module.drug_is_known.tolist(), self.module.line_is_known.tolist()
-        own = self.smiles.tolist()
-        drug_place = {text: i for i, text in enumerate(own) if known_d[i]}
-        line_place = {name: i for i, name in enumerate(self.line_names) if known_l[i]}
-        smiles = own if smiles is None else smiles
-        names, values_lg = lines or (self.line_names, self.module.line_values.cpu().numpy())
-        molecules = dict(zip(own, self.molecules, strict=True))
-        new = [text for text in smiles if text not in molecules]
-        molecules |= zip(new, read_molecules(new), strict=True)
-        return DrugRows(
-            [molecules[text] for text in smiles],
-            torch.tensor([drug_place.get(text, -1) for text in smiles]),
-            torch.from_numpy(values_lg),
-            torch.tensor([line_place.get(name, -1) for name in names]),
-            self.module.read_genes.cpu(),
-            torch.from_numpy(drugs_nd),
-            torch.from_numpy(lines_n),
-        )
+    def _rows(self, drugs_nd: np.ndarray, lines_n: np.ndarray) -> DrugRows:
+        """Return rows of the drugs and lines of the model, by place."""
+        module = self.module
+        places = torch.from_numpy(drugs_nd), torch.from_numpy(lines_n)
+        are_known = module.drug_is_known.cpu(), module.line_is_known.cpu()
+        known_d, known_l = (torch.where(x, torch.arange(len(x)), -1) for x in are_known)
+        values_lg, read_genes = module.line_values.cpu(), module.read_genes.cpu()
+        return DrugRows(self.molecules, known_d, values_lg, known_l, read_genes, *places)
 
     def predict(
         self,
@@ -368,16 +334,27 @@ class DrugModelBase:
         if not self.is_trained:
             raise ValueError("The model is not trained. Call `model.train()` first.")
         check_table(pairs, [*self.drug_keys, self.line_key], "pairs")
-        names = self.drugs_by_name if drugs is None else smiles_by_name(drugs, self.drugs_by_name)
+        names = smiles_by_name(drugs, self.drugs_by_name)
         smiles, drugs_nd = drugs_of(pairs, self.drug_keys, names)
         lines = self._query_lines if lines is None else lines
-        given = None if lines is None else self._read_lines(lines, min_gene_overlap)
-        lines_n = places_of(self.line_names if given is None else given[0], pairs[self.line_key])
-        rows = self._rows(drugs_nd, lines_n, smiles.tolist(), given)
-        return self._add_predictions(pairs, rows, known=self._rows(drugs_nd[:0], lines_n[:0]))
+        values_lg = None if lines is None else self._read_lines(lines, min_gene_overlap)
+        line_names = self.line_names if lines is None else [str(name) for name in lines.obs_names]
+        lines_n = places_of(line_names, pairs[self.line_key])
+        known = self._rows(drugs_nd, lines_n)
+        molecules = dict(zip(self.smiles, self.molecules, strict=True))
+        new = [text for text in smiles if text not in molecules]
+        molecules |= zip(new, read_molecules(new), strict=True)
+        rows = replace(
+            known,
+            molecules=[molecules[text] for text in smiles],
+            known_d=_look_up(smiles, self.smiles, known.known_d),
+            values_lg=known.values_lg if values_lg is None else torch.from_numpy(values_lg),
+            known_l=_look_up(line_names, self.line_names, known.known_l),
+        )
+        return self._add_predictions(pairs, rows, known)
 
-    def _read_lines(self, lines: AnnData, min_overlap: float) -> tuple[list[str], np.ndarray]:
-        """Return the names of lines and their expression as the model reads it."""
+    def _read_lines(self, lines: AnnData, min_overlap: float) -> np.ndarray:
+        """Return the expression of lines as the model reads it."""
         setup = setup_of(lines) or LineSetup(self.setup.layer, self.setup.expression, None)
         if setup.expression != self.setup.expression:
             raise ValueError(
@@ -392,7 +369,7 @@ class DrugModelBase:
                 f"in `lines` (min_gene_overlap={min_overlap:g}). Lower it, or use a panel with "
                 "more genes that vary between lines."
             )
-        return [str(name) for name in lines.obs_names], values_lg
+        return values_lg
 
     def _add_predictions(
         self, pairs: pd.DataFrame, rows: DrugRows, known: DrugRows | None = None
@@ -469,7 +446,7 @@ class DrugModelBase:
             "model_class": type(self).__name__,
             "scxtrimo_version": __version__,
             "config": asdict(self.config),
-            "setup": asdict(self.setup),
+            "setup": self.setup._asdict(),
             "genes": list(self.panel.gene_ids),
             "smiles": self.smiles.tolist(),
             "history": {name: values.tolist() for name, values in self.history.items()},
@@ -496,8 +473,7 @@ class DrugModelBase:
         dir_path, accelerator, device, prefix
             See :meth:`scxtrimo.model.XTrimoGene.load`.
         adata
-            Cell lines to predict for by default, with any genes in any order; by default those
-            that the model was made with, which are saved with it.
+            Cell lines to predict for by default, if not those that the model was made with.
 
         Returns
         -------
@@ -523,9 +499,6 @@ class DrugModelBase:
             raise ValueError(f"{dir_path} holds a model of class {found}, not {cls.__name__}.")
         if missing := sorted(REQUIRED - metadata.keys()):
             raise ValueError(f"{dir_path} lacks {missing} and cannot be loaded. Save again.")
-        torch_device = parse_device_args(
-            accelerator, device, return_device="torch", validate_single_device=True
-        )[2]
         model = cls.__new__(cls)
         for name in SAVED:
             setattr(model, name, metadata[name])
@@ -546,7 +519,7 @@ class DrugModelBase:
         model.history = _by_epoch(metadata["history"])
         model.module = model._make_module()
         _load_tensors(model, tensors, dir_path)
-        model.module.to(torch_device).eval()
+        model.module.to(parse_device(accelerator, device)[2]).eval()
         model.adata = model._screen = model._query_lines = None
         if adata is not None:
             model._read_lines(adata, DEFAULT_MIN_GENE_OVERLAP)  # raises if they do not fit
@@ -557,7 +530,7 @@ class DrugModelBase:
         n_parameters = sum(p.numel() for p in self.module.parameters())
         return (
             f"{type(self).__name__} for {self.task} with {n_parameters:,} parameters, "
-            f"{'trained' if self.is_trained else 'not trained'}\n"
+            f"{'' if self.is_trained else 'not '}trained\n"
             f"  drugs: {len(self.smiles):,} ({self.config.drug_input}); cell lines: "
             f"{len(self.line_names):,} ({self.setup.expression}); genes: "
             f"{len(self.panel.gene_ids):,}\n"
@@ -565,31 +538,30 @@ class DrugModelBase:
         )
 
 
+def _look_up(wanted: Iterable[str], names: Iterable[str], known: torch.Tensor) -> torch.Tensor:
+    """Return the entries of ``known`` under the wanted names, -1 for others."""
+    found = dict(zip(names, known.tolist(), strict=True))
+    return torch.tensor([found.get(name, -1) for name in wanted])
+
+
 def _by_epoch(losses: Losses) -> dict[str, pd.Series]:
-    return {
-        name: pd.Series(values, pd.RangeIndex(len(values), name="epoch"), name=name)
-        for name, values in losses.items()
-    }
+    return {str(k): v for k, v in pd.DataFrame(losses).rename_axis("epoch").items()}
 
 
 class XTrimoGeneSynergy(DrugModelBase):
     """Synergy of two drugs in a cell line.
 
-    Drugs are read as graphs of atoms and by their fingerprints, the bulk expression of the cell
-    line by xTrimoGene's encoder. Predictions are exactly symmetric in the drugs. The mean of an
-    ensemble is calibrated on held-out rows.
-
-    A drug or line that was trained on has a learned vector (memory) besides its structure or
-    expression. A new one is read by structure or expression alone, and predictions for it are
-    shrunk to the mean over the known ones in its place.
+    Drugs are read as graphs of atoms, as in DeepDDS :cite:p:`Wang2021`, and by their fingerprints;
+    the bulk expression of the cell line by xTrimoGene's encoder :cite:p:`Gong2023`. Predictions
+    are exactly symmetric in the drugs. Those for new drugs or lines are shrunk to the mean over
+    known ones in their place.
 
     Parameters
     ----------
     lines
         Cell lines x genes, registered with :meth:`setup_anndata`.
     screen
-        Measurements: two drugs, a cell line and a label or score per row. Repeats are allowed and
-        stay on one side of the validation split. Both drugs of a row may be the same.
+        Measurements: two drugs, a cell line and a label or score per row. Repeats are allowed.
     drug1_key, drug2_key
         Columns of ``screen`` with the drugs, as SMILES or, with ``drugs``, as names.
     line_key
@@ -612,11 +584,6 @@ class XTrimoGeneSynergy(DrugModelBase):
         If a column, drug or cell line is missing, or a SMILES, label or option invalid.
     ImportError
         If RDKit or PyTorch Geometric is missing: ``pip install "scxtrimo[drug]"``.
-
-    Notes
-    -----
-    The encoder is that of xTrimoGene :cite:p:`Gong2023`; graph attention for drugs beside the
-    expression of a cell line, and the data of the benchmark, are from DeepDDS :cite:p:`Wang2021`.
 
     Examples
     --------
@@ -653,46 +620,30 @@ class XTrimoGeneSynergy(DrugModelBase):
 
 
 class XTrimoGeneDrugResponse(DrugModelBase):
-    """Response of a cell line to a drug, such as ln IC50.
+    """Response of a cell line to a drug, such as ln IC50 :cite:p:`Liu2020`.
 
     The network predicts what closed-form models miss: mean and spread of every drug, and a
-    completed table of lines and drugs, in which new lines are placed by expression and new drugs
-    by structure. If the network does not improve on them in the validation rows, only these are
-    used.
+    completed table of lines and drugs. If it does not improve on them in the validation rows,
+    only these are used.
 
     Parameters
     ----------
-    lines
-        Cell lines x genes, registered with :meth:`setup_anndata`.
+    lines, line_key, drugs, seed
+        See :class:`~scxtrimo.model.XTrimoGeneSynergy`.
     screen
-        Measurements: a drug, a cell line and a response per row. Repeats are allowed and stay on
-        one side of the validation split.
+        Measurements: a drug, a cell line and a response per row. Repeats are allowed.
     drug_key
         Column of ``screen`` with the drug, as SMILES or, with ``drugs``, as name.
-    line_key
-        Column with the cell line, by its name in ``lines.obs_names``.
     response_key
         Column with the response, in any unit; predictions are in the same unit.
-    drugs
-        SMILES by name (a mapping or Series), if the column holds names. Names with the same
-        SMILES are one drug.
-    seed
-        Random seed; the same seed gives the same model.
     **hyperparameters
-        Fields of :class:`~scxtrimo.drugs.DrugConfig`, with two other defaults: ``drug_input`` is
-        ``"fingerprint"``, because graphs of hundreds of drugs take most of the time, and
-        ``n_members`` is 2.
+        Fields of :class:`~scxtrimo.drugs.DrugConfig`, but by default ``drug_input`` is
+        ``"fingerprint"``, as graphs of hundreds of drugs are slow, and ``n_members`` is 2.
 
     Raises
     ------
     ValueError
         If a column, drug or cell line is missing, or a SMILES, response or option invalid.
-    ImportError
-        If RDKit or PyTorch Geometric is missing: ``pip install "scxtrimo[drug]"``.
-
-    Notes
-    -----
-    The task is that of DeepCDR :cite:p:`Liu2020`, the encoder xTrimoGene's :cite:p:`Gong2023`.
 
     Examples
     --------

@@ -28,17 +28,14 @@ class DrugConfig(Validated):
 
     Parameters
     ----------
-    n_genes
-        Number of genes the encoder reads: those that vary most among the cell lines.
-    n_linear_genes
-        Number of genes the linear part of a response model reads.
+    n_genes, n_linear_genes
+        Genes that the encoder and the linear part of a response model read: those that vary most.
     n_hidden
         Width of the vectors of drugs and lines.
     n_members
         Members of the ensemble. They share the encoders of drugs and lines.
     drug_input
-        What is read of a drug: ``"graph"`` (attention over atoms), ``"fingerprint"`` (Morgan
-        fingerprint and descriptors) or ``"both"``.
+        ``"graph"`` (attention over atoms), ``"fingerprint"`` (Morgan, and descriptors) or both.
     n_graph_hidden, n_graph_layers
         Width and depth of the attention over atoms.
     n_line_hidden, n_line_layers, n_line_heads, n_bins
@@ -46,8 +43,7 @@ class DrugConfig(Validated):
     memory_dropout
         Probability with which a known drug or line is treated as a new one in training.
     gene_dropout
-        Largest fraction of the genes left out of a line in training, so that the model can read
-        other gene panels.
+        Largest fraction of the genes left out of a line in training, as other panels lack some.
     dropout
         Dropout of the members; the encoders use half of it.
 
@@ -124,17 +120,15 @@ class DrugTower(nn.Module):
 
     def __init__(self, n_drugs: int, config: DrugConfig) -> None:
         super().__init__()
-        n_hidden = config.n_hidden
+        n_hidden, sizes = config.n_hidden, (config.n_graph_hidden, config.n_graph_layers)
         self.memory_dropout = config.memory_dropout
         self.dropout = nn.Dropout(config.dropout / 2)
-        self.graph: MoleculeAttention | None = None
-        self.fingerprint: nn.Sequential | None = None
+        self.graph = self.fingerprint = None
         if config.drug_input != "fingerprint":
-            self.graph = MoleculeAttention(config.n_graph_hidden, config.n_graph_layers, n_hidden)
+            self.graph = MoleculeAttention(*sizes, n_hidden)
         if config.drug_input != "graph":
-            self.fingerprint = nn.Sequential(
-                nn.Linear(N_PER_DRUG, n_hidden), nn.GELU(), nn.LayerNorm(n_hidden)
-            )
+            layers = nn.Linear(N_PER_DRUG, n_hidden), nn.GELU(), nn.LayerNorm(n_hidden)
+            self.fingerprint = nn.Sequential(*layers)
         self.memory = nn.Embedding(n_drugs, n_hidden)
         self.feature_mean = nn.Buffer(torch.zeros(N_PER_DRUG))
         self.feature_scale = nn.Buffer(torch.zeros(N_PER_DRUG))
@@ -177,14 +171,12 @@ class LineTower(nn.Module):
         values_t, genes_t, cu_seqlens = lines["values_t"], lines["gene_ids_t"], lines["cu_seqlens"]
         linear_td = values_t[:, None] * self.tokens.gene(genes_t)
         x_td = self.encoder(self.tokens(values_t, genes_t) + linear_td, cu_seqlens)
-        summary_ld = torch.cat(
-            [mean_per_cell(x_td, cu_seqlens), max_per_cell(x_td, cu_seqlens)], dim=1
-        )
+        summaries = mean_per_cell(x_td, cu_seqlens), max_per_cell(x_td, cu_seqlens)
         # Values times gene embeddings bypass the encoder: principal components, as these start as
         # loadings. The mean over measured genes estimates the mean over all.
         component_ld = mean_per_cell(linear_td, cu_seqlens)
         component_ld = component_ld * self.tokens.gene.num_embeddings**0.5
-        x_lh = 0.3 * self.pooled(summary_ld) + self.linear(component_ld)
+        x_lh = 0.3 * self.pooled(torch.cat(summaries, dim=1)) + self.linear(component_ld)
         memory_lh = _recall(self.memory, lines["known_l"], self.memory_dropout, self.training)
         return self.norm(x_lh + memory_lh)
 
@@ -243,8 +235,7 @@ class ScreenScale(nn.Module):
 class ResponseBase(nn.Module):
     """Closed-form models of responses: mean and scale of every drug, and a table of lines x drugs.
 
-    The table is completed by a singular value decomposition. New lines get a row by ridge
-    regression on expression, new drugs a column by kernel regression on fingerprints.
+    New lines get a row from their expression, new drugs a column from similar drugs.
     """
 
     def __init__(self, n_drugs: int, n_lines: int, n_genes: int, n_fingerprint: int) -> None:
@@ -305,16 +296,14 @@ class ResponseBase(nn.Module):
         kernel = tanimoto(known, known).double().numpy()
         mixing = np.zeros((n_drugs, n_drugs))
         mixing[np.ix_(trained_d, trained_d)] = np.linalg.inv(kernel + np.eye(len(kernel)))
-        for name, value in {
-            "mean_d": np.append(mean_d, mean),
-            "scale_d": np.append(scale_d, np.median(scale_d[trained_d])),
-            "table_ld": completed,
-            "gene_weights_gd": weights,
-            "fingerprints_df": fingerprints_df,
-            "mixing_dd": mixing,
-            "is_known_d": trained_d,
-        }.items():
-            getattr(self, name).copy_(torch.from_numpy(value))
+        self.mean_d.copy_(torch.from_numpy(np.append(mean_d, mean)))
+        median = np.median(scale_d[trained_d])
+        self.scale_d.copy_(torch.from_numpy(np.append(scale_d, median)))
+        self.table_ld.copy_(torch.from_numpy(completed))
+        self.gene_weights_gd.copy_(torch.from_numpy(weights))
+        self.fingerprints_df.copy_(torch.from_numpy(fingerprints_df))
+        self.mixing_dd.copy_(torch.from_numpy(mixing))
+        self.is_known_d.copy_(torch.from_numpy(trained_d))
 
 
 def _drug_scales(
@@ -413,8 +402,9 @@ class DrugModule(nn.Module):
         return self.head(picked_ndh, lines_lh.index_select(0, lines_n))
 
     @torch.no_grad()
-    def start_from_data(self, features_df: np.ndarray, is_trained_l: np.ndarray) -> None:
-        """Set scales of features of trained drugs, and gene embeddings to principal components."""
+    def start_from_data(self, features_df: np.ndarray) -> None:
+        """Set scales of features of known drugs, and gene embeddings to principal components."""
+        features_df = features_df[self.drug_is_known.numpy()]
         mean, std = features_df.mean(0), features_df.std(0)
         bits = (features_df - mean)[:, :FINGERPRINT_BITS]
         scale = (std > 0) / np.maximum(std, 1e-6)
@@ -423,7 +413,7 @@ class DrugModule(nn.Module):
         scale[:FINGERPRINT_BITS] = (std[:FINGERPRINT_BITS] > 0) * (4 / length)
         self.drugs.feature_mean.copy_(torch.from_numpy(mean))
         self.drugs.feature_scale.copy_(torch.from_numpy(scale))
-        values = np.nan_to_num(self.line_values[:, self.read_genes].numpy()[is_trained_l])
+        values = np.nan_to_num(self.line_values[self.line_is_known][:, self.read_genes].numpy())
         _, strength, genes = np.linalg.svd(values, full_matrices=False)
         weight = self.lines.tokens.gene.weight
         weight.mul_(0.3)

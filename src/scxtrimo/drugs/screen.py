@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -54,9 +53,11 @@ def check_table(table: pd.DataFrame, keys: Sequence[str], what: str = "screen") 
 
 
 def smiles_by_name(
-    drugs: Mapping[str, str] | pd.Series, known: Mapping[str, str] | None = None
-) -> dict[str, str]:
+    drugs: Mapping[str, str] | pd.Series | None, known: dict[str, str] | None = None
+) -> dict[str, str] | None:
     """Return SMILES by name of the drug, together with the known ones; each name has one."""
+    if drugs is None:
+        return known
     if not isinstance(drugs, Mapping | pd.Series):
         raise TypeError(
             f"`drugs` must be a mapping or Series of SMILES by name, not {type(drugs).__name__}."
@@ -97,8 +98,8 @@ def drugs_of(
     return found, places.reshape(entries_nd.shape)
 
 
-def target_of(table: pd.DataFrame, key: str) -> np.ndarray:
-    """Return the numbers of a column, float64 ``(n_rows,)``; they must be finite and differ."""
+def target_of(table: pd.DataFrame, key: str, task: str) -> tuple[np.ndarray, str]:
+    """Return the numbers of a column, float64 ``(n_rows,)``, and the task they are learned by."""
     try:
         target_n = table[key].to_numpy(dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -107,30 +108,26 @@ def target_of(table: pd.DataFrame, key: str) -> np.ndarray:
         ) from error
     if not np.isfinite(target_n).all():
         raise ValueError(f"The column {key!r} holds infinite values. Drop these rows.")
-    if len(np.unique(target_n)) < 2:
+    values = np.unique(target_n)
+    if len(values) < 2:
         raise ValueError(
-            f"All values of the column {key!r} are {target_n[0]:g}: there is nothing to learn."
+            f"All values of the column {key!r} are {values[0]:g}: there is nothing to learn."
         )
-    return target_n
-
-
-def task_of(target_n: np.ndarray, task: str, key: str) -> str:
-    """Return the task; ``"auto"`` is classification if all values of the column are 0 or 1."""
     check("task", task, Literal["auto", "classification", "regression"])
-    is_binary = bool(np.isin(target_n, (0, 1)).all())
+    is_binary = np.array_equal(values, (0, 1))
     if task == "classification" and not is_binary:
         raise ValueError(
             f'task="classification" needs 0 and 1 in the column {key!r}, which ranges from '
-            f"{target_n.min():g} to {target_n.max():g}."
+            f"{values[0]:g} to {values[-1]:g}."
         )
-    if task != "auto":
-        return task
-    if not is_binary and len(values := np.unique(target_n)) == 2:
+    if task == "auto" and not is_binary and len(values) == 2:
         raise ValueError(
             f"The column {key!r} has only the two values {values[0]:g} and {values[1]:g}. Recode "
             'them as 0 and 1 for classes, or pass task="regression".'
         )
-    return "classification" if is_binary else "regression"
+    if task == "auto":
+        task = "classification" if is_binary else "regression"
+    return target_n, task
 
 
 def warn_of_conflicts(drugs_nd: np.ndarray, lines_n: np.ndarray, label_n: np.ndarray) -> None:
@@ -190,8 +187,7 @@ def places_of(names: Sequence[str], wanted: pd.Series) -> np.ndarray:
     return places
 
 
-@dataclass(frozen=True)
-class LineSetup:
+class LineSetup(NamedTuple):
     """Where the expression of cell lines is (``None``: ``X``, ``var_names``) and of what kind."""
 
     layer: str | None = None
@@ -207,8 +203,8 @@ def setup_lines(lines: AnnData, setup: LineSetup) -> LineSetup:
             f"`lines` must be an AnnData of cell lines x genes, not {type(lines).__name__}."
         )
     own_view(lines)
-    found = replace(setup, expression=_checked(lines, setup)[1])
-    lines.uns[SETUP_KEY] = {key: value for key, value in asdict(found).items() if value}
+    found = setup._replace(expression=_checked(lines, setup)[1])
+    lines.uns[SETUP_KEY] = {key: value for key, value in found._asdict().items() if value}
     return found
 
 
@@ -236,8 +232,8 @@ def _checked(lines: AnnData, setup: LineSetup) -> tuple[np.ndarray, str]:
     values: Any = lines.X if layer is None else lines.layers[layer]
     if values is None or not lines.n_obs or not lines.n_vars:
         raise ValueError(f"`lines` has no expression: {lines.n_obs} lines x {lines.n_vars} genes.")
-    dense = values.toarray() if sparse.issparse(values) else np.asarray(values)
-    values_lg = dense.astype(np.float64)
+    values_lg = values.toarray() if sparse.issparse(values) else np.asarray(values)
+    values_lg = values_lg.astype(np.float64)
     if not lines.obs_names.is_unique:
         repeated = lines.obs_names[lines.obs_names.duplicated()].unique()
         raise ValueError(
@@ -283,9 +279,8 @@ class LinePanel(NamedTuple):
         values_lg = read_lines(lines, setup)[is_used_l]
         std_g = values_lg.std(0)
         names = own_identifiers(lines.var, setup.gene_id_key, "lines.var")
-        is_named_g = names != ""
-        genes = np.argsort(np.where(is_named_g, -std_g, np.inf), kind="stable")
-        genes = np.sort(genes[: min(n_genes, int(is_named_g.sum()))])
+        genes = np.argsort(np.where(names != "", -std_g, np.inf), kind="stable")[:n_genes]
+        genes = np.sort(genes[names[genes] != ""])
         std_g = std_g[genes]
         # Part of the mean scale, so that the noise of genes that hardly vary is not blown up.
         scale_g = std_g + 0.3 * std_g.mean() if std_g.mean() > 0 else np.ones(len(genes))
@@ -310,18 +305,13 @@ class LinePanel(NamedTuple):
         is_used = alignment.column_to_gene >= 0
         out_lg[:, alignment.column_to_gene[is_used]] = values_lg[:, is_used]
         out_lg = (out_lg - self.mean_g) / self.scale_g
-        _warn_if_unlike(out_lg)
+        there = out_lg[np.isfinite(out_lg)]
+        shift, clipped = there.mean(), (np.abs(there) > MAX_DEVIATION).mean()
+        if abs(shift) > 1 or clipped > 0.2:
+            logger.warning(
+                f"The expression of these lines differs from the training data: {shift:+.1f} "
+                f"standard deviations on average, with {clipped:.0%} of the values more than "
+                f"{MAX_DEVIATION:g} away. Check unit, layer and normalisation; counts and TPM "
+                "must be normalised over all genes before genes are selected."
+            )
         return np.clip(out_lg, -MAX_DEVIATION, MAX_DEVIATION).astype(np.float32)
-
-
-def _warn_if_unlike(values_lg: np.ndarray) -> None:
-    """Warn if standardised expression looks as if it had another unit or normalisation."""
-    known = values_lg[np.isfinite(values_lg)]
-    shift, clipped = float(known.mean()), float((np.abs(known) > MAX_DEVIATION).mean())
-    if abs(shift) > 1 or clipped > 0.2:
-        logger.warning(
-            f"The expression of these lines differs from the training data: {shift:+.1f} standard "
-            f"deviations on average, with {clipped:.0%} of the values more than "
-            f"{MAX_DEVIATION:g} away. Check unit, layer and normalisation; counts and TPM must be "
-            "normalised over all genes before genes are selected."
-        )

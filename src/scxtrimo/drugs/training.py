@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -84,18 +85,13 @@ class DrugRows:
         rows = self.drugs_nd[which_n], self.lines_n[which_n], self.target_n[which_n]
         return replace(self, drugs_nd=rows[0], lines_n=rows[1], target_n=rows[2])
 
-    def drugs(self, which_d: Tensor) -> dict[str, Tensor]:
-        """Return some of the drugs as the network reads them."""
-        collated = collate_molecules([self.molecules[i] for i in which_d.tolist()])
-        return collated | {"known_d": self.known_d[which_d]}
-
-    def lines(self, which_l: Tensor, gene_dropout: float = 0.0) -> dict[str, Tensor]:
+    def lines(self, which_l: Tensor, gene_dropout: float) -> dict[str, Tensor]:
         """Return some of the lines as the network reads them: a ragged batch of tokens."""
         values_lg = self.values_lg[which_l][:, self.read_genes]
         is_there_lg = ~values_lg.isnan()
         if gene_dropout:
-            dropped_l = gene_dropout * torch.rand(len(values_lg), 1)
-            is_there_lg &= torch.rand(values_lg.shape) >= dropped_l
+            dropped_l1 = gene_dropout * torch.rand(len(values_lg), 1)
+            is_there_lg &= torch.rand(values_lg.shape) >= dropped_l1
         cu_seqlens = torch.zeros(len(values_lg) + 1, dtype=torch.int32)
         cu_seqlens[1:] = is_there_lg.sum(1).cumsum(0)
         return {
@@ -119,7 +115,7 @@ def fit(
     """Train a module in place, keep the best weights on the held-out rows, and return losses."""
     history: dict[str, list[float]] = {"train_loss": [], "validation_loss": []}
     module.to(device)
-    best, best_epoch, weights = math.inf, -1, _copy_weights(module)
+    best, best_epoch, weights = math.inf, -1, deepcopy(module.state_dict())
     if isinstance(module.base, ResponseBase):  # the closed-form start may already be best
         best = _loss_of(module, held_out)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -153,7 +149,7 @@ def fit(
                 )
             bar.set_postfix(validation_loss=f"{loss:.3f}")
             if loss < best:
-                best, best_epoch, weights = loss, epoch, _copy_weights(module)
+                best, best_epoch, weights = loss, epoch, deepcopy(module.state_dict())
             elif epoch - best_epoch >= training.patience:
                 break
         bar.close()
@@ -186,10 +182,7 @@ def _lr_fraction(progress: float) -> float:
 
 
 def _step(module: DrugModule, optimizer: torch.optim.Optimizer, batch: DrugRows) -> float:
-    which_d, drug_place = batch.drugs_nd.unique(return_inverse=True)
-    which_l, line_place = batch.lines_n.unique(return_inverse=True)
-    drugs_dh, lines_lh = _encode(module, batch, which_d, which_l, module.config.gene_dropout)
-    z_kn = module(drugs_dh, lines_lh, drug_place, line_place)
+    z_kn = module(*_encode(module, batch, module.config.gene_dropout))
     # The loss is per member: with a loss of their mean, members could be wrong together.
     target_kn = batch.target_n.to(module.device).expand_as(z_kn)
     loss = _loss(z_kn, target_kn, batch.has_classes)
@@ -210,17 +203,16 @@ def _loss_of(module: DrugModule, rows: DrugRows) -> float:
     return float(_loss(z_kn.mean(0), rows.target_n, rows.has_classes))
 
 
-def _copy_weights(module: DrugModule) -> dict[str, Tensor]:
-    return {name: x.detach().cpu().clone() for name, x in module.state_dict().items()}
-
-
 def _encode(
-    module: DrugModule, data: DrugRows, which_d: Tensor, which_l: Tensor, gene_dropout: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Return the vectors of some of the drugs and of the lines."""
-    batches = data.drugs(which_d), data.lines(which_l, gene_dropout)
-    drugs, lines = ({name: x.to(module.device) for name, x in b.items()} for b in batches)
-    return module.drugs(drugs), module.lines(lines)
+    module: DrugModule, rows: DrugRows, gene_dropout: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the vectors of drugs and lines in rows, and which of these every row has."""
+    which_d, drugs_nd = rows.drugs_nd.unique(return_inverse=True)
+    which_l, lines_n = rows.lines_n.unique(return_inverse=True)
+    drugs = collate_molecules([rows.molecules[i] for i in which_d.tolist()])
+    inputs = drugs | {"known_d": rows.known_d[which_d]}, rows.lines(which_l, gene_dropout)
+    drugs, lines = ({name: x.to(module.device) for name, x in part.items()} for part in inputs)
+    return module.drugs(drugs), module.lines(lines), drugs_nd, lines_n
 
 
 @torch.no_grad()
@@ -235,9 +227,7 @@ def predict_members(
     """
     module.eval()
     known = known or rows
-    which_d, drug_place = rows.drugs_nd.unique(return_inverse=True)
-    which_l, line_place = rows.lines_n.unique(return_inverse=True)
-    drugs_dh, lines_lh = _encode(module, rows, which_d, which_l)
+    drugs_dh, lines_lh, drug_place, line_place = _encode(module, rows)
     z_kn = _predict(module, drugs_dh, lines_lh, drug_place, line_place)
     spread_n = torch.zeros(len(rows.lines_n))
     known_nd = rows.known_d[rows.drugs_nd]
@@ -246,8 +236,8 @@ def predict_members(
         return z_kn, spread_n
     stand_in_d, stand_in_l = _stand_ins(known.known_d), _stand_ins(known.known_l)
     n_drugs, n_lines = len(drugs_dh), len(lines_lh)
-    stand_ins_dh, stand_ins_lh = _encode(module, known, stand_in_d, stand_in_l)
-    drugs_dh, lines_lh = torch.cat([drugs_dh, stand_ins_dh]), torch.cat([lines_lh, stand_ins_lh])
+    stand_ins = _encode(module, replace(known, drugs_nd=stand_in_d, lines_n=stand_in_l))
+    drugs_dh, lines_lh = torch.cat([drugs_dh, stand_ins[0]]), torch.cat([lines_lh, stand_ins[1]])
     for has_new_drug, has_new_line in ((True, False), (False, True), (True, True)):
         group = torch.nonzero((new_nd.any(1) == has_new_drug) & (new_n == has_new_line))[:, 0]
         if not len(group):
@@ -328,9 +318,9 @@ def calibrate(module: DrugModule, rows: DrugRows) -> None:
 def draw_newcomers(
     parents_nd: np.ndarray, lines_n: np.ndarray, is_trained_n: np.ndarray, seed: int
 ) -> np.ndarray | None:
-    """Treat a quarter of the drugs and of the lines as new; ``None`` if there are too few.
+    """Treat a quarter of drugs and lines as new, and return masks of rows, ``(3, n_rows)``.
 
-    Masks of rows, ``(3, n_rows)``: those with nothing new, only drugs new, only the line new.
+    Those with nothing new, only drugs new, and only the line new; ``None`` if they are too few.
     """
     rng = np.random.default_rng(seed)
     new = []
@@ -354,7 +344,7 @@ def own_weights(module: DrugModule, new_drugs: DrugRows, new_lines: DrugRows) ->
         for weight in (1.0, 0.0):
             module.own_weight.fill_(weight)
             z.append(predict_members(module, judges)[0].double().mean(0).numpy())
-        chosen = choose_own_weight(*z, judges.target_n.numpy(), judges.has_classes)
+        chosen = choose_own_weight(z[0], z[1], judges.target_n.numpy(), judges.has_classes)
         if chosen is not None:
             weights[i] = chosen
     return weights
