@@ -21,22 +21,10 @@ from .._validation import check
 from ..checkpoint.native import read_model, write_model
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..model.files import _load_tensors
+from . import screen as tables
 from .module import DrugConfig, DrugModule, ResponseBase
 from .molecules import FINGERPRINT_BITS, canonical_smiles, parent_smiles, read_molecules
-from .screen import (
-    Expression,
-    LinePanel,
-    LineSetup,
-    check_table,
-    drugs_of,
-    places_of,
-    setup_lines,
-    setup_of,
-    smiles_by_name,
-    split_rows,
-    target_of,
-    warn_of_conflicts,
-)
+from .screen import Expression, LinePanel, LineSetup
 from .training import (
     DrugRows,
     DrugTraining,
@@ -75,27 +63,27 @@ class DrugModelBase:
         seed: int,
         hyperparameters: dict[str, Any],
     ) -> None:
-        setup = setup_of(lines) if isinstance(lines, AnnData) else None
+        setup = tables.setup_of(lines) if isinstance(lines, AnnData) else None
         if setup is None:
             raise ValueError(
                 f"Call `{type(self).__name__}.setup_anndata(lines)` first, with the AnnData of "
                 "cell lines x genes."
             )
-        check_table(screen, [*drug_keys, line_key, target_key])
+        tables.check_table(screen, [*drug_keys, line_key, target_key])
         self.drug_keys, self.line_key, self.target_key = drug_keys, line_key, target_key
-        names = smiles_by_name(drugs)
+        names = tables.smiles_by_name(drugs)
         self.setup, self.seed = setup, check("seed", seed, NonNegativeInt)
         self.adata: AnnData | None = lines
         self.config = DrugConfig(**hyperparameters)
-        target_n, self.task = target_of(screen, target_key, task)
+        target_n, self.task = tables.target_of(screen, target_key, task)
         logger.info(f"{type(self).__name__}: {target_key!r} is learned by {self.task}.")
         self.line_names = [str(name) for name in lines.obs_names]
-        lines_n = places_of(self.line_names, screen[line_key])
-        self.smiles, drugs_nd = drugs_of(screen, drug_keys, names)
+        lines_n = tables.places_of(self.line_names, screen[line_key])
+        self.smiles, drugs_nd = tables.drugs_of(screen, drug_keys, names)
         # Drugs that are not in the screen may lack a structure.
         self.drugs_by_name = names and {k: v for k, v in names.items() if isinstance(v, str)}
         if self.task == "classification":
-            warn_of_conflicts(drugs_nd, lines_n, target_n)
+            tables.warn_of_conflicts(drugs_nd, lines_n, target_n)
         n_genes, n_linear = self.config.n_genes, self.config.n_linear_genes
         n_known = n_genes if len(drug_keys) == 2 else max(n_genes, n_linear)
         self.panel = LinePanel.choose(lines, setup, np.unique(lines_n), n_known)
@@ -105,7 +93,7 @@ class DrugModelBase:
         self.module.line_values.copy_(torch.from_numpy(values_lg))
         read = np.sort(np.argsort(-self.panel.scale_g, kind="stable")[:n_genes])
         self.module.read_genes.copy_(torch.from_numpy(read))
-        self._screen: tuple[np.ndarray, ...] | None = (drugs_nd, lines_n, target_n)
+        self._screen: Any = drugs_nd, lines_n, target_n  # a loaded model has none
         self._query_lines: AnnData | None = None
         self.is_trained = False
         self.history: dict[str, pd.Series] = {}
@@ -135,9 +123,8 @@ class DrugModelBase:
             Layer with the expression; by default ``X``.
         expression
             ``"tpm"`` (log2 is taken), ``"counts"`` (scaled to a million per line, then log2),
-            ``"values"`` (z-scores, logarithms and the like, used as they are) or ``"auto"``:
-            ``"values"`` if any is negative or none above 100, ``"counts"`` if whole, else
-            ``"tpm"``.
+            ``"values"`` (logarithms or z-scores, used as they are) or ``"auto"``: ``"values"`` if
+            any is negative or none above 100, ``"counts"`` if all are whole, else ``"tpm"``.
         gene_id_key
             Column of ``adata.var`` with gene identifiers, or ``"var_names"``, the default.
 
@@ -146,7 +133,7 @@ class DrugModelBase:
         ValueError
             If values are missing, infinite or negative, or names of lines or genes not unique.
         """
-        setup_lines(adata, LineSetup(layer, expression, gene_id_key))
+        tables.setup_lines(adata, LineSetup(layer, expression, gene_id_key))
 
     def train(
         self,
@@ -171,7 +158,7 @@ class DrugModelBase:
         validate_on
             What is new in validation rows: ``"rows"``, the measurement only; ``"pairs"``, the
             combination of drugs; ``"drugs"``, at least one of the drugs; ``"lines"``, the cell
-            line. Choose what you will predict, as early stopping and calibration depend on it.
+            line. Choose what you will predict: early stopping and calibration depend on it.
         accelerator, device, enable_progress_bar
             See :meth:`scvi.model.base.BaseModelClass.train`.
         **training
@@ -199,9 +186,8 @@ class DrugModelBase:
         )
         drugs_nd, lines_n, target_n = self._screen
         parents_d = pd.factorize(np.array(parent_smiles(self.smiles.tolist())))[0]
-        is_held_out_n = split_rows(
-            drugs_nd, lines_n, validate_on, validation_size, self.seed, parents_d
-        )
+        how = validate_on, validation_size, self.seed
+        is_held_out_n = tables.split_rows(drugs_nd, lines_n, parents_d, *how)
         if len(np.unique(target_n[~is_held_out_n])) < 2:
             raise ValueError(
                 f"The {(~is_held_out_n).sum()} rows left for training do not differ in the column "
@@ -211,7 +197,7 @@ class DrugModelBase:
         before = self.module
         try:
             own_weight = self._own_weights(fit_rows, ~is_held_out_n, parents_d)
-            losses = self._fit(fit_rows, ~is_held_out_n, is_held_out_n, "Training")
+            losses = self._fit(fit_rows, ~is_held_out_n, is_held_out_n)
             self.module.own_weight.copy_(own_weight)
             if self.task == "classification":
                 calibrate(self.module, self._training_rows().at(is_held_out_n))
@@ -222,14 +208,9 @@ class DrugModelBase:
         self.validation_rows = np.flatnonzero(is_held_out_n)
 
     def _fit(
-        self,
-        fit_rows: partial[Losses],
-        is_trained_n: np.ndarray,
-        is_held_out_n: np.ndarray,
-        description: str,
+        self, fit_rows: partial[Losses], is_trained_n: np.ndarray, is_held_out_n: np.ndarray
     ) -> Losses:
         """Train a new module on some rows, with early stopping by others."""
-        assert self._screen is not None
         drugs_nd, lines_n, target_n = (part[is_trained_n] for part in self._screen)
         module = self._make_module()
         module.line_values.copy_(self.module.line_values)
@@ -246,19 +227,17 @@ class DrugModelBase:
         self.module = module
         rows = self._training_rows()
         trained, held_out = rows.at(is_trained_n), rows.at(is_held_out_n)
-        return fit_rows(module, trained, held_out, description=description)
+        return fit_rows(module, trained, held_out)
 
     def _own_weights(
         self, fit_rows: partial[Losses], is_trained_n: np.ndarray, parents_d: np.ndarray
     ) -> torch.Tensor:
         """Return ``own_weight``, chosen with a training without a quarter of drugs and lines."""
-        assert self._screen is not None
         drugs_nd, lines_n, target_n = self._screen
         default = torch.full((2,), 0.5)
-        if isinstance(self.module.base, ResponseBase):  # which predicts what is new
-            return default
         newcomers = draw_newcomers(parents_d[drugs_nd], lines_n, is_trained_n, self.seed)
-        if newcomers is None:
+        has_base = isinstance(self.module.base, ResponseBase)  # which predicts what is new
+        if newcomers is None or has_base:
             return default
         is_known_n, has_new_drug_n, has_new_line_n = newcomers
         known = np.random.default_rng(self.seed).permutation(np.flatnonzero(is_known_n))
@@ -267,12 +246,12 @@ class DrugModelBase:
         is_fitted_n = is_known_n & ~is_held_out_n
         if len(np.unique(target_n[is_fitted_n])) < 2:
             return default
-        self._fit(fit_rows, is_fitted_n, is_held_out_n, "Training without some drugs and lines")
+        fit_rows = partial(fit_rows, description="Training without some drugs and lines")
+        self._fit(fit_rows, is_fitted_n, is_held_out_n)
         rows = self._training_rows()
         return own_weights(self.module, rows.at(has_new_drug_n), rows.at(has_new_line_n))
 
     def _training_rows(self) -> DrugRows:
-        assert self._screen is not None
         *places, target_n = self._screen
         rows = self._rows(*places)
         if self.task == "regression":
@@ -305,9 +284,8 @@ class DrugModelBase:
         pairs
             Table with the same drug and line columns as the screen. Drugs may be new.
         lines
-            Expression of cell lines of the same kind (TPM, ...) as in training, with any genes in
-            any order; by default the lines that the model was made with. A line with the name of
-            one that was trained on is treated as that line.
+            Expression of cell lines of the same kind (TPM, ...) as in training, with any genes; by
+            default those of the training. A name that was trained on stands for that line.
         drugs
             SMILES of more drugs by name, if the columns hold names.
         min_gene_overlap
@@ -315,10 +293,9 @@ class DrugModelBase:
 
         Returns
         -------
-        A copy of the table with a column for the prediction (the calibrated ``"probability"`` of
-        class 1, ``"predicted_score"`` or ``"predicted_response"`` in the unit of the screen) and
-        ``"predicted_std"``, the standard deviation among the members of the ensemble and, for a
-        new drug or line, among known ones in its place.
+        A copy of the table with the calibrated ``"probability"`` of class 1, or with
+        ``"predicted_score"`` or ``"predicted_response"`` in the unit of the screen, and with
+        ``"predicted_std"``, the uncertainty of the model (not the noise of the measurement).
 
         Raises
         ------
@@ -333,13 +310,13 @@ class DrugModelBase:
         """
         if not self.is_trained:
             raise ValueError("The model is not trained. Call `model.train()` first.")
-        check_table(pairs, [*self.drug_keys, self.line_key], "pairs")
-        names = smiles_by_name(drugs, self.drugs_by_name)
-        smiles, drugs_nd = drugs_of(pairs, self.drug_keys, names)
+        tables.check_table(pairs, [*self.drug_keys, self.line_key], "pairs")
+        names = tables.smiles_by_name(drugs, self.drugs_by_name)
+        smiles, drugs_nd = tables.drugs_of(pairs, self.drug_keys, names)
         lines = self._query_lines if lines is None else lines
         values_lg = None if lines is None else self._read_lines(lines, min_gene_overlap)
         line_names = self.line_names if lines is None else [str(name) for name in lines.obs_names]
-        lines_n = places_of(line_names, pairs[self.line_key])
+        lines_n = tables.places_of(line_names, pairs[self.line_key])
         known = self._rows(drugs_nd, lines_n)
         molecules = dict(zip(self.smiles, self.molecules, strict=True))
         new = [text for text in smiles if text not in molecules]
@@ -355,7 +332,7 @@ class DrugModelBase:
 
     def _read_lines(self, lines: AnnData, min_overlap: float) -> np.ndarray:
         """Return the expression of lines as the model reads it."""
-        setup = setup_of(lines) or LineSetup(self.setup.layer, self.setup.expression, None)
+        setup = tables.setup_of(lines) or LineSetup(self.setup.layer, self.setup.expression, None)
         if setup.expression != self.setup.expression:
             raise ValueError(
                 f'The model was trained on expression="{self.setup.expression}", these lines are '
@@ -571,8 +548,7 @@ class XTrimoGeneSynergy(DrugModelBase):
     drugs
         SMILES by name (a mapping or Series), if the columns hold names.
     task
-        ``"classification"``, ``"regression"``, or ``"auto"``: classification if all values are 0
-        or 1.
+        ``"classification"``, ``"regression"``, or ``"auto"``: classification if all are 0 or 1.
     seed
         Random seed; the same seed gives the same model.
     **hyperparameters
@@ -611,12 +587,10 @@ class XTrimoGeneSynergy(DrugModelBase):
         seed: int = 0,
         **hyperparameters: Any,
     ) -> None:
-        keys = [drug1_key, drug2_key]
         if drug1_key == drug2_key:
             raise ValueError(f"drug1_key and drug2_key are both {drug1_key!r}: name two columns.")
-        super().__init__(
-            lines, screen, keys, line_key, label_key, drugs, task, seed, hyperparameters
-        )
+        keys = [drug1_key, drug2_key], line_key, label_key
+        super().__init__(lines, screen, *keys, drugs, task, seed, hyperparameters)
 
 
 class XTrimoGeneDrugResponse(DrugModelBase):
@@ -639,11 +613,6 @@ class XTrimoGeneDrugResponse(DrugModelBase):
     **hyperparameters
         Fields of :class:`~scxtrimo.drugs.DrugConfig`, but by default ``drug_input`` is
         ``"fingerprint"``, as graphs of hundreds of drugs are slow, and ``n_members`` is 2.
-
-    Raises
-    ------
-    ValueError
-        If a column, drug or cell line is missing, or a SMILES, response or option invalid.
 
     Examples
     --------
@@ -672,9 +641,6 @@ class XTrimoGeneDrugResponse(DrugModelBase):
         seed: int = 0,
         **hyperparameters: Any,
     ) -> None:
-        super().__init__(
-            *(lines, screen, [drug_key], line_key, response_key, drugs),
-            task="regression",
-            seed=seed,
-            hyperparameters={"drug_input": "fingerprint", "n_members": 2} | hyperparameters,
-        )
+        keys = [drug_key], line_key, response_key
+        settings = {"drug_input": "fingerprint", "n_members": 2} | hyperparameters
+        super().__init__(lines, screen, *keys, drugs, "regression", seed, settings)

@@ -47,11 +47,6 @@ class DrugConfig(Validated):
     dropout
         Dropout of the members; the encoders use half of it.
 
-    Raises
-    ------
-    ValueError
-        If a field has an impossible value.
-
     Examples
     --------
     >>> from scxtrimo.drugs import DrugConfig
@@ -76,15 +71,11 @@ class DrugConfig(Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n_line_hidden % self.n_line_heads:
-            raise ValueError(
-                f"n_line_hidden={self.n_line_hidden} must be a multiple of "
-                f"n_line_heads={self.n_line_heads}."
-            )
-        if self.n_graph_hidden % N_GRAPH_HEADS:
-            raise ValueError(
-                f"n_graph_hidden={self.n_graph_hidden} must be a multiple of {N_GRAPH_HEADS}."
-            )
+        line, heads, graph = self.n_line_hidden, self.n_line_heads, self.n_graph_hidden
+        if line % heads:
+            raise ValueError(f"n_line_hidden={line} must be a multiple of n_line_heads={heads}.")
+        if graph % N_GRAPH_HEADS:
+            raise ValueError(f"n_graph_hidden={graph} must be a multiple of {N_GRAPH_HEADS}.")
 
 
 class MoleculeAttention(nn.Module):
@@ -94,17 +85,16 @@ class MoleculeAttention(nn.Module):
         super().__init__()
         geometric = need("torch_geometric.nn")
         self.embed = nn.Linear(N_PER_ATOM, n_hidden)
+        heads = {"heads": N_GRAPH_HEADS, "edge_dim": N_PER_BOND}
         self.layers = nn.ModuleList(
-            geometric.GATv2Conv(
-                n_hidden, n_hidden // N_GRAPH_HEADS, heads=N_GRAPH_HEADS, edge_dim=N_PER_BOND
-            )
+            geometric.GATv2Conv(n_hidden, n_hidden // N_GRAPH_HEADS, **heads)
             for _ in range(n_layers)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(n_hidden) for _ in range(n_layers))
         self.out = nn.Sequential(nn.Linear(2 * n_hidden, n_out), nn.LayerNorm(n_out))
 
     def forward(self, drugs: dict[str, Tensor]) -> Tensor:
-        """Return ``(n_drugs, n_out)`` from what :meth:`DrugRows.drugs` returns."""
+        """Return ``(n_drugs, n_out)`` of joined molecules."""
         x_ad = self.embed(drugs["atoms_af"])
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x_ad = x_ad + F.gelu(layer(norm(x_ad), drugs["bonds_2e"], drugs["bonds_ef"]))
@@ -134,7 +124,7 @@ class DrugTower(nn.Module):
         self.feature_scale = nn.Buffer(torch.zeros(N_PER_DRUG))
 
     def forward(self, drugs: dict[str, Tensor]) -> Tensor:
-        """Return ``(n_drugs, n_hidden)`` from what :meth:`DrugRows.drugs` returns."""
+        """Return ``(n_drugs, n_hidden)`` of joined molecules."""
         x_dh = _recall(self.memory, drugs["known_d"], self.memory_dropout, self.training)
         if self.fingerprint is not None:
             scaled_df = (drugs["features_df"] - self.feature_mean) * self.feature_scale
@@ -282,7 +272,7 @@ class ResponseBase(nn.Module):
         """Fit to training rows; fingerprints and expression are those of all drugs and lines."""
         n_lines, n_drugs = self.table_ld.shape
         rng = np.random.default_rng(seed)
-        mean, mean_d, scale_d = _drug_scales(drug_n, target_n, n_drugs)
+        mean_d, scale_d = _drug_scales(drug_n, target_n, n_drugs)
         z_n = (target_n - mean_d[drug_n]) / scale_d[drug_n]
         place_n = line_n * n_drugs + drug_n
         times = np.bincount(place_n, minlength=n_lines * n_drugs).reshape(n_lines, n_drugs)
@@ -296,9 +286,8 @@ class ResponseBase(nn.Module):
         kernel = tanimoto(known, known).double().numpy()
         mixing = np.zeros((n_drugs, n_drugs))
         mixing[np.ix_(trained_d, trained_d)] = np.linalg.inv(kernel + np.eye(len(kernel)))
-        self.mean_d.copy_(torch.from_numpy(np.append(mean_d, mean)))
-        median = np.median(scale_d[trained_d])
-        self.scale_d.copy_(torch.from_numpy(np.append(scale_d, median)))
+        self.mean_d.copy_(torch.from_numpy(mean_d))
+        self.scale_d.copy_(torch.from_numpy(scale_d))
         self.table_ld.copy_(torch.from_numpy(completed))
         self.gene_weights_gd.copy_(torch.from_numpy(weights))
         self.fingerprints_df.copy_(torch.from_numpy(fingerprints_df))
@@ -308,15 +297,15 @@ class ResponseBase(nn.Module):
 
 def _drug_scales(
     drug_n: np.ndarray, target_n: np.ndarray, n_drugs: int
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Return the mean of all rows, and mean and spread of every drug, shrunk if rows are few."""
-    times_d = np.bincount(drug_n, minlength=n_drugs)
-    mean = float(target_n.mean())
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and spread of every drug, shrunk if rows are few, and last of new drugs."""
+    times_d, mean = np.bincount(drug_n, minlength=n_drugs), float(target_n.mean())
     mean_d = (np.bincount(drug_n, target_n, n_drugs) + 0.5 * mean) / (times_d + 0.5)
     residual_n = target_n - mean_d[drug_n]
     within = max(float(residual_n.std()), 1e-2 * float(target_n.std()))
     squares_d = np.bincount(drug_n, residual_n**2, n_drugs)
-    return mean, mean_d, np.sqrt((squares_d + 5 * within**2) / (times_d + 5))
+    scale_d = np.sqrt((squares_d + 5 * within**2) / (times_d + 5))
+    return np.append(mean_d, mean), np.append(scale_d, np.median(scale_d[times_d > 0]))
 
 
 def _complete(table_ld: np.ndarray, is_there: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -388,16 +377,11 @@ class DrugModule(nn.Module):
         # For new drugs and for new lines; see `predict_members`.
         self.own_weight = nn.Buffer(torch.full((2,), 0.5))
 
-    @property
-    def device(self) -> torch.device:
-        """Where the module is."""
-        return self.temperature.device
-
     def forward(
         self, drugs_dh: Tensor, lines_lh: Tensor, drugs_nd: Tensor, lines_n: Tensor
     ) -> Tensor:
         """Return logits or standardised predictions ``(n_members, n_rows)`` of encoded inputs."""
-        drugs_nd, lines_n = drugs_nd.to(self.device), lines_n.to(self.device)
+        drugs_nd, lines_n = drugs_nd.to(drugs_dh.device), lines_n.to(drugs_dh.device)
         picked_ndh = drugs_dh.index_select(0, drugs_nd.flatten()).view(*drugs_nd.shape, -1)
         return self.head(picked_ndh, lines_lh.index_select(0, lines_n))
 

@@ -19,16 +19,8 @@ DESCRIPTORS = (
     *("NumAliphaticRings", "NumHeteroatoms"),
 )
 ELEMENTS = ("C", "N", "O", "S", "F", "Cl", "P", "B", "Br", "I")
-DEGREES = (1, 2, 3, 4)
-HYDROGENS = (0, 1, 2, 3)
-HYBRIDIZATIONS = ("SP", "SP2", "SP3")
-BOND_ORDERS = (1.0, 1.5, 2.0, 3.0)
-
-
-# Numbers of features; one-hot features have one more entry, for other values.
-N_PER_ATOM = sum(len(known) + 1 for known in (ELEMENTS, DEGREES, HYDROGENS, HYBRIDIZATIONS)) + 4
-N_PER_BOND = len(BOND_ORDERS) + 1 + 2
-N_PER_DRUG = FINGERPRINT_BITS + len(DESCRIPTORS)
+# Numbers of features
+N_PER_ATOM, N_PER_BOND, N_PER_DRUG = 29, 7, FINGERPRINT_BITS + len(DESCRIPTORS)
 
 
 class Molecule(NamedTuple):
@@ -106,7 +98,9 @@ def _read(molecule: Any, generator: Any, functions: dict[str, Any]) -> Molecule:
         order = bond.GetBondTypeAsDouble()
         first, second = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         ends += [(first, second), (second, first)]
-        bonds += 2 * [_one_hot(order, BOND_ORDERS) + [bond.GetIsConjugated(), bond.IsInRing()]]
+        bonds += 2 * [
+            _one_hot(order, (1.0, 1.5, 2.0, 3.0)) + [bond.GetIsConjugated(), bond.IsInRing()]
+        ]
     counts = generator.GetCountFingerprintAsNumPy(molecule).astype(np.float32)
     descriptors = np.array([functions[name](molecule) for name in DESCRIPTORS], dtype=np.float32)
     return Molecule(
@@ -120,9 +114,9 @@ def _read(molecule: Any, generator: Any, functions: dict[str, Any]) -> Molecule:
 def _atom_features(atom: Any) -> list[float]:
     return [
         *_one_hot(atom.GetSymbol(), ELEMENTS),
-        *_one_hot(atom.GetDegree(), DEGREES),
-        *_one_hot(atom.GetTotalNumHs(), HYDROGENS),
-        *_one_hot(str(atom.GetHybridization()), HYBRIDIZATIONS),
+        *_one_hot(atom.GetDegree(), (1, 2, 3, 4)),
+        *_one_hot(atom.GetTotalNumHs(), (0, 1, 2, 3)),
+        *_one_hot(str(atom.GetHybridization()), ("SP", "SP2", "SP3")),
         *(atom.GetIsAromatic(), atom.IsInRing(), atom.GetFormalCharge(), atom.GetMass() / 100),
     ]
 

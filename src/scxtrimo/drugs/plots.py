@@ -92,11 +92,6 @@ def observed_predicted(
     -------
     The axes. The title has Pearson's correlation.
 
-    Raises
-    ------
-    ValueError
-        If lengths differ, or values are missing.
-
     Examples
     --------
     >>> ax = scxtrimo.pl.observed_predicted([1, 2, 3], [1.1, 2.3, 2.9], "ln IC50", show=False)

@@ -12,13 +12,12 @@ from scipy import sparse
 
 from .._logging import logger
 from .._validation import check
-from ..data.columns import as_text, canonical
+from ..data.columns import as_text, canonical, preview
 from ..data.vocabulary import (
     GeneVocabulary,
     align_genes,
     ambiguous_error,
     own_identifiers,
-    preview,
     warn_of_source,
 )
 from ..model.registration import own_view
@@ -144,16 +143,16 @@ def warn_of_conflicts(drugs_nd: np.ndarray, lines_n: np.ndarray, label_n: np.nda
 def split_rows(
     drugs_nd: np.ndarray,
     lines_n: np.ndarray,
-    by: str,
-    fraction: float,
-    seed: int,
     parents_d: np.ndarray,
+    by: str,
+    size: float,
+    seed: int,
 ) -> np.ndarray:
     """Return which rows to validate on, bool ``(n_rows,)``; see ``train(validate_on=)``.
 
     Repeats of a measurement stay together, as do drugs with one parent structure.
     """
-    fraction = check("validation_size", fraction, OpenInterval)
+    size = check("validation_size", size, OpenInterval)
     check("validate_on", by, Literal["rows", "pairs", "drugs", "lines"])
     drugs_nd = np.sort(drugs_nd, axis=1)
     parents_nd = np.sort(parents_d[drugs_nd], axis=1)
@@ -169,7 +168,7 @@ def split_rows(
             f"The screen has {len(distinct)} distinct {by}, too few to validate on some of them. "
             "Choose another `validate_on`."
         )
-    n_drawn = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
+    n_drawn = min(max(1, round(size * len(distinct))), len(distinct) - 1)
     drawn = np.random.default_rng(seed).permutation(distinct)[:n_drawn]
     return np.asarray(np.isin(items_nk, drawn).any(1))
 
@@ -195,7 +194,7 @@ class LineSetup(NamedTuple):
     gene_id_key: str | None = None
 
 
-def setup_lines(lines: AnnData, setup: LineSetup) -> LineSetup:
+def setup_lines(lines: AnnData, setup: LineSetup) -> None:
     """Check the expression of cell lines and note the set-up in ``lines.uns``."""
     check("expression", setup.expression, Expression)
     if not isinstance(lines, AnnData):
@@ -203,9 +202,8 @@ def setup_lines(lines: AnnData, setup: LineSetup) -> LineSetup:
             f"`lines` must be an AnnData of cell lines x genes, not {type(lines).__name__}."
         )
     own_view(lines)
-    found = setup._replace(expression=_checked(lines, setup)[1])
-    lines.uns[SETUP_KEY] = {key: value for key, value in found._asdict().items() if value}
-    return found
+    found = setup._replace(expression=_checked(lines, setup)[1])._asdict()
+    lines.uns[SETUP_KEY] = {key: value for key, value in found.items() if value}
 
 
 def setup_of(lines: AnnData) -> LineSetup | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
@@ -44,11 +44,6 @@ class DrugTraining(Validated):
         Rows after which an epoch ends; in a larger screen, each epoch uses a random part.
     patience
         Training stops after this many epochs without a lower validation loss.
-
-    Raises
-    ------
-    ValueError
-        If a field has an impossible value.
 
     Examples
     --------
@@ -126,13 +121,11 @@ def fit(
         bar = tqdm(range(training.max_epochs), desc=description, disable=not progress_bar)
         for epoch in bar:
             module.train()
-            batches = list(_batches(rows.lines_n, training))
-            losses = []
+            batches, losses = _batches(rows.lines_n, training), []
             try:
                 for i, batch in enumerate(batches):
                     progress = (epoch + i / len(batches)) / training.max_epochs
-                    for group in optimizer.param_groups:
-                        group["lr"] = training.lr * _lr_fraction(progress)
+                    optimizer.param_groups[0]["lr"] = training.lr * _lr_fraction(progress)
                     losses.append(_step(module, optimizer, rows.at(batch)))
             except KeyboardInterrupt:
                 if best_epoch < 0:
@@ -158,20 +151,17 @@ def fit(
     return history
 
 
-def _batches(lines_n: Tensor, training: DrugTraining) -> Iterator[np.ndarray]:
-    """Yield rows of few cell lines at a time, because encoding lines is the main cost."""
+def _batches(lines_n: Tensor, training: DrugTraining) -> list[np.ndarray]:
+    """Draw rows of few cell lines at a time, because encoding lines is the main cost."""
     size = training.batch_size or min(max(len(lines_n) // 20, 128), 2048)
     rows = torch.randperm(len(lines_n))
     lines, line_n = lines_n[rows].unique(return_inverse=True)
     n_groups = math.ceil(len(lines) / training.lines_per_step)
     group_n = (torch.randperm(len(lines)) % n_groups)[line_n]
     parts = [part for g in range(n_groups) for part in rows[group_n == g].split(size)]
-    n_rows = 0
-    for i in torch.randperm(len(parts)).tolist():
-        yield parts[i].numpy()
-        n_rows += len(parts[i])
-        if n_rows >= training.rows_per_epoch:
-            return
+    parts = [parts[i].numpy() for i in torch.randperm(len(parts)).tolist()]
+    n_before = np.cumsum([0, *map(len, parts[:-1])])
+    return parts[: int((n_before < training.rows_per_epoch).sum())]
 
 
 def _lr_fraction(progress: float) -> float:
@@ -184,7 +174,7 @@ def _lr_fraction(progress: float) -> float:
 def _step(module: DrugModule, optimizer: torch.optim.Optimizer, batch: DrugRows) -> float:
     z_kn = module(*_encode(module, batch, module.config.gene_dropout))
     # The loss is per member: with a loss of their mean, members could be wrong together.
-    target_kn = batch.target_n.to(module.device).expand_as(z_kn)
+    target_kn = batch.target_n.to(z_kn.device).expand_as(z_kn)
     loss = _loss(z_kn, target_kn, batch.has_classes)
     optimizer.zero_grad()
     loss.backward()
@@ -211,7 +201,8 @@ def _encode(
     which_l, lines_n = rows.lines_n.unique(return_inverse=True)
     drugs = collate_molecules([rows.molecules[i] for i in which_d.tolist()])
     inputs = drugs | {"known_d": rows.known_d[which_d]}, rows.lines(which_l, gene_dropout)
-    drugs, lines = ({name: x.to(module.device) for name, x in part.items()} for part in inputs)
+    device = module.temperature.device
+    drugs, lines = ({name: x.to(device) for name, x in part.items()} for part in inputs)
     return module.drugs(drugs), module.lines(lines), drugs_nd, lines_n
 
 
@@ -291,9 +282,8 @@ def offset_and_scale(module: DrugModule, data: DrugRows) -> tuple[np.ndarray, np
         return np.full(n, float(base.mean)), np.full(n, float(base.std))
     features = np.stack([molecule.features_f for molecule in data.molecules])
     inputs = torch.from_numpy(features), data.known_d, data.values_lg, data.known_l
-    table_ld, scale_d = (
-        tensor.cpu().double().numpy() for tensor in base(*(x.to(module.device) for x in inputs))
-    )
+    predicted = base(*(x.to(base.mean_d.device) for x in inputs))
+    table_ld, scale_d = (x.cpu().double().numpy() for x in predicted)
     drug_n = data.drugs_nd[:, 0].numpy()
     return table_ld[data.lines_n.numpy(), drug_n], scale_d[drug_n]
 
