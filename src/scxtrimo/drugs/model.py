@@ -22,19 +22,11 @@ from ..checkpoint.native import read_model, write_model
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..model.files import _load_tensors
 from . import screen as tables
+from . import training as fitting
 from .module import DrugConfig, DrugModule, ResponseBase
 from .molecules import FINGERPRINT_BITS, canonical_smiles, parent_smiles, read_molecules
 from .screen import Expression, LinePanel, LineSetup
-from .training import (
-    DrugRows,
-    DrugTraining,
-    calibrate,
-    draw_newcomers,
-    fit,
-    offset_and_scale,
-    own_weights,
-    predict_members,
-)
+from .training import DrugRows, DrugTraining
 
 SAVED = (
     *("seed", "task", "is_trained", "line_names", "drugs_by_name"),
@@ -177,17 +169,13 @@ class DrugModelBase:
             )
         if max_epochs is not None:
             training["max_epochs"] = max_epochs
-        fit_rows = partial(
-            fit,
-            training=DrugTraining(**(self.training_defaults | training)),
-            seed=self.seed,
-            device=parse_device(accelerator, device)[2],
-            progress_bar=enable_progress_bar,
-        )
+        how = DrugTraining(**(self.training_defaults | training))
+        on = {"device": parse_device(accelerator, device)[2], "progress_bar": enable_progress_bar}
+        fit_rows = partial(fitting.fit, training=how, seed=self.seed, **on)
         drugs_nd, lines_n, target_n = self._screen
         parents_d = pd.factorize(np.array(parent_smiles(self.smiles.tolist())))[0]
-        how = validate_on, validation_size, self.seed
-        is_held_out_n = tables.split_rows(drugs_nd, lines_n, parents_d, *how)
+        split = validate_on, validation_size, self.seed
+        is_held_out_n = tables.split_rows(drugs_nd, lines_n, parents_d, *split)
         if len(np.unique(target_n[~is_held_out_n])) < 2:
             raise ValueError(
                 f"The {(~is_held_out_n).sum()} rows left for training do not differ in the column "
@@ -200,7 +188,7 @@ class DrugModelBase:
             losses = self._fit(fit_rows, ~is_held_out_n, is_held_out_n)
             self.module.own_weight.copy_(own_weight)
             if self.task == "classification":
-                calibrate(self.module, self._training_rows().at(is_held_out_n))
+                fitting.calibrate(self.module, self._training_rows().at(is_held_out_n))
         except BaseException:
             self.module = before  # an earlier training stays intact
             raise
@@ -235,7 +223,7 @@ class DrugModelBase:
         """Return ``own_weight``, chosen with a training without a quarter of drugs and lines."""
         drugs_nd, lines_n, target_n = self._screen
         default = torch.full((2,), 0.5)
-        newcomers = draw_newcomers(parents_d[drugs_nd], lines_n, is_trained_n, self.seed)
+        newcomers = fitting.draw_newcomers(parents_d[drugs_nd], lines_n, is_trained_n, self.seed)
         has_base = isinstance(self.module.base, ResponseBase)  # which predicts what is new
         if newcomers is None or has_base:
             return default
@@ -249,13 +237,13 @@ class DrugModelBase:
         fit_rows = partial(fit_rows, description="Training without some drugs and lines")
         self._fit(fit_rows, is_fitted_n, is_held_out_n)
         rows = self._training_rows()
-        return own_weights(self.module, rows.at(has_new_drug_n), rows.at(has_new_line_n))
+        return fitting.own_weights(self.module, rows.at(has_new_drug_n), rows.at(has_new_line_n))
 
     def _training_rows(self) -> DrugRows:
         *places, target_n = self._screen
         rows = self._rows(*places)
         if self.task == "regression":
-            offset_n, scale_n = offset_and_scale(self.module, rows)
+            offset_n, scale_n = fitting.offset_and_scale(self.module, rows)
             target_n = (target_n - offset_n) / scale_n
         rows.target_n = torch.from_numpy(target_n).float()
         rows.has_classes = self.task == "classification"
@@ -352,7 +340,7 @@ class DrugModelBase:
         self, pairs: pd.DataFrame, rows: DrugRows, known: DrugRows | None = None
     ) -> pd.DataFrame:
         result = pairs.copy()
-        z_kn, spread_n = predict_members(self.module, rows, known)
+        z_kn, spread_n = fitting.predict_members(self.module, rows, known)
         z_n = z_kn.double().mean(0).numpy()
         std_n = np.sqrt(z_kn.double().var(0, correction=0).numpy() + spread_n.double().numpy())
         if self.task == "classification":
@@ -364,7 +352,7 @@ class DrugModelBase:
             # No probability with this mean has a larger standard deviation.
             result["predicted_std"] = np.minimum(first_order_n, np.sqrt(p_n * (1 - p_n)))
             return result
-        offset_n, scale_n = offset_and_scale(self.module, rows)
+        offset_n, scale_n = fitting.offset_and_scale(self.module, rows)
         result[self.result_name] = z_n * scale_n + offset_n
         result["predicted_std"] = std_n * scale_n
         return result
@@ -477,8 +465,7 @@ class DrugModelBase:
         if missing := sorted(REQUIRED - metadata.keys()):
             raise ValueError(f"{dir_path} lacks {missing} and cannot be loaded. Save again.")
         model = cls.__new__(cls)
-        for name in SAVED:
-            setattr(model, name, metadata[name])
+        vars(model).update({name: metadata[name] for name in SAVED})
         try:
             model.config = DrugConfig(**metadata["config"])
             model.setup = LineSetup(**metadata["setup"])
@@ -510,8 +497,7 @@ class DrugModelBase:
             f"{'' if self.is_trained else 'not '}trained\n"
             f"  drugs: {len(self.smiles):,} ({self.config.drug_input}); cell lines: "
             f"{len(self.line_names):,} ({self.setup.expression}); genes: "
-            f"{len(self.panel.gene_ids):,}\n"
-            f"  members: {self.config.n_members}; seed: {self.seed}"
+            f"{len(self.panel.gene_ids):,}\n  members: {self.config.n_members}; seed: {self.seed}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -83,13 +84,10 @@ class MoleculeAttention(nn.Module):
 
     def __init__(self, n_hidden: int, n_layers: int, n_out: int) -> None:
         super().__init__()
-        geometric = need("torch_geometric.nn")
+        geometric, n_each = need("torch_geometric.nn"), n_hidden // N_GRAPH_HEADS
+        layer = partial(geometric.GATv2Conv, heads=N_GRAPH_HEADS, edge_dim=N_PER_BOND)
         self.embed = nn.Linear(N_PER_ATOM, n_hidden)
-        heads = {"heads": N_GRAPH_HEADS, "edge_dim": N_PER_BOND}
-        self.layers = nn.ModuleList(
-            geometric.GATv2Conv(n_hidden, n_hidden // N_GRAPH_HEADS, **heads)
-            for _ in range(n_layers)
-        )
+        self.layers = nn.ModuleList(layer(n_hidden, n_each) for _ in range(n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(n_hidden) for _ in range(n_layers))
         self.out = nn.Sequential(nn.Linear(2 * n_hidden, n_out), nn.LayerNorm(n_out))
 
@@ -223,10 +221,7 @@ class ScreenScale(nn.Module):
 
 
 class ResponseBase(nn.Module):
-    """Closed-form models of responses: mean and scale of every drug, and a table of lines x drugs.
-
-    New lines get a row from their expression, new drugs a column from similar drugs.
-    """
+    """Closed-form models of responses: means and scales of drugs, and a table of lines x drugs."""
 
     def __init__(self, n_drugs: int, n_lines: int, n_genes: int, n_fingerprint: int) -> None:
         super().__init__()
@@ -244,16 +239,15 @@ class ResponseBase(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Predict all drugs in all lines, ``(n_lines, n_drugs)``, with the scale of every drug."""
         bits_df = features_df[:, : self.fingerprints_df.shape[1]]
+        # New drugs get the column of similar ones, new lines a row by their expression.
         similar_qd = tanimoto(bits_df, self.fingerprints_df)
         is_new = (known_d < 0)[:, None]
         known_qd = F.one_hot(known_d.clamp(min=0), self.mixing_dd.shape[0]).float()
         weights_qd = torch.where(is_new, similar_qd @ self.mixing_dd, known_qd)
         mean_q = self.mean_d[-1] + weights_qd @ (self.mean_d[:-1] - self.mean_d[-1])
-        rows_ld = torch.where(
-            (known_l < 0)[:, None],
-            values_lg.nan_to_num() @ self.gene_weights_gd,
-            self.table_ld[known_l.clamp(min=0)],
-        )
+        by_genes_ld = values_lg.nan_to_num() @ self.gene_weights_gd
+        known_ld = self.table_ld[known_l.clamp(min=0)]
+        rows_ld = torch.where((known_l < 0)[:, None], by_genes_ld, known_ld)
         # A drug unlike all known ones has no weights and gets the average effect on the line.
         mean_l1 = rows_ld[:, self.is_known_d].mean(1, keepdim=True)
         scale_q = self.scale_d[known_d]  # -1 is the entry for new drugs

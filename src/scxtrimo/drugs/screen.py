@@ -76,10 +76,7 @@ def smiles_by_name(
 def drugs_of(
     table: pd.DataFrame, keys: list[str], drugs: Mapping[str, str] | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted distinct SMILES, and their places in a table ``(n_rows, n_keys)``.
-
-    The columns hold SMILES, or names if ``drugs`` has SMILES by name.
-    """
+    """Return the sorted distinct SMILES, and their places in a table ``(n_rows, n_keys)``."""
     entries_nd = table[keys].to_numpy(dtype=object)
     distinct = list(dict.fromkeys(entries_nd.ravel()))
     smiles, names = {entry: entry for entry in distinct}, None
@@ -148,10 +145,7 @@ def split_rows(
     size: float,
     seed: int,
 ) -> np.ndarray:
-    """Return which rows to validate on, bool ``(n_rows,)``; see ``train(validate_on=)``.
-
-    Repeats of a measurement stay together, as do drugs with one parent structure.
-    """
+    """Return which rows to validate on; repeats stay together, as do drugs with one parent."""
     size = check("validation_size", size, OpenInterval)
     check("validate_on", by, Literal["rows", "pairs", "drugs", "lines"])
     drugs_nd = np.sort(drugs_nd, axis=1)

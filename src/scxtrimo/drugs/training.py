@@ -115,9 +115,8 @@ def fit(
         best = _loss_of(module, held_out)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        optimizer = torch.optim.AdamW(
-            module.parameters(), lr=training.lr, weight_decay=training.weight_decay
-        )
+        decay = training.weight_decay
+        optimizer = torch.optim.AdamW(module.parameters(), training.lr, weight_decay=decay)
         bar = tqdm(range(training.max_epochs), desc=description, disable=not progress_bar)
         for epoch in bar:
             module.train()
@@ -210,12 +209,7 @@ def _encode(
 def predict_members(
     module: DrugModule, rows: DrugRows, known: DrugRows | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return predictions ``(n_members, n_rows)`` and their variance among stand-ins ``(n_rows,)``.
-
-    Predictions for new drugs and lines are shrunk to the mean over known ones in their place
-    (stand-ins, of ``known`` or ``rows``) by ``module.own_weight``, as a few dozen known ones say
-    little about new ones. Response models have a base for what is new instead.
-    """
+    """Return predictions ``(n_members, n_rows)``, and their variance among stand-ins by row."""
     module.eval()
     known = known or rows
     drugs_dh, lines_lh, drug_place, line_place = _encode(module, rows)
@@ -225,6 +219,8 @@ def predict_members(
     new_nd, new_n = known_nd < 0, rows.known_l[rows.lines_n] < 0
     if isinstance(module.base, ResponseBase) or not (new_nd.any() or new_n.any()):
         return z_kn, spread_n
+    # Predictions for new drugs and lines are shrunk to the mean over known ones in their place, by
+    # `own_weight`, as a few dozen known ones say little about new ones.
     stand_in_d, stand_in_l = _stand_ins(known.known_d), _stand_ins(known.known_l)
     n_drugs, n_lines = len(drugs_dh), len(lines_lh)
     stand_ins = _encode(module, replace(known, drugs_nd=stand_in_d, lines_n=stand_in_l))
@@ -308,10 +304,7 @@ def calibrate(module: DrugModule, rows: DrugRows) -> None:
 def draw_newcomers(
     parents_nd: np.ndarray, lines_n: np.ndarray, is_trained_n: np.ndarray, seed: int
 ) -> np.ndarray | None:
-    """Treat a quarter of drugs and lines as new, and return masks of rows, ``(3, n_rows)``.
-
-    Those with nothing new, only drugs new, and only the line new; ``None`` if they are too few.
-    """
+    """Return masks of rows if a quarter of the drugs and lines were new; ``None`` if too few."""
     rng = np.random.default_rng(seed)
     new = []
     for items in (parents_nd[is_trained_n], lines_n[is_trained_n]):
@@ -319,6 +312,7 @@ def draw_newcomers(
         n_new = round(len(known) / 4) if len(known) >= 6 else 0
         new.append(rng.permutation(known)[:n_new])
     drug_n, line_n = np.isin(parents_nd, new[0]).any(axis=1), np.isin(lines_n, new[1])
+    # Rows with nothing new, with only drugs new, and with only the line new
     drawn = is_trained_n & np.stack([~drug_n & ~line_n, drug_n & ~line_n, line_n & ~drug_n])
     n_known, *n_judges = drawn.sum(axis=1)
     return drawn if n_known >= 2 * MIN_JUDGED and max(n_judges) >= MIN_JUDGED else None
