@@ -25,6 +25,7 @@ MIN_VARIANCE = 1e-6
 JITTER = 1e-6
 N_TARGET_INPUTS = 3
 N_OWN_GENE_INPUTS = 9
+N_NET_HIDDEN = 32
 
 
 class Design(NamedTuple):
@@ -43,15 +44,11 @@ class Design(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Effects in units of the standard deviation of a gene between cells, (groups, genes).
+    """Effects in units of the standard deviation of a gene between cells, (groups, genes)."""
 
-    ``mean_gn`` is the expected difference to the control cells that were measured, ``effect_gn``
-    that to their true mean, without their sampling noise.
-    """
-
-    mean_gn: Tensor
+    mean_gn: Tensor  # expected difference to the control cells that were measured
     variance_gn: Tensor
-    effect_gn: Tensor
+    effect_gn: Tensor  # difference to their true mean, without their sampling noise
     effect_variance_gn: Tensor
 
 
@@ -109,12 +106,15 @@ class Query(NamedTuple):
 
 
 class NetInputs(NamedTuple):
-    """Inputs of an ``EffectNet``, and the predictions of the mixed model that it corrects."""
+    """Inputs of an ``EffectNet``."""
 
-    base: Prediction
     targets_gtnu: Tensor
     is_target_gt: Tensor
     genes_gnx: Tensor
+
+    def rows(self, index: Tensor) -> NetInputs:
+        """Return some of the groups."""
+        return NetInputs(*(part[index] for part in self))
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,6 @@ class _Solution(NamedTuple):
     eigenvalues_i: Tensor
     effects_in: Tensor
 
-    def divisors(self, scale_n: Tensor) -> Tensor:
-        """Return the variances of the effects in this basis, ``(n_groups, n_genes)``."""
-        return self.eigenvalues_i[:, None] * scale_n + 1
-
 
 class MixedEffects(nn.Module):
     r"""Linear mixed model of the effects of perturbations :cite:p:`Henderson1975`.
@@ -170,18 +166,6 @@ class MixedEffects(nn.Module):
     every gene.
     """
 
-    targets_gt: Tensor
-    n_targets_g: Tensor
-    features_gf: Tensor
-    similarity_gp: Tensor
-    population_g: Tensor
-    n_controls_g: Tensor
-    n_cells_g: Tensor
-    effects_gn: Tensor
-    log_variances: Tensor
-    sharing: Tensor
-    gene_scale: Tensor
-
     def __init__(
         self,
         n_groups: int,
@@ -192,20 +176,20 @@ class MixedEffects(nn.Module):
     ) -> None:
         super().__init__()
         self.feature_blocks = feature_blocks
-        self.register_buffer("targets_gt", torch.zeros(n_groups, n_targets))
-        self.register_buffer("n_targets_g", torch.zeros(n_groups))
-        self.register_buffer("features_gf", torch.zeros(n_groups, sum(feature_blocks)))
-        self.register_buffer("similarity_gp", torch.zeros(n_groups, n_populations))
-        self.register_buffer("population_g", torch.zeros(n_groups, dtype=torch.int64))
-        self.register_buffer("n_cells_g", torch.ones(n_groups))
-        self.register_buffer("n_controls_g", torch.ones(n_groups))
-        self.register_buffer("effects_gn", torch.zeros(n_groups, n_genes))
+        self.targets_gt = nn.Buffer(torch.zeros(n_groups, n_targets))
+        self.n_targets_g = nn.Buffer(torch.zeros(n_groups))
+        self.features_gf = nn.Buffer(torch.zeros(n_groups, sum(feature_blocks)))
+        self.similarity_gp = nn.Buffer(torch.zeros(n_groups, n_populations))
+        self.population_g = nn.Buffer(torch.zeros(n_groups, dtype=torch.int64))
+        self.n_cells_g = nn.Buffer(torch.ones(n_groups))
+        self.n_controls_g = nn.Buffer(torch.ones(n_groups))
+        self.effects_gn = nn.Buffer(torch.zeros(n_groups, n_genes))
         # Common effect, target, combination, and one for every block of features.
-        self.register_buffer("log_variances", torch.full((3 + len(feature_blocks),), -4.0))
+        self.log_variances = nn.Buffer(torch.full((3 + len(feature_blocks),), -4.0))
         # Parts shared by all populations, by similar ones, and of one population alone.
-        alone = n_populations == 1
-        self.register_buffer("sharing", torch.tensor([1.0, 0.0, 0.0] if alone else [1 / 3] * 3))
-        self.register_buffer("gene_scale", torch.ones(n_genes))
+        sharing = [1.0, 0.0, 0.0] if n_populations == 1 else [1 / 3] * 3
+        self.sharing = nn.Buffer(torch.tensor(sharing))
+        self.gene_scale = nn.Buffer(torch.ones(n_genes))
         self._solved: _Solution | None = None
 
     @property
@@ -215,28 +199,26 @@ class MixedEffects(nn.Module):
 
     def set(self, design: Design, effects_gn: Tensor, n_cells_g: Tensor) -> None:
         """Take the training data; effects are in units of the standard deviation between cells."""
-        for name, value in design._asdict().items():
-            getattr(self, name).copy_(value)
-        self.effects_gn.copy_(effects_gn)
-        self.n_cells_g.copy_(n_cells_g)
+        own = (*self.design, self.effects_gn, self.n_cells_g)
+        for buffer, value in zip(own, (*design, effects_gn, n_cells_g), strict=True):
+            buffer.copy_(value)
         self._solved = None
 
-    def fit(self, seed: int = 0, n_steps: int = 40) -> None:
+    def fit(self, seed: int = 0) -> None:
         """Fit variances (to at most 500 groups) and gene scales in turn, by maximum likelihood."""
-        n_groups = len(self.effects_gn)
-        drawn = torch.arange(n_groups)
-        if n_groups > MAX_FITTED:
+        drawn = torch.arange(len(self.effects_gn))
+        if len(drawn) > MAX_FITTED:
             generator = torch.Generator().manual_seed(seed)
-            drawn = torch.randperm(n_groups, generator=generator)[:MAX_FITTED]
+            drawn = torch.randperm(len(drawn), generator=generator)[:MAX_FITTED]
         self.gene_scale.fill_(1.0)
         for _ in range(N_ROUNDS):
-            self._fit_variances(drawn, n_steps)
+            self._fit_variances(drawn)
             self._fit_gene_scale()
 
-    def _fit_variances(self, drawn: Tensor, n_steps: int) -> None:
+    def _fit_variances(self, drawn: Tensor) -> None:
         """Fit the variances that all genes share, given the gene scales."""
         design, effects_gn = self.design.rows(drawn), self.effects_gn[drawn].double()
-        noise_gg = self._noise(drawn).double()
+        noise_gg = self._noise()[drawn][:, drawn]
         bins = []  # genes of about the same scale have one covariance
         for genes in self.gene_scale.argsort(stable=True).chunk(MAX_BINS):
             scale = self.gene_scale[genes].log().mean().exp().double()
@@ -245,9 +227,7 @@ class MixedEffects(nn.Module):
         one_population = self.similarity_gp.shape[1] == 1
         start = torch.cat([self.log_variances.double(), self.sharing.double().clamp(1e-3).log()])
         parameters = start.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [parameters], max_iter=n_steps, line_search_fn="strong_wolfe"
-        )
+        optimizer = torch.optim.LBFGS([parameters], max_iter=40, line_search_fn="strong_wolfe")
 
         def negative_log_likelihood() -> Tensor:
             optimizer.zero_grad()
@@ -305,16 +285,19 @@ class MixedEffects(nn.Module):
         signal_qi = self._covariance_with(design) @ solution.basis_gi
         is_same_qg = design.population_g[:, None] == self.population_g[None]
         noise_qi = (is_same_qg / self.n_controls_g.double()[None]) @ solution.basis_gi
-        precision_in = 1 / solution.divisors(scale_n)
+        precision_in = 1 / (solution.eigenvalues_i[:, None] * scale_n + 1)
         weights_in = precision_in * solution.effects_in
         effect_qn = scale_n * (signal_qi @ weights_in)
         effect_variance_qn = scale_n * (
             self._prior_variance(design)[:, None] - scale_n * (signal_qi.square() @ precision_in)
         )
         mean_qn = effect_qn + noise_qi @ weights_in
-        variance_qn = effect_variance_qn + (1 / design.n_controls_g.double())[:, None]
-        variance_qn = variance_qn - 2 * scale_n * ((signal_qi * noise_qi) @ precision_in)
-        variance_qn = variance_qn - noise_qi.square() @ precision_in
+        variance_qn = (
+            effect_variance_qn
+            + (1 / design.n_controls_g.double())[:, None]
+            - 2 * scale_n * ((signal_qi * noise_qi) @ precision_in)
+            - noise_qi.square() @ precision_in
+        )
         return Prediction(
             mean_qn.float(),
             variance_qn.clamp(min=MIN_VARIANCE).float(),
@@ -332,15 +315,14 @@ class MixedEffects(nn.Module):
     def target_effects(self, design: Design) -> Tensor:
         """Return the posterior means of the effects of single targets, one per row."""
         solution, scale_n = self._solution(), self.gene_scale.double()
-        weights_in = solution.effects_in / solution.divisors(scale_n)
+        weights_in = solution.effects_in / (solution.eigenvalues_i[:, None] * scale_n + 1)
         signal_qi = self._covariance_with(design) @ solution.basis_gi
         return (scale_n * (signal_qi @ weights_in)).float()
 
     def _solution(self) -> _Solution:
         """Return the basis in which the noise is 1 and the covariance of effects diagonal."""
         if self._solved is None:
-            everything = torch.arange(len(self.n_cells_g), device=self.n_cells_g.device)
-            factor = torch.linalg.cholesky(self._noise(everything).double())
+            factor = torch.linalg.cholesky(self._noise())
             covariance_gg = self._covariance_with(self.design)
             whitened = torch.linalg.solve_triangular(factor, covariance_gg, upper=False)
             whitened = torch.linalg.solve_triangular(factor, whitened.T, upper=False)
@@ -358,12 +340,10 @@ class MixedEffects(nn.Module):
 
     def _covariance(self, a: Design, b: Design, variances: Tensor, sharing: Tensor) -> Tensor:
         a, b = (Design(*(part.double() for part in design)) for design in (a, b))
+        n_a, n_b = a.n_targets_g[:, None], b.n_targets_g[None]
         overlap = a.targets_gt @ b.targets_gt.T
-        covariance = variances[0] * torch.outer(a.n_targets_g, b.n_targets_g)
-        covariance = covariance + variances[1] * overlap
-        sizes = a.n_targets_g[:, None], b.n_targets_g[None]
-        is_same = (overlap == sizes[0]) & (overlap == sizes[1]) & (sizes[0] > 1)
-        covariance = covariance + variances[2] * is_same
+        is_same = (overlap == n_a) & (overlap == n_b) & (n_a > 1)
+        covariance = variances[0] * (n_a * n_b) + variances[1] * overlap + variances[2] * is_same
         features = [design.features_gf.split(self.feature_blocks, dim=1) for design in (a, b)]
         for variance, of_a, of_b in zip(variances[3:], *features, strict=True):
             covariance = covariance + variance * of_a @ of_b.T
@@ -383,12 +363,11 @@ class MixedEffects(nn.Module):
             variance_q = variance_q + variance * of_block.square().sum(dim=1)
         return variance_q
 
-    def _noise(self, index: Tensor) -> Tensor:
+    def _noise(self) -> Tensor:
         """Return the covariance of the noise of training groups; control cells are shared."""
-        population = self.population_g[index]
-        is_same = population[:, None] == population[None]
-        noise = is_same / self.n_controls_g[index][None]
-        return noise + torch.diag(1 / self.n_cells_g[index] + JITTER)
+        is_same = self.population_g[:, None] == self.population_g[None]
+        noise = is_same / self.n_controls_g[None] + torch.diag(1 / self.n_cells_g + JITTER)
+        return noise.double()
 
     def __getstate__(self) -> dict:
         """Leave out the solution: a copy may be moved to another device."""
@@ -403,9 +382,9 @@ class EffectNet(nn.Module):
     targets (Zaheer et al. 2017). The last layer starts at zero: untrained, it corrects nothing.
     """
 
-    def __init__(self, n_target_inputs: int, n_gene_inputs: int, n_hidden: int = 32) -> None:
+    def __init__(self, n_target_inputs: int, n_gene_inputs: int) -> None:
         super().__init__()
-        n_inputs = n_target_inputs + n_gene_inputs
+        n_inputs, n_hidden = n_target_inputs + n_gene_inputs, N_NET_HIDDEN
         self.of_target = nn.Sequential(
             nn.Linear(n_inputs, n_hidden), nn.GELU(), nn.Linear(n_hidden, n_hidden)
         )
@@ -436,19 +415,6 @@ class EffectModel(nn.Module):
     1 and :math:`\lambda` is 0.
     """
 
-    gene_ids: Tensor
-    gene_sd: Tensor
-    calibration: Tensor
-    gate: Tensor
-    control_mean: Tensor
-    control_expressing: Tensor
-    latent: Tensor
-    latent_width: Tensor
-    context: Tensor
-    context_mean: Tensor
-    context_axes: Tensor
-    named_features: Tensor
-
     def __init__(self, sizes: EffectSizes) -> None:
         super().__init__()
         self.sizes = sizes
@@ -457,18 +423,18 @@ class EffectModel(nn.Module):
             sizes.n_groups, sizes.n_targets, n_populations, n_genes, sizes.feature_blocks
         )
         self.net = EffectNet(N_TARGET_INPUTS, N_OWN_GENE_INPUTS + sizes.n_context)
-        self.register_buffer("gene_ids", torch.zeros(n_genes, dtype=torch.int64))
-        self.register_buffer("gene_sd", torch.ones(n_genes))
-        self.register_buffer("calibration", torch.ones(3))
-        self.register_buffer("gate", torch.zeros(3))
-        self.register_buffer("control_mean", torch.zeros(n_populations, n_genes))
-        self.register_buffer("control_expressing", torch.zeros(n_populations, n_genes))
-        self.register_buffer("latent", torch.zeros(n_populations, sizes.n_latent))
-        self.register_buffer("latent_width", torch.ones(()))
-        self.register_buffer("context", torch.zeros(n_populations, n_genes, sizes.n_context))
-        self.register_buffer("context_mean", torch.zeros(sizes.n_hidden))
-        self.register_buffer("context_axes", torch.zeros(sizes.n_hidden, sizes.n_context))
-        self.register_buffer("named_features", torch.zeros(sizes.n_named, sum(sizes.named_blocks)))
+        self.gene_ids = nn.Buffer(torch.zeros(n_genes, dtype=torch.int64))
+        self.gene_sd = nn.Buffer(torch.ones(n_genes))
+        self.calibration = nn.Buffer(torch.ones(3))
+        self.gate = nn.Buffer(torch.zeros(3))
+        self.control_mean = nn.Buffer(torch.zeros(n_populations, n_genes))
+        self.control_expressing = nn.Buffer(torch.zeros(n_populations, n_genes))
+        self.latent = nn.Buffer(torch.zeros(n_populations, sizes.n_latent))
+        self.latent_width = nn.Buffer(torch.ones(()))
+        self.context = nn.Buffer(torch.zeros(n_populations, n_genes, sizes.n_context))
+        self.context_mean = nn.Buffer(torch.zeros(sizes.n_hidden))
+        self.context_axes = nn.Buffer(torch.zeros(sizes.n_hidden, sizes.n_context))
+        self.named_features = nn.Buffer(torch.zeros(sizes.n_named, sum(sizes.named_blocks)))
 
     @property
     def controls(self) -> Controls:
@@ -477,19 +443,13 @@ class EffectModel(nn.Module):
 
     @property
     def uses_encoder(self) -> bool:
-        """Whether predictions depend on the encoder, which gives the following three.
-
-        The similarity of populations, gene embeddings as features of targets, and inputs of the
-        correcting network. Where this is false, predictions are the same for any encoder.
-        """
+        """Whether predictions depend on the encoder; if not, they are the same for any encoder."""
         return len(self.latent) > 1 or self.sizes.n_embedding > 0 or bool(self.gate.any())
 
     def set_controls(self, controls: Controls) -> None:
         """Take the control cells of the training."""
-        self.control_mean.copy_(controls.mean_pn)
-        self.control_expressing.copy_(controls.expressing_pn)
-        self.latent.copy_(controls.latent_pz)
-        self.context.copy_(controls.context_pnc)
+        for buffer, values in zip(self.controls, controls, strict=True):
+            buffer.copy_(values)
         if len(self.latent) > 1:
             self.latent_width.copy_(torch.pdist(self.latent).median().clamp(min=1e-6))
 
@@ -509,58 +469,49 @@ class EffectModel(nn.Module):
         return ((embeddings_nd - self.context_mean) @ self.context_axes).nan_to_num(0.0)
 
     def similarity(self, latent_qz: Tensor) -> Tensor:
-        """Return similarities from 0 to 1 to the training populations, ``(n_queries, n_pop)``.
-
-        With a single training population they are 1: nothing tells how effects depend on it.
-        """
-        if len(self.latent) == 1:
+        """Return similarities from 0 to 1 to the training populations, ``(n_queries, n_pop)``."""
+        if len(self.latent) == 1:  # nothing tells how effects depend on the population
             return torch.ones(len(latent_qz), 1)
         distance = torch.cdist(latent_qz, self.latent) / self.latent_width
         return (-0.5 * distance.square()).exp()
 
-    def inputs(self, query: Query, controls: Controls, mixed: MixedEffects) -> NetInputs:
-        """Return the inputs of the network, given a mixed model that may have seen less."""
-        base = mixed.predict(query.design)
-        n_groups, max_targets = query.seen_gt.shape
-        effects_gtn = mixed.target_effects(query.singles).view(n_groups, max_targets, -1)
-        anything = query.design._replace(
-            targets_gt=torch.zeros_like(query.design.targets_gt),
-            n_targets_g=torch.ones_like(query.design.n_targets_g),
-            features_gf=torch.zeros_like(query.design.features_gf),
+    def inputs(
+        self, query: Query, controls: Controls, mixed: MixedEffects
+    ) -> tuple[Prediction, NetInputs]:
+        """Return what a mixed model that may have seen less predicts, and the network's inputs."""
+        design, population = query.design, query.population_g
+        base = mixed.predict(design)
+        effects_gtn = mixed.target_effects(query.singles).view(*query.seen_gt.shape, -1)
+        any_target = design._replace(
+            targets_gt=torch.zeros_like(design.targets_gt),
+            n_targets_g=torch.ones_like(design.n_targets_g),
+            features_gf=torch.zeros_like(design.features_gf),
         )
-        common_gn = mixed.target_effects(anything)
         is_known_gtn = (query.seen_gt == HERE)[:, :, None].expand(effects_gtn.shape)
         targets_gtnu = torch.stack(
             [effects_gtn.asinh(), is_known_gtn.float(), query.affinity_gtn], dim=-1
         )
+        mean_gn = controls.mean_pn[population]
         size_g = base.mean_gn.square().mean(dim=1).sqrt()
-        of_group = torch.stack([size_g, query.design.n_targets_g - 1], dim=1)
-        mean_gn = controls.mean_pn[query.population_g]
         of_gene = [
             base.mean_gn.asinh(),
             base.mean_gn * self.gene_sd,
-            common_gn,
+            mixed.target_effects(any_target),
             mean_gn,
-            controls.expressing_pn[query.population_g],
+            controls.expressing_pn[population],
             self.gene_sd.expand_as(mean_gn),
             base.variance_gn.sqrt(),
+            size_g[:, None].expand_as(mean_gn),
+            (design.n_targets_g - 1)[:, None].expand_as(mean_gn),
         ]
         genes_gnx = torch.cat(
-            [
-                torch.stack(of_gene, dim=-1),
-                of_group[:, None].expand(-1, mean_gn.shape[1], -1),
-                controls.context_pnc[query.population_g],
-            ],
-            dim=-1,
+            [torch.stack(of_gene, dim=-1), controls.context_pnc[population]], dim=-1
         )
-        return NetInputs(base, targets_gtnu, query.is_target_gt, genes_gnx)
+        return base, NetInputs(targets_gtnu, query.is_target_gt, genes_gnx)
 
     @torch.inference_mode()
     def predict(self, query: Query, controls: Controls) -> tuple[Tensor, Tensor, Tensor]:
-        """Return effect, its standard deviation and score on log-normalised expression.
-
-        The score is the effect over its standard deviation, noise of the control cells included.
-        """
+        """Return effect, its standard deviation and score on log-normalised expression."""
         base = self.mixed.predict(query.design)
         is_trained_g, kind_g = self.mixed.is_trained(query.design), query.kind_g
         # Measured effects need no correction: the network was trained on those left out.
@@ -568,10 +519,7 @@ class EffectModel(nn.Module):
         calibration_g1 = torch.where(is_trained_g, 1.0, self.calibration[kind_g])[:, None]
         correction_gn = torch.zeros_like(base.mean_gn)
         if bool(gate_g1.any()):
-            known = self.inputs(query, controls, self.mixed)
-            correction_gn = gate_g1 * self.net(
-                known.targets_gtnu, known.is_target_gt, known.genes_gnx
-            )
+            correction_gn = gate_g1 * self.net(*self.inputs(query, controls, self.mixed)[1])
         effect_gn = (base.mean_gn + correction_gn) * self.gene_sd
         std_gn = calibration_g1 * base.variance_gn.sqrt() * self.gene_sd
         effect_std_gn = calibration_g1 * base.effect_variance_gn.sqrt()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -83,16 +83,13 @@ def fit_effects(
     query: Query,
     config: EffectsConfig,
     seed: int,
-    update: Callable[[], object] = lambda: None,
+    update: Callable[[], object],
 ) -> HeldOut:
-    """Fit variances, network, its weight and the calibration, given a model with training data.
-
-    ``query`` has the training groups; ``update`` is called after each of the ``n_stages``.
-    """
+    """Fit a model that holds its training groups, those of ``query``, in ``n_stages`` updates."""
     model.mixed.fit(seed)
     update()
     with torch.no_grad():
-        rows = leave_out(model, query, config.n_folds, seed, update)
+        rows = _leave_out(model, query, config.n_folds, seed, update)
     correction_gn = torch.zeros_like(rows.observed_gn)
     model.gate.zero_()
     condition_g = _condition_of_group(query)
@@ -100,27 +97,33 @@ def fit_effects(
         condition_g = condition_g[rows.group]
         fold_g = _folds(condition_g, N_NET_FOLDS, seed + 1)
         for fold in range(N_NET_FOLDS):
-            if bool((fold_g != fold).any()):
-                net = _train_net(model, rows, fold_g != fold, config, seed + fold)
+            is_out = fold_g == fold
+            if not bool(is_out.all()):
+                net = _train_net(model, rows, ~is_out, config, seed + fold)
                 with torch.no_grad():
-                    correction_gn[fold_g == fold] = _apply(net, rows.inputs, fold_g == fold)
+                    for part in torch.nonzero(is_out)[:, 0].split(16):
+                        correction_gn[part] = net(*rows.inputs.rows(part))
             update()
-        model.gate.copy_(_choose_gate(model.gene_sd, rows, correction_gn, condition_g))
+        weight_n = model.gene_sd.square()
+        model.gate.copy_(
+            _by_kind(rows, lambda used: _gate(rows, correction_gn, weight_n, condition_g, used))
+        )
         if bool(model.gate.any()):
             everything = torch.ones_like(rows.kind_g, dtype=torch.bool)
             net = _train_net(model, rows, everything, config, seed)
             model.net.load_state_dict(net.state_dict())
         update()
-    base = rows.inputs.base
+    base = rows.base
     correction_gn = model.gate[rows.kind_g][:, None] * correction_gn
     predicted_gn = base.mean_gn + correction_gn
-    model.calibration.copy_(_calibrate(rows, rows.observed_gn - predicted_gn))
+    error_gn = rows.observed_gn - predicted_gn
+    model.calibration.copy_(_by_kind(rows, lambda used: _calibration(rows, error_gn, used)))
     calibration_g1 = model.calibration[rows.kind_g][:, None]
     score_gn = (base.effect_gn + correction_gn) / base.effect_variance_gn.sqrt() / calibration_g1
     return HeldOut(
         rows.group.numpy(),
         rows.left_out,
-        (rows.seen_gt == NEVER).numpy() & rows.inputs.is_target_gt.numpy(),
+        ((rows.seen_gt == NEVER) & rows.inputs.is_target_gt).numpy(),
         (predicted_gn * model.gene_sd).numpy(),
         (calibration_g1 * base.variance_gn.sqrt() * model.gene_sd).numpy(),
         score_gn.numpy(),
@@ -139,25 +142,23 @@ def may_correct(config: EffectsConfig, n_conditions: int) -> bool:
     return config.correct and n_conditions >= MIN_JUDGED
 
 
-class LeftOut(NamedTuple):
+class _LeftOut(NamedTuple):
     """Groups left out, what a mixed model without them knows, and what was observed."""
 
     group: Tensor
     left_out: np.ndarray
     seen_gt: Tensor
     kind_g: Tensor
+    base: Prediction
     inputs: NetInputs
     observed_gn: Tensor  # in units of the standard deviation between cells
     n_cells_g: Tensor
 
 
-def leave_out(
+def _leave_out(
     model: EffectModel, query: Query, n_folds: int, seed: int, update: Callable[[], object]
-) -> LeftOut:
-    """Predict groups without their perturbation, a target, or the perturbation in the population.
-
-    Where there are too many groups, a random part of them is predicted.
-    """
+) -> _LeftOut:
+    """Predict groups, a random part if there are many, by models that have seen less."""
     n_groups = len(query.design.targets_gt)
     max_rows = max(8, MAX_ENTRIES // model.sizes.n_genes // 2)
     drawn = torch.zeros(n_groups, dtype=torch.bool)
@@ -166,19 +167,24 @@ def leave_out(
     parts, reasons = [], []
     for reason, is_out in _rounds(query, n_folds, seed):
         rows = torch.nonzero(is_out & drawn)[:, 0]
-        if len(rows) > 0 and bool((~is_out).any()):
+        if len(rows) > 0 and not bool(is_out.all()):
             asked = query.rows(rows).as_seen_in(query.design.rows(~is_out))
-            inputs = model.inputs(asked, model.controls, model.mixed.without(~is_out))
-            parts.append((rows, asked.seen_gt, asked.kind_g, inputs))
+            base, inputs = model.inputs(asked, model.controls, model.mixed.without(~is_out))
+            parts.append((rows, asked.seen_gt, asked.kind_g, *base, *inputs))
             reasons += [reason] * len(rows)
         update()
-    group, seen_gt, kind_g = _joined([part[:3] for part in parts])
-    inputs = NetInputs(
-        Prediction(*_joined([part[3].base for part in parts])),
-        *_joined([part[3][1:] for part in parts]),
+    group, seen_gt, kind_g, *known = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    n_base = len(Prediction._fields)
+    return _LeftOut(
+        group,
+        np.array(reasons),
+        seen_gt,
+        kind_g,
+        Prediction(*known[:n_base]),
+        NetInputs(*known[n_base:]),
+        model.mixed.effects_gn[group],
+        model.mixed.n_cells_g[group],
     )
-    observed_gn, n_cells_g = model.mixed.effects_gn[group], model.mixed.n_cells_g[group]
-    return LeftOut(group, np.array(reasons), seen_gt, kind_g, inputs, observed_gn, n_cells_g)
 
 
 def _rounds(query: Query, n_folds: int, seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -210,21 +216,16 @@ def _folds(items: Tensor, n_folds: int, seed: int) -> Tensor:
     return fold[place]
 
 
-def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    return [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
-
-
 def _train_net(
-    model: EffectModel, rows: LeftOut, use_g: Tensor, config: EffectsConfig, seed: int
+    model: EffectModel, rows: _LeftOut, use_g: Tensor, config: EffectsConfig, seed: int
 ) -> EffectNet:
     """Train a network to predict what the mixed model missed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        sizes = rows.inputs.targets_gtnu.shape[-1], rows.inputs.genes_gnx.shape[-1]
-        net = EffectNet(*sizes)
+        net = EffectNet(rows.inputs.targets_gtnu.shape[-1], rows.inputs.genes_gnx.shape[-1])
     used = torch.nonzero(use_g)[:, 0]
-    missed_gn = rows.observed_gn - rows.inputs.base.mean_gn
+    missed_gn = rows.observed_gn - rows.base.mean_gn
     weight_n = model.gene_sd.square() / model.gene_sd.square().mean()
     scale = (missed_gn[used].square() * weight_n).mean().clamp(min=1e-12)
     optimizer = torch.optim.AdamW(net.parameters(), config.lr, weight_decay=config.weight_decay)
@@ -233,18 +234,15 @@ def _train_net(
     for _ in range(config.n_steps):
         group = used[torch.randint(len(used), (config.groups_per_step,), generator=generator)]
         gene = torch.randint(n_genes, (min(config.genes_per_step, n_genes),), generator=generator)
-        known = rows.inputs
+        group_g1, gene_1n = group[:, None], gene[None]
         correction = net(
-            known.targets_gtnu[group[:, None], :, gene[None]].transpose(1, 2),
-            known.is_target_gt[group],
-            known.genes_gnx[group[:, None], gene[None]],
+            rows.inputs.targets_gtnu[group_g1, :, gene_1n].transpose(1, 2),
+            rows.inputs.is_target_gt[group],
+            rows.inputs.genes_gnx[group_g1, gene_1n],
         )
-        error = correction - missed_gn[group[:, None], gene[None]]
         # Robust, as a few genes change by many standard deviations.
-        loss = (
-            F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none", beta=1.0)
-            * weight_n[gene]
-        ).mean() / scale
+        loss_gn = F.smooth_l1_loss(correction, missed_gn[group_g1, gene_1n], reduction="none")
+        loss = (loss_gn * weight_n[gene]).mean() / scale
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -252,60 +250,41 @@ def _train_net(
     return net
 
 
-def _apply(net: EffectNet, known: NetInputs, use_g: Tensor) -> Tensor:
-    """Return the corrections of some groups, a few at a time."""
-    rows = torch.nonzero(use_g)[:, 0]
-    parts = [
-        net(known.targets_gtnu[part], known.is_target_gt[part], known.genes_gnx[part])
-        for part in rows.split(16)
-    ]
-    return torch.cat(parts) if parts else known.base.mean_gn[rows]
+def _by_kind(rows: _LeftOut, choose: Callable[[Tensor], float]) -> Tensor:
+    """Return what is chosen for the rows of every kind, by where the targets were seen."""
+    kinds = [rows.kind_g == kind for kind in (HERE, ELSEWHERE, NEVER)]
+    if not bool(kinds[ELSEWHERE].any()):  # there is a single population
+        kinds[ELSEWHERE] = kinds[HERE]
+    return torch.tensor([choose(of_kind) for of_kind in kinds])
 
 
-def _choose_gate(
-    gene_sd: Tensor, rows: LeftOut, correction_gn: Tensor, condition_g: Tensor
-) -> Tensor:
-    """Return the weight of the correction, by where the targets were seen.
-
-    It is 0 unless it lowers the squared error by more than twice its standard error.
-    """
-    weight_n = gene_sd.square()
-    missed_gn = rows.observed_gn - rows.inputs.base.mean_gn
-    gate = torch.zeros(3)
-    for kind in (HERE, ELSEWHERE, NEVER):
-        of_kind = rows.kind_g == kind
-        # Rows of the same perturbation are not independent: each perturbation counts once.
-        judges, judge_g = condition_g[of_kind].unique(return_inverse=True)
-        if len(judges) < MIN_JUDGED:
-            continue
-        missed, correction = missed_gn[of_kind], correction_gn[of_kind]
-        overlap_g = (missed * correction * weight_n).sum(dim=1)
-        size_g = (correction.square() * weight_n).sum(dim=1)
-        weight = float((overlap_g.sum() / size_g.sum().clamp(min=1e-12)).clamp(0, 1))
-        gain_g = 2 * weight * overlap_g - weight**2 * size_g
-        gain = torch.zeros(len(judges)).index_add_(0, judge_g, gain_g)
-        gain = gain / torch.bincount(judge_g)
-        if gain.mean() > MIN_STANDARD_ERRORS * gain.std() / len(gain) ** 0.5:
-            gate[kind] = weight
-    if not bool((rows.kind_g == ELSEWHERE).any()):  # there is a single population
-        gate[ELSEWHERE] = gate[HERE]
-    return gate
+def _gate(
+    rows: _LeftOut, correction_gn: Tensor, weight_n: Tensor, condition_g: Tensor, used: Tensor
+) -> float:
+    """Return the weight of a correction that lowers the error by two standard errors, else 0."""
+    # Rows of the same perturbation are not independent: each perturbation counts once.
+    judges, judge_g = condition_g[used].unique(return_inverse=True)
+    if len(judges) < MIN_JUDGED:
+        return 0.0
+    missed_gn = (rows.observed_gn - rows.base.mean_gn)[used]
+    correction_gn = correction_gn[used]
+    overlap_g = (missed_gn * correction_gn * weight_n).sum(dim=1)
+    size_g = (correction_gn.square() * weight_n).sum(dim=1)
+    weight = float((overlap_g.sum() / size_g.sum().clamp(min=1e-12)).clamp(0, 1))
+    gain_g = 2 * weight * overlap_g - weight**2 * size_g
+    gain = torch.zeros(len(judges)).index_add_(0, judge_g, gain_g) / torch.bincount(judge_g)
+    is_sure = gain.mean() > MIN_STANDARD_ERRORS * gain.std() / len(gain) ** 0.5
+    return weight if is_sure else 0.0
 
 
-def _calibrate(rows: LeftOut, error_gn: Tensor) -> Tensor:
-    """Return the most likely factors of the standard deviation, by where targets were seen."""
-    noise_gn = (1 / rows.n_cells_g)[:, None].expand_as(error_gn)
-    factors = torch.ones(3)
-    for kind in (HERE, ELSEWHERE, NEVER):
-        of_kind = rows.kind_g == kind
-        if int(of_kind.sum()) < MIN_JUDGED:
-            continue
-        best = torch.tensor(-torch.inf)
-        for log_factor in torch.linspace(-1.5, 1.5, 31):
-            variance_gn = (2 * log_factor).exp() * rows.inputs.base.variance_gn + noise_gn
-            terms_gn = variance_gn.log() + error_gn.square() / variance_gn
-            if (likelihood := -terms_gn[of_kind].mean()) > best:
-                best, factors[kind] = likelihood, log_factor.exp()
-    if not bool((rows.kind_g == ELSEWHERE).any()):
-        factors[ELSEWHERE] = factors[HERE]
-    return factors
+def _calibration(rows: _LeftOut, error_gn: Tensor, used: Tensor) -> float:
+    """Return the most likely factor of the standard deviation."""
+    if int(used.sum()) < MIN_JUDGED:
+        return 1.0
+    squares_gn, noise_g1 = error_gn[used].square(), (1 / rows.n_cells_g[used])[:, None]
+
+    def misfit(log_factor: Tensor) -> Tensor:
+        variance_gn = (2 * log_factor).exp() * rows.base.variance_gn[used] + noise_g1
+        return (variance_gn.log() + squares_gn / variance_gn).mean()
+
+    return float(min(torch.linspace(-1.5, 1.5, 31), key=misfit).exp())
