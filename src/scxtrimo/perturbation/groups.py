@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, NamedTuple
@@ -12,13 +12,11 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager, _constants
-from scvi.data.fields import BaseAnnDataField
+from scvi.data import AnnDataManager
 
-from ..data.columns import as_text, canonical, get_column
+from ..data.columns import as_text, canonical, get_column, preview
 from ..data.counts import RowReader, log_normalized
 from ..data.fields import CategoryField, CountsField
-from ..data.vocabulary import preview
 
 PERTURBATION = "perturbation"
 POPULATION = "population"
@@ -58,7 +56,7 @@ class PerturbationNames:
         object.__setattr__(self, "control", canonical(self.control))
 
     def targets(self, name: str | Sequence[str]) -> tuple[str, ...]:
-        """Return the perturbed genes.
+        """Return the perturbed genes, sorted; none for control cells.
 
         Parameters
         ----------
@@ -68,7 +66,7 @@ class PerturbationNames:
 
         Returns
         -------
-        The genes, sorted; none for control cells.
+        The genes.
 
         Raises
         ------
@@ -132,28 +130,15 @@ class PerturbationField(CategoryField):
         return "their effects are neither learned from nor needed."
 
 
-class LibrarySizeField(BaseAnnDataField):
-    """A column of ``adata.obs`` with the total counts of the cells over all genes."""
-
-    registry_key = LIBRARY_SIZE
-    attr_name = _constants._ADATA_ATTRS.OBS
-    is_empty = False
+class LibrarySizeField(CategoryField):
+    """A column of ``adata.obs`` with the total counts of the cells; nothing is learned from it."""
 
     def __init__(self, obs_key: str) -> None:
-        super().__init__()
-        self.obs_key = obs_key
-
-    @property
-    def attr_key(self) -> str:
-        """Column of ``adata.obs``."""
-        return self.obs_key
-
-    def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Return the column."""
-        return [("obs", self.obs_key)]
+        super().__init__(LIBRARY_SIZE, obs_key)
 
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column holds positive numbers."""
+        assert self.obs_key is not None
         library_sizes(adata, self.obs_key)
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
@@ -168,11 +153,8 @@ class LibrarySizeField(BaseAnnDataField):
         return self.register_field(adata_target) if self.obs_key in adata_target.obs else {}
 
     def get_summary_stats(self, state_registry: dict[str, Any]) -> dict[str, int]:
-        """Return nothing: there is nothing to count."""
+        """Return nothing."""
         return {}
-
-    def view_state_registry(self, state_registry: dict[str, Any]) -> None:
-        """Show nothing."""
 
 
 def library_sizes(adata: AnnData, key: str) -> np.ndarray:
@@ -223,11 +205,11 @@ def group_cells(
             f"adata.obs[{population_key!r}] have no control cells {names.control!r} to compare "
             "perturbed cells with. Leave these cells out, or name the control with `control=`."
         )
-    pairs = list(zip(population.tolist(), condition.tolist(), strict=True))
-    distinct = sorted({pair for pair in pairs if conditions[pair[1]]})
-    place = {pair: i for i, pair in enumerate(distinct)}
-    codes = np.array([place.get(pair, -1) for pair in pairs])
-    groups = [(population, conditions[condition]) for population, condition in distinct]
+    pair = population * len(conditions) + condition
+    codes = np.full(adata.n_obs, -1)
+    distinct, codes[~is_control] = np.unique(pair[~is_control], return_inverse=True)
+    places = np.divmod(distinct, len(conditions))
+    groups = [(int(p), conditions[c]) for p, c in zip(*places, strict=True)]
     return CellGroups(groups, codes, control_codes, populations)
 
 
@@ -255,23 +237,19 @@ class GroupMoments(NamedTuple):
 
 
 def group_moments(
-    chunks: Iterable[sparse.csr_matrix],
+    reader: RowReader,
     codes: np.ndarray,
     n_groups: int,
     totals: np.ndarray | None = None,
     columns: np.ndarray | None = None,
 ) -> GroupMoments:
-    """Return moments of ``log1p`` of counts per 10,000; the code of cells of no group is -1.
-
-    ``totals`` are the sums of the rows by default; ``columns`` are chosen after normalisation.
-    """
-    sums: list[np.ndarray] = []
+    """Return moments of log-normalised expression; the code of cells of no group is -1."""
+    columns = np.arange(reader.shape[1]) if columns is None else columns
+    sums = np.zeros((3, n_groups, len(columns)))
     start = 0
-    for chunk in chunks:
+    for chunk in reader.chunks():
         rows = slice(start, start := start + chunk.shape[0])
-        logged = log_normalized(chunk, None if totals is None else totals[rows])
-        if columns is not None:
-            logged = logged[:, columns]
+        logged = log_normalized(chunk, None if totals is None else totals[rows])[:, columns]
         squares, ones = logged.copy(), logged.copy()
         squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
         members = np.flatnonzero(codes[rows] >= 0)
@@ -279,7 +257,6 @@ def group_moments(
         of_group = sparse.csr_matrix(
             (np.ones(len(members)), (place, members)), shape=(len(present), chunk.shape[0])
         )
-        sums = sums or [np.zeros((n_groups, logged.shape[1])) for _ in range(3)]
         for total, values in zip(sums, (logged, squares, ones), strict=True):
             total[present] += (of_group @ values).toarray()
     n_cells = np.bincount(codes[codes >= 0], minlength=n_groups)
@@ -296,38 +273,31 @@ def pooled_sd(*groups: GroupMoments) -> np.ndarray:
     return np.sqrt(within / max(sum(d.sum() for d in degrees), 1) + MIN_SD**2)
 
 
-class RegisteredCells(NamedTuple):
-    """The expression of registered cells, with genes as positions in the vocabulary."""
+class RegisteredCells:
+    """The expression of registered cells, with genes as positions in the vocabulary.
 
-    reader: RowReader
-    columns: np.ndarray  # column of every gene of the vocabulary, -1 if the data lack it
-    totals: np.ndarray | None  # total counts of the cells, if they are not the sums of the rows
+    ``totals`` are the total counts of the cells, by default the sums of their rows.
+    """
 
-    @classmethod
-    def from_manager(
-        cls, manager: AnnDataManager, n_genes: int, totals: np.ndarray | None
-    ) -> RegisteredCells:
-        """Return the cells of a manager, given the size of the vocabulary."""
+    def __init__(self, manager: AnnDataManager, n_genes: int, totals: np.ndarray | None) -> None:
+        self.reader = RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
+        self.totals = totals
         state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
         gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
-        columns = np.full(n_genes, -1)
         used = np.flatnonzero(gene_of_column >= 0)
-        columns[gene_of_column[used]] = used
-        return cls(RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY)), columns, totals)
+        self.columns = np.full(n_genes, -1)  # the data may lack genes
+        self.columns[gene_of_column[used]] = used
 
     def moments(self, codes: np.ndarray, n_groups: int, genes: np.ndarray) -> GroupMoments:
         """Return the moments of groups of cells; NaN for genes that the data lack."""
         columns = self.columns[genes]
         is_measured = columns >= 0
-        moments = group_moments(
-            self.reader.chunks(), codes, n_groups, self.totals, columns[is_measured]
+        n_cells, *known = group_moments(
+            self.reader, codes, n_groups, self.totals, columns[is_measured]
         )
-        full = []
-        for values in moments[1:]:
-            wide = np.full((n_groups, len(genes)), np.nan)
-            wide[:, is_measured] = values
-            full.append(wide)
-        return GroupMoments(moments.n_cells, *full)
+        moments = np.full((3, n_groups, len(genes)), np.nan)
+        moments[:, :, is_measured] = known
+        return GroupMoments(n_cells, *moments)
 
     def expression(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Return log-normalised expression of some cells; 0 for genes that the data lack."""

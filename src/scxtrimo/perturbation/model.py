@@ -728,7 +728,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         assert manager is not None
         key = self.registry_["setup_args"]["library_size_key"]
         totals = None if key is None else library_sizes(adata, key)
-        return RegisteredCells.from_manager(manager, len(self.vocabulary), totals)
+        return RegisteredCells(manager, len(self.vocabulary), totals)
 
     def _control_codes(self, adata: AnnData) -> tuple[np.ndarray, list[str]]:
         """Return the population of control cells, -1 for perturbed ones, and their names.

@@ -12,8 +12,8 @@ from anndata import AnnData
 from scipy import sparse
 
 from .._logging import logger
+from ..data.columns import preview
 from ..data.counts import RowReader, check_counts, get_layer, log_normalized
-from ..data.vocabulary import preview
 
 GENES_PER_BLOCK = 1024
 N_STEPS = 20
@@ -29,8 +29,7 @@ def relations_from_gene_sets(
 ) -> pd.DataFrame:
     """Relate genes that share gene sets, such as terms of the Gene Ontology.
 
-    The similarity of two genes is the Jaccard index of the sets they belong to, as in GEARS
-    :cite:p:`Roohani2023`.
+    Similarities are Jaccard indices of the sets of two genes, as in GEARS :cite:p:`Roohani2023`.
 
     Parameters
     ----------
@@ -62,15 +61,17 @@ def relations_from_gene_sets(
     if not isinstance(gene_sets, Mapping):
         gene_sets = _read_gmt(Path(gene_sets))
     wanted = None if genes is None else set(genes)
-    members = [
-        sorted({gene for gene in of_set if wanted is None or gene in wanted})
-        for of_set in gene_sets.values()
+    belonging = [
+        (gene, i)
+        for i, of_set in enumerate(gene_sets.values())
+        for gene in set(of_set)
+        if wanted is None or gene in wanted
     ]
-    names = pd.Index(sorted({gene for of_set in members for gene in of_set}))
-    row = names.get_indexer([gene for of_set in members for gene in of_set])
-    column = np.repeat(np.arange(len(members)), [len(of_set) for of_set in members])
+    names = pd.Index(sorted({gene for gene, _ in belonging}))
+    row = names.get_indexer([gene for gene, _ in belonging])
     belongs = sparse.csr_matrix(
-        (np.ones(len(row), np.float32), (row, column)), shape=(len(names), len(members))
+        (np.ones(len(row), np.float32), (row, [i for _, i in belonging])),
+        shape=(len(names), len(gene_sets)),
     )
     n_sets = np.asarray(belongs.sum(axis=1)).ravel()
 
@@ -95,17 +96,16 @@ def relations_from_expression(
     adata
         Cells with raw counts; not necessarily those that are perturbed.
     genes
-        Genes to relate, by default all. They must be in ``adata``.
+        Genes to relate, by default all.
     layer
         Layer with the counts; ``None`` for ``adata.X``.
-    min_similarity
-        Smallest absolute correlation of log-normalised expression of an edge.
-    n_neighbors
-        Maximum number of edges per gene.
+    min_similarity, n_neighbors
+        See :func:`relations_from_gene_sets`.
 
     Returns
     -------
-    See :func:`relations_from_gene_sets`; the weight is the absolute correlation.
+    See :func:`relations_from_gene_sets`; similarities are absolute correlations of log-normalised
+    expression.
 
     Raises
     ------
@@ -152,20 +152,18 @@ def _nearest(
     for start in range(0, len(names), GENES_PER_BLOCK):
         rows = slice(start, min(start + GENES_PER_BLOCK, len(names)))
         similarity = similarity_of(rows)
-        place = np.arange(rows.stop - rows.start)
-        similarity[place, start + place] = 0  # no edge from a gene to itself
+        np.fill_diagonal(similarity[:, start:], 0)  # no edge from a gene to itself
         nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :n_neighbors]
         weight = np.take_along_axis(similarity, nearest, axis=1)
         i, j = np.nonzero(weight >= max(min_similarity, 1e-6))
         of_block = {"source": names[start + i], "target": names[nearest[i, j]]}
         edges.append(pd.DataFrame(of_block | {"weight": weight[i, j]}))
-    joined = pd.concat(edges, ignore_index=True) if edges else pd.DataFrame()
-    if len(joined) == 0:
+    if not any(map(len, edges)):
         raise ValueError(
             f"No two genes of {source} are related: lower min_similarity={min_similarity}, or "
             "check the names of the genes."
         )
-    return joined
+    return pd.concat(edges, ignore_index=True)
 
 
 def _read_gmt(path: Path) -> dict[str, list[str]]:
@@ -186,12 +184,11 @@ def feature_table(
     targets: Sequence[str],
 ) -> pd.DataFrame:
     """Return all features of genes side by side; the upper level of the columns is their kind."""
-    if target_features is None:
-        tables = {}
-    elif isinstance(target_features, pd.DataFrame):
-        tables = {"target_features": target_features}
-    else:
-        tables = dict(target_features)
+    tables: dict[str, pd.DataFrame] = {}
+    if isinstance(target_features, Mapping):
+        tables |= target_features
+    elif target_features is not None:
+        tables["target_features"] = target_features
     checked = {name: _standardized(table, name, targets) for name, table in tables.items()}
     if relations is not None:
         if RELATIONS in checked:
@@ -219,11 +216,7 @@ def _standardized(table: pd.DataFrame, name: str, targets: Sequence[str]) -> pd.
     values = table.to_numpy(np.float64)
     if not np.isfinite(values).all():
         raise ValueError(f"{name} has NaN or infinite values; leave these genes out.")
-    if not set(targets) & set(table.index):
-        raise ValueError(
-            f"None of the {len(targets)} perturbed genes, such as {targets[0]!r}, is in {name}, "
-            f"which has genes such as {preview(table.index, 3)}. Use the same names."
-        )
+    _check_overlap(targets, table.index, name)
     values = values - values.mean(axis=0)
     spread = values.std(axis=0)
     values = values[:, spread > 0] / spread[spread > 0]
@@ -234,13 +227,16 @@ def _standardized(table: pd.DataFrame, name: str, targets: Sequence[str]) -> pd.
     return pd.DataFrame(values, index=table.index)
 
 
-def relation_features(relations: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
-    r"""Return features of genes whose products are their similarities on the graph of relations.
+def _check_overlap(targets: Sequence[str], genes: pd.Index, name: str) -> None:
+    if not set(targets) & set(genes):
+        raise ValueError(
+            f"None of the {len(targets)} perturbed genes, such as {targets[0]!r}, is in {name}, "
+            f"which has genes such as {preview(genes, 3)}. Use the same names."
+        )
 
-    These are :math:`(I + L)^{-1} = \sum_k (A / 2)^k / 2` with the normalised adjacency :math:`A`
-    and Laplacian :math:`L = I - A`: a linear graph convolution of many layers with restart. They
-    are exact between any gene and the targets; that of a target to itself is 1 on average.
-    """
+
+def relation_features(relations: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
+    """Return features whose products are the similarities of genes on the graph of relations."""
     if missing := sorted({"source", "target"} - set(relations.columns)):
         raise ValueError(
             f"relations lacks the columns {missing}; it has {list(relations.columns)}."
@@ -250,25 +246,21 @@ def relation_features(relations: pd.DataFrame, targets: Sequence[str]) -> pd.Dat
     edges = relations[relations["source"] != relations["target"]]
     if len(edges) == 0:
         raise ValueError("relations has no edges between different genes.")
-    weights = edges["weight"] if "weight" in edges else pd.Series(1.0, index=edges.index)
-    weights = weights.to_numpy(float)
+    weights = edges["weight"].to_numpy(float) if "weight" in edges else np.ones(len(edges))
     if not (np.isfinite(weights) & (weights > 0)).all():
         raise ValueError("relations['weight'] must be positive everywhere; leave other edges out.")
-    ends = [edges["source"].astype(str), edges["target"].astype(str)]
-    genes = pd.Index(sorted(set(ends[0]) | set(ends[1])))
+    source, target = edges["source"].astype(str), edges["target"].astype(str)
+    genes = pd.Index(sorted({*source, *target}))
     places = genes.get_indexer(pd.Index(targets))
     places = places[places >= 0]
-    if len(places) == 0:
-        raise ValueError(
-            f"None of the {len(targets)} perturbed genes, such as {targets[0]!r}, is in "
-            f"relations, which have genes such as {genes[0]!r}. Use the same names."
-        )
-    source, target = (genes.get_indexer(pd.Index(end)) for end in ends)
-    shape = (len(genes), len(genes))
-    graph = sparse.coo_matrix((weights, (source, target)), shape=shape).tocsr()
+    _check_overlap(targets, genes, "relations")
+    ends = genes.get_indexer(pd.Index(source)), genes.get_indexer(pd.Index(target))
+    graph = sparse.coo_matrix((weights, ends), shape=(len(genes), len(genes))).tocsr()
     graph = graph.maximum(graph.T)
     scale = sparse.diags_array(1 / np.sqrt(np.asarray(graph.sum(axis=1)).ravel()))
     half = scale @ graph @ scale / 2
+    # With the normalised adjacency A these are (2 I - A)^-1 = sum_k (A / 2)^k / 2: many layers of
+    # a linear graph convolution with restart.
     start = np.zeros((len(genes), len(places)))
     start[places, np.arange(len(places))] = 0.5
     similarity = start

@@ -65,7 +65,7 @@ def perturbation_effects(
     totals = None if library_size_key is None else library_sizes(adata, library_size_key)
     reader = RowReader(get_layer(adata, layer))
     perturbed, controls = (
-        group_moments(reader.chunks(), codes, n_groups, totals)
+        group_moments(reader, codes, n_groups, totals)
         for codes, n_groups in (
             (cells.codes, len(cells.groups)),
             (cells.control_codes, len(cells.populations)),
