@@ -157,13 +157,10 @@ class MixedEffects(nn.Module):
         \delta_{kp} = \sum_{t \in p} \left( m_k + e_{kt} + F_t w_k \right) + i_{kp}
             + \varepsilon_{kp} - \varepsilon_{k0}
 
-    with independent normal effects: the common effect of all perturbations :math:`m`, the effect
-    of a target :math:`e_t`, that of its features :math:`F_t w`, and the interaction of a
-    combination :math:`i`. Each is the sum of a part shared by all populations, a part shared by
-    similar ones, and a part of one population. The variance of the noise :math:`\varepsilon`
-    follows from the numbers of cells; the noise of the control cells is shared by all
-    perturbations of a population. Variances are fitted by maximum likelihood, then one scale for
-    every gene.
+    with normal effects of all perturbations (:math:`m`), of a target (:math:`e_t`), of its
+    features (:math:`F_t w`) and of a combination beyond the sum (:math:`i`). Each has a part
+    shared by all populations, one by similar ones, and one of its own. The noise
+    :math:`\varepsilon`, that of the control cells included, follows from the numbers of cells.
     """
 
     def __init__(
@@ -377,9 +374,8 @@ class MixedEffects(nn.Module):
 class EffectNet(nn.Module):
     r"""Correction of predicted effects, :math:`\rho(x_{pn}, \sum_{t \in p} \phi(u_{tn}, x_{pn}))`.
 
-    It sees what is known about targets (:math:`u`), gene and population (:math:`x`) but no
-    identities, so that it applies to new ones; the sum makes it independent of the order of the
-    targets (Zaheer et al. 2017). The last layer starts at zero: untrained, it corrects nothing.
+    Its inputs are what is known about targets (:math:`u`), gene and population (:math:`x`), no
+    identities, so that it applies to new ones. Untrained, it corrects nothing.
     """
 
     def __init__(self, n_target_inputs: int, n_gene_inputs: int) -> None:
@@ -408,11 +404,10 @@ class EffectModel(nn.Module):
         \Delta_{pn} = s_n \left( \delta_{pn} + \lambda \, r_{pn} \right), \qquad
         \operatorname{sd}_{pn} = s_n \, c \sqrt{v_{pn}}
 
-    :math:`\delta` and :math:`v` come from ``MixedEffects``, :math:`r` from ``EffectNet``;
-    :math:`s_n` is the standard deviation of a gene between cells. The weight :math:`\lambda` from
-    0 to 1 (``gate``) and the calibration :math:`c` are chosen on perturbations that were left
-    out, separately by where the targets were seen. For perturbations of the training :math:`c` is
-    1 and :math:`\lambda` is 0.
+    with :math:`\delta` and :math:`v` from ``MixedEffects``, :math:`r` from ``EffectNet``, and the
+    standard deviation :math:`s_n` of a gene between cells. The weight :math:`\lambda` (``gate``)
+    and the calibration :math:`c` depend on where the targets were seen; for perturbations of the
+    training they are 0 and 1.
     """
 
     def __init__(self, sizes: EffectSizes) -> None:
@@ -464,9 +459,17 @@ class EffectModel(nn.Module):
         spread_c = ((known_nd - self.context_mean) @ axes_dc).std(dim=0).clamp(min=1e-6)
         self.context_axes.copy_(axes_dc / spread_c)
 
-    def project_context(self, embeddings_nd: Tensor) -> Tensor:
-        """Return the principal components of contextual gene embeddings; 0 if there is none."""
-        return ((embeddings_nd - self.context_mean) @ self.context_axes).nan_to_num(0.0)
+    def controls_of(
+        self, mean_pn: Tensor, expressing_pn: Tensor, latent_pz: Tensor, embeddings_pnd: Tensor
+    ) -> Controls:
+        """Return control cells; genes that they lack (NaN) are expressed as in the training."""
+        axes, centre = self.context_axes, self.context_mean
+        return Controls(
+            torch.where(mean_pn.isnan(), self.control_mean.mean(dim=0), mean_pn),
+            torch.where(expressing_pn.isnan(), self.control_expressing.mean(dim=0), expressing_pn),
+            latent_pz,
+            torch.stack([(part - centre) @ axes for part in embeddings_pnd]).nan_to_num(0.0),
+        )
 
     def similarity(self, latent_qz: Tensor) -> Tensor:
         """Return similarities from 0 to 1 to the training populations, ``(n_queries, n_pop)``."""

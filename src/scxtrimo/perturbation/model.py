@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from numbers import Real
 from typing import Any, Literal
 
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .._logging import logger
+from .._validation import check
+from ..data.columns import preview
 from ..data.fields import CategoryField
-from ..data.vocabulary import preview
 from ..model.base import PROGRESS_SECONDS, XTrimoGeneBase
 from ..model.derive import derive_model
 from ..model.xtrimogene import XTrimoGene
@@ -38,7 +40,7 @@ from .groups import (
     pooled_sd,
     population_codes,
 )
-from .query import EffectNames, Effects, effects_from_json, effects_to_json
+from .query import EffectNames, Effects, effects_from_json
 from .relations import feature_table
 from .tools import change_means, effects_anndata
 from .training import EffectsConfig, HeldOut, fit_effects, may_correct, n_stages
@@ -65,15 +67,13 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
 
     Learned from control cells and perturbed cells, for instance of a Perturb-seq screen; predicts
     the effects of genes and combinations that were not measured on the mean expression of a
-    population of control cells. The main part is a linear mixed model, of which the additive model
-    and the mean of the training perturbations are special cases; a network corrects it where this
-    helps on perturbations that were left out. Perturbed genes need not be among the measured ones.
+    population of control cells: with a linear mixed model, and a network that corrects it where
+    this helps on perturbations that were left out. Perturbed genes need not be measured ones.
 
-    The xTrimoGene encoder :cite:p:`Gong2023` contributes the similarity of populations, gene
-    embeddings as features of the perturbed genes, and inputs of the correction. With one
-    population, fewer than two perturbed genes among those the model knows, and no correction, it
-    contributes nothing: predictions are bit-identical whatever its weights, and :meth:`train` does
-    not train it. ``print(model)`` says which is the case.
+    The encoder :cite:p:`Gong2023` contributes the similarity of populations, gene embeddings as
+    features of the perturbed genes, and inputs of the correction. With one population, fewer than
+    two perturbed genes that the model knows, and no correction, it is not trained, and predictions
+    are bit-identical whatever its weights. ``print(model)`` says which is the case.
 
     Parameters
     ----------
@@ -133,20 +133,19 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         perturbation_key
             Column of ``adata.obs`` with the perturbed gene or genes of a cell, or the control.
         control
-            Value of this column for unperturbed cells; as a part of a combination, as in
-            ``"KLF1+control"``, it is ignored.
+            Value of this column for unperturbed cells; ignored as a part of a combination, as in
+            ``"KLF1+control"``.
         separator
             Text between the genes of a combination.
         population_key
             Column of ``adata.obs`` with cell lines, cell types or donors that may respond
-            differently. Each needs control cells. By default all cells are one population.
+            differently, each with control cells; by default all cells are one population.
         library_size_key
             Column of ``adata.obs`` with the total counts of the cells, if ``adata`` has only some
             of the genes; by default the sum of its counts. Effects are measured on counts per
-            10,000 of these; the encoder uses the sum of the counts it reads.
+            10,000 of these.
         layer, batch_key, labels_key, categorical_covariate_keys, gene_id_key, modality, **kwargs
-            See :meth:`XTrimoGene.setup_anndata`. Effects are not corrected for batches: where
-            batches have different perturbations, make them populations.
+            See :meth:`XTrimoGene.setup_anndata`. Effects are not corrected for batches.
 
         Raises
         ------
@@ -179,8 +178,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     ) -> XTrimoGenePerturbation:
         """Return a perturbation model with the encoder of a trained or published model.
 
-        The encoder stays as it is. Its gene embeddings, also of genes that ``adata`` lacks, are
-        features of the targets.
+        The encoder stays as it is; its gene embeddings are features of the targets.
 
         Parameters
         ----------
@@ -244,20 +242,14 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     ) -> None:
         """Train the encoder if it is needed and was not trained yet, then learn the effects.
 
-        Effects are learned by a linear mixed model and a network that corrects it as far as this
-        helps on perturbations that were left out in turn; :attr:`held_out` has the predictions
-        for these.
-
         Parameters
         ----------
         max_epochs
-            Epochs of :meth:`XTrimoGene.train`, if the encoder is trained; by default chosen from
-            the number of cells.
+            Epochs of :meth:`XTrimoGene.train`, if the encoder is trained.
         target_features
             Features of genes that can be perturbed, genes as index, for instance
             ``XTrimoGene.get_gene_embeddings()`` of a model that knows more genes; several kinds as
-            a mapping. They inform predictions for genes that were never perturbed; their weight is
-            learned.
+            a mapping. Their weight is learned.
         relations
             Edges between such genes with the columns ``source``, ``target`` and, optionally,
             ``weight``, see :func:`scxtrimo.pp.relations_from_gene_sets`.
@@ -275,11 +267,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         --------
         >>> perturbation_model.train(effects=scxtrimo.perturbation.EffectsConfig(n_steps=20))
         """
-        if effects is not None and not isinstance(effects, EffectsConfig):
-            raise TypeError(
-                f"effects={effects!r} must be of type scxtrimo.perturbation.EffectsConfig."
-            )
-        config = effects or EffectsConfig()
+        config = check("effects", effects or EffectsConfig(), EffectsConfig)
         if self.adata_manager is None:
             raise ValueError(
                 "The model has no data to train on; load it with `load(..., adata=...)`."
@@ -333,18 +321,19 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         if uses_encoder and not self.is_trained_:
             super().train(max_epochs, **arguments)
             return
-        reason = "The encoder is trained already"
+        unused = sorted(arguments.keys() - {"enable_progress_bar"})
+        unused += ["max_epochs"] * (max_epochs is not None)
+        said = f": {unused} are not used" if unused else ""
         if not self.is_trained_:
             if self.history is None:
                 self.history_: dict[str, pd.DataFrame] = {}
-            reason = (
+            logger.info(
                 "The encoder is not trained, as it contributes nothing to the predictions (one "
-                "population, fewer than two perturbed genes that the model knows, no correction)"
+                f"population, fewer than two perturbed genes that the model knows, no correction)"
+                f"{said}."
             )
-        unused = sorted(arguments.keys() - {"enable_progress_bar"})
-        unused += ["max_epochs"] * (max_epochs is not None)
-        if unused or not self.is_trained_:
-            logger.info(f"{reason}{f': {unused} are not used' if unused else ''}.")
+        elif unused:
+            logger.info(f"The encoder is trained already{said}.")
 
     def _n_embedding(self, targets: Sequence[str]) -> int:
         """Return the width of gene embeddings as features of targets; 0 if too few have any."""
@@ -366,7 +355,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         moments, latent, context = self._read_controls(
             adata, cells.control_codes, n_populations, genes, uses_encoder
         )
-        kinds = named.columns.get_level_values(0)
+        named_blocks = named.columns.get_level_values(0).value_counts(sort=False)
         model = EffectModel(
             EffectSizes(
                 n_groups=n_groups,
@@ -378,7 +367,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
                 n_context=N_CONTEXT,
                 n_embedding=self._n_embedding(targets),
                 n_named=len(named),
-                named_blocks=tuple(int((kinds == name).sum()) for name in kinds.unique()),
+                named_blocks=tuple(named_blocks.tolist()),
             )
         )
         names = EffectNames(tuple(targets), tuple(cells.populations), tuple(named.index))
@@ -388,12 +377,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         model.named_features.copy_(torch.tensor(named.to_numpy(np.float32)))
         model.gene_sd.copy_(torch.from_numpy(sd))
         model.set_context_axes(context.flatten(0, 1))
-        controls = Controls(
-            torch.from_numpy(moments.mean).float(),
-            torch.from_numpy(moments.expressing).float(),
-            latent,
-            torch.stack([model.project_context(part) for part in context]),
-        )
+        controls = model.controls_of(*_expression(moments), latent, context)
         model.set_controls(controls)
         everyone, n_controls = torch.arange(n_populations), torch.from_numpy(moments.n_cells)
         query = effects.query(cells.groups, controls, everyone, n_controls)
@@ -447,14 +431,11 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         Every perturbation of every population is predicted by a model without this and some other
         perturbations (``obs["left_out"] == "perturbation"``), by one without all perturbations
         with one of its targets (``"target"``) and, if there are several populations, by one that
-        has seen it in others only (``"population"``). ``obs["unseen_targets"]`` has those of its
-        targets that were then not seen at all. The layer ``observed`` is the measured effect,
-        ``observed_std`` its standard error without the noise of the control cells. Of screens with
-        more than some hundred perturbations it has a random part. It is not saved with the model.
-
-        The encoder has seen all cells, and the variances, the weight of the correction and the
-        calibration were chosen with these predictions: for results to publish, set perturbations
-        aside before training.
+        has seen it in others only (``"population"``); ``obs["unseen_targets"]`` are those of its
+        targets not seen at all. The layer ``observed`` is the measured effect, ``observed_std``
+        its standard error without the noise of the control cells. Large screens have a random
+        part. It is not saved with the model. The weight of the correction and the calibration
+        were chosen on it: for results to publish, set perturbations aside before training.
 
         Raises
         ------
@@ -515,13 +496,11 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         population
             Populations of the training, by default all.
         adata
-            Control cells of other populations, with any genes in any order. They are one
-            population unless ``adata.obs`` has the column ``population_key``. Cells that are
-            perturbed according to ``perturbation_key`` are left out.
+            Control cells of other populations, with any genes in any order; one population unless
+            ``adata.obs`` has the column ``population_key``. Perturbed cells are left out.
         unknown_targets
-            For genes that were never perturbed in the training and have no features, see
-            :meth:`train`: ``"raise"``, or ``"average"`` to predict the common effect of all
-            perturbations.
+            For genes that were never perturbed in the training and have no features: ``"raise"``,
+            or ``"average"`` to predict the common effect of all perturbations.
 
         Returns
         -------
@@ -529,9 +508,9 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         the mean log-normalised expression after the perturbation; the layer ``effect`` its
         difference to that of the control cells (layer ``control``), ``std`` the standard deviation
         of this prediction; ``score`` the effect over its standard deviation, noise of the control
-        cells included. ``obs`` has the number of targets (``n_targets``), how many of them were
-        never perturbed in the training (``n_unknown``), and whether this perturbation was part of
-        the training (``is_trained``).
+        cells included. ``obs`` has the numbers of targets (``n_targets``) and of those never
+        perturbed in the training (``n_unknown``), and whether the training had this perturbation
+        (``is_trained``).
 
         Raises
         ------
@@ -597,12 +576,11 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         n_cells: int | None = None,
         seed: int | None = None,
     ) -> AnnData:
-        """Draw perturbed cells from control cells.
+        """Draw perturbed cells from control cells, with the mean of :meth:`predict`.
 
-        Their mean is that of :meth:`predict`. Of a gene that goes down, expressing cells lose
-        their expression at random; of one that goes up, other cells take over the expression of
-        control cells that express it, or, where all do, all are shifted. All control cells are
-        held in memory as a dense matrix.
+        Of a gene that goes down, expressing cells lose their expression at random; of one that
+        goes up, other cells take over that of expressing ones, or, where all express it, all are
+        shifted. All control cells are held in memory as a dense matrix.
 
         Parameters
         ----------
@@ -616,7 +594,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         Returns
         -------
         AnnData of log-normalised expression (CSR, float32); ``obs["control_cell"]`` is the
-        control cell that a cell was drawn from, and its name if each was drawn once.
+        control cell that a cell was drawn from.
 
         Raises
         ------
@@ -646,18 +624,14 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         rng = np.random.default_rng(self.seed_ if seed is None else seed)
         if n_cells is not None:
             rows = rng.choice(rows, n_cells)
-        model = self._trained_effects().model
-        values = self._cells(data).expression(rows, model.gene_ids.numpy())
+        genes = self._trained_effects().model.gene_ids.numpy()
+        values = self._cells(data).expression(rows, genes)
         drawn = change_means(values, np.asarray(mean.X)[0], rng)
-        names = data.obs_names[rows].to_numpy()
-        obs = pd.DataFrame(
-            {"perturbation": mean.obs["perturbation"].iloc[0], "control_cell": names}
-        )
-        return AnnData(
-            drawn,
-            obs=obs.set_axis(names if n_cells is None else obs.index.astype(str), axis=0),
-            var=mean.var.copy(),
-        )
+        cells = data.obs_names[rows].to_numpy()
+        index = cells if n_cells is None else np.arange(n_cells).astype(str)
+        perturbation = mean.obs["perturbation"].iloc[0]
+        obs = pd.DataFrame({"perturbation": perturbation, "control_cell": cells}, index)
+        return AnnData(drawn, obs=obs, var=mean.var.copy())
 
     def _batches(self, *args: Any, **kwargs: Any) -> Iterator[tuple[slice, RaggedBatch]]:
         self._check_encoder()
@@ -717,7 +691,8 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     def _extra_state(self) -> dict[str, Any]:
         if self.module.effects is None or self._effect_names is None:
             return {}
-        return effects_to_json(self.module.effects, self._effect_names)
+        names = self._effect_names._asdict()
+        return {"sizes": asdict(self.module.effects.sizes), "names": names}
 
     def _restore_extra_state(self, state: dict[str, Any]) -> None:
         if state:
@@ -807,17 +782,13 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
                 "`library_size_key=` and give the total counts of all genes in this column."
             )
 
-        def filled(values: np.ndarray, known: torch.Tensor) -> torch.Tensor:
-            tensor = torch.from_numpy(values.astype(np.float32))
-            return torch.where(tensor.isnan(), known.mean(dim=0), tensor)
-
-        controls = Controls(
-            filled(moments.mean, model.control_mean),
-            filled(moments.expressing, model.control_expressing),
-            latent,
-            torch.stack([model.project_context(part) for part in context]),
-        )
+        controls = model.controls_of(*_expression(moments), latent, context)
         return controls, moments.n_cells
+
+
+def _expression(moments: GroupMoments) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return means and fractions of expressing cells."""
+    return torch.from_numpy(moments.mean).float(), torch.from_numpy(moments.expressing).float()
 
 
 def parse_perturbations(
@@ -843,13 +814,9 @@ def choose_populations(
     known: Sequence[str], population: str | Sequence[str] | None
 ) -> tuple[list[str], np.ndarray]:
     """Return populations of the training, by default all, and their numbers."""
-    known = list(known)
-    if population is None:
-        asked = known
-    elif isinstance(population, list | tuple | np.ndarray | pd.Index):
-        asked = [str(name) for name in population]
-    else:
-        asked = [str(population)]
+    known = asked = list(known)
+    if population is not None:
+        asked = [str(name) for name in np.atleast_1d(np.asarray(population, dtype=object))]
     if missing := [name for name in asked if name not in known]:
         raise ValueError(
             f"population={preview(missing)} is not one of the training, {preview(known)}. "

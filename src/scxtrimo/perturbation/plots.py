@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from anndata import AnnData
 
-from ..data.vocabulary import preview
+from ..data.columns import preview
 from ..pl._axes import finish, new_axes
-from .tools import EFFECT, STD, check_effects, perturbation_scores, rank_perturbed_genes
+from .tools import check_effects, perturbation_scores, rank_perturbed_genes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,8 +37,7 @@ def perturbation_effects(
     population
         Population of cells, if there are several.
     n_labels
-        Maximum number of genes to label, those with the largest effects; effects below a tenth
-        of the largest one are not labelled.
+        Maximum number of genes to label, those with effects of at least a tenth of the largest.
     ax
         Axes to draw on; by default new ones.
     show
@@ -66,8 +65,8 @@ def perturbation_effects(
     scores = perturbation_scores(one, observed).iloc[0]
     truth = observed[[_row(observed, "observed", perturbation, scores["population"])]]
     genes = truth.var_names[truth.var_names.isin(one.var_names)]
-    x, x_std = (np.asarray(truth[:, genes].layers[name])[0] for name in (EFFECT, STD))
-    y, y_std = (np.asarray(one[:, genes].layers[name])[0] for name in (EFFECT, STD))
+    x, x_std = (np.asarray(truth[:, genes].layers[name])[0] for name in ("effect", "std"))
+    y, y_std = (np.asarray(one[:, genes].layers[name])[0] for name in ("effect", "std"))
     was_given = ax is not None
     ax = new_axes(ax, (4.6, 4.4))
     largest = max(np.abs(x).max(), np.abs(y).max(), 1e-6)
@@ -78,16 +77,10 @@ def perturbation_effects(
     ax.errorbar(x, y, y_std, x_std, fmt="none", ecolor="0.8", elinewidth=0.7, zorder=1)
     ax.scatter(x, y, s=9, color="C0", zorder=2)
     size = np.maximum(np.abs(x), np.abs(y))
-    for i in np.argsort(-size)[:n_labels]:
-        if size[i] < 0.1 * largest:  # labels of small effects would overlap
-            break
-        ax.annotate(
-            genes[i], (x[i], y[i]), (3, 3), textcoords="offset points", fontsize=7, zorder=3
-        )
-    ax.set_xlim(limits)
-    ax.set_ylim(limits)
-    ax.set_xlabel("observed effect")
-    ax.set_ylabel("predicted effect")
+    labelled = np.argsort(-size)[:n_labels]
+    for i in labelled[size[labelled] >= 0.1 * largest]:  # labels of small effects would overlap
+        ax.annotate(genes[i], (x[i], y[i]), (3, 3), textcoords="offset points", fontsize=7)
+    ax.set(xlim=limits, ylim=limits, xlabel="observed effect", ylabel="predicted effect")
     ax.set_title(f"{perturbation}: r = {scores['pearson']:.2f}, MSE = {scores['mse']:.2g}")
     return finish(ax, was_given, show)
 
@@ -106,14 +99,10 @@ def perturbed_genes(
     ----------
     effects
         Effects, observed or predicted.
-    perturbation, population
+    perturbation, population, ax, show
         See :func:`perturbation_effects`.
     n_genes
         Number of genes.
-    ax
-        Axes to draw on; by default new ones.
-    show
-        Whether to show the figure.
 
     Returns
     -------
@@ -134,23 +123,20 @@ def perturbed_genes(
     ax.set_yticks(ranked.index, ranked["gene"], fontsize=8)
     ax.margins(y=0.01)
     ax.axvline(0, color="0.3", linewidth=0.8)
-    ax.set_xlabel("effect on log-normalised expression")
-    ax.set_title(perturbation)
+    ax.set(xlabel="effect on log-normalised expression", title=perturbation)
     return finish(ax, was_given, show)
 
 
 def _row(effects: AnnData, argument: str, perturbation: str, population: str | None) -> int:
     """Return the row of a perturbation."""
     check_effects(effects, argument)
-    found = effects.obs["perturbation"].astype(str).to_numpy() == perturbation
-    if not found.any():
+    names, populations = (effects.obs[key].astype(str) for key in ("perturbation", "population"))
+    if perturbation not in set(names):
         raise ValueError(
             f"perturbation={perturbation!r} is not in {argument}, which has "
-            f"{preview(effects.obs['perturbation'].unique())}."
+            f"{preview(names.unique())}."
         )
-    populations = effects.obs["population"].astype(str).to_numpy()
-    if population is not None:
-        found = found & (populations == population)
+    found = (names == perturbation) & ((populations == population) | (population is None))
     rows = np.flatnonzero(found)
     if len(rows) != 1:
         raise ValueError(

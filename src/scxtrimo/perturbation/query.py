@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.vocabulary import preview
+from ..data.columns import preview
 from .effects import NEVER, Controls, Design, EffectModel, EffectSizes, Query
 from .groups import Group
 
 
-@dataclass(frozen=True)
-class EffectNames:
+class EffectNames(NamedTuple):
     """Names of the perturbed genes, the populations, and the genes with features of the user."""
 
     targets: tuple[str, ...]
@@ -44,11 +43,15 @@ class Effects:
 
     def target_vectors(self, genes: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return embeddings and all features of genes; 0 where there are none."""
-        embedded = _rows_or_zeros(self.embeddings, [self.lookup.get(gene, -1) for gene in genes])
         row = {name: i for i, name in enumerate(self.names.named)}
-        features = _rows_or_zeros(self.model.named_features, [row.get(gene, -1) for gene in genes])
+        embedded, named = (
+            _rows_or_zeros(
+                table, torch.tensor([rows.get(gene, -1) for gene in genes], dtype=torch.int64)
+            )
+            for table, rows in ((self.embeddings, self.lookup), (self.model.named_features, row))
+        )
         blocks = [embedded] if self.model.sizes.n_embedding else []
-        return embedded, torch.cat([*blocks, features], dim=1)
+        return embedded, torch.cat([*blocks, named], dim=1)
 
     def check_known(self, targets: Sequence[tuple[str, ...]]) -> None:
         """Raise if a gene was neither perturbed in the training nor has features."""
@@ -71,57 +74,44 @@ class Effects:
         trained_p: Tensor,
         n_controls_p: Tensor,
     ) -> Query:
-        """Return groups of cells of some populations as a model that has seen nothing sees them.
+        """Return groups of cells as a model that has seen nothing sees them.
 
         ``trained_p`` is the number of a population in the training, -1 for another one.
         """
-        model = self.model
         known = {target: i for i, target in enumerate(self.names.targets)}
         genes = sorted({gene for _, targets in groups for gene in targets})
         place = {gene: i for i, gene in enumerate(genes)}
         embedded, features = self.target_vectors(genes)
-        cosines = F.normalize(embedded) @ F.normalize(self.embeddings[model.gene_ids]).T
+        cosines = F.normalize(embedded) @ F.normalize(self.embeddings[self.model.gene_ids]).T
         shape = (len(groups), max(len(targets) for _, targets in groups))
-        gene_gt = torch.full(shape, -1)
-        one_hot_gtk = torch.zeros(*shape, len(known))
-        for i, (_, targets) in enumerate(groups):
-            for j, target in enumerate(targets):
-                gene_gt[i, j] = place[target]
-                if target in known:
-                    one_hot_gtk[i, j, known[target]] = 1
-        is_target_gt = (gene_gt >= 0).float()
-        feature_gtf = _rows_or_zeros(features, gene_gt.flatten().tolist()).view(*shape, -1)
-        affinity_gtn = _rows_or_zeros(cosines, gene_gt.flatten().tolist()).view(*shape, -1)
-        population = torch.tensor([p for p, _ in groups])
+        padded = [[*targets, *[""] * (shape[1] - len(targets))] for _, targets in groups]
+        place_s = torch.tensor([place.get(gene, -1) for row in padded for gene in row])
+        known_s = torch.tensor([known.get(gene, -1) for row in padded for gene in row])
+        population_g = torch.tensor([p for p, _ in groups])
         of_populations = (
-            model.similarity(controls.latent_pz)[population],
-            trained_p[population],
-            n_controls_p[population].float(),
-        )
-        design = Design(
-            one_hot_gtk.sum(dim=1),
-            is_target_gt.sum(dim=1),
-            feature_gtf.sum(dim=1),
-            *of_populations,
+            self.model.similarity(controls.latent_pz)[population_g],
+            trained_p[population_g],
+            n_controls_p[population_g].float(),
         )
         singles = Design(
-            one_hot_gtk.flatten(0, 1),
-            is_target_gt.flatten(),
-            feature_gtf.flatten(0, 1),
+            (known_s[:, None] == torch.arange(len(known))).float(),
+            (place_s >= 0).float(),
+            _rows_or_zeros(features, place_s),
             *(part.repeat_interleave(shape[1], dim=0) for part in of_populations),
         )
-        return Query(design, singles, torch.full(shape, NEVER), affinity_gtn, population)
+        of_targets = (part.unflatten(0, shape).sum(dim=1) for part in singles[:3])
+        return Query(
+            Design(*of_targets, *of_populations),
+            singles,
+            torch.full(shape, NEVER),
+            _rows_or_zeros(cosines, place_s).unflatten(0, shape),
+            population_g,
+        )
 
 
-def _rows_or_zeros(table: Tensor, rows: list[int]) -> Tensor:
+def _rows_or_zeros(table: Tensor, rows: Tensor) -> Tensor:
     """Return rows of a table, zeros for -1."""
-    padded = torch.cat([table, torch.zeros(1, table.shape[1])])
-    return padded[torch.tensor(rows, dtype=torch.int64)]
-
-
-def effects_to_json(model: EffectModel, names: EffectNames) -> dict[str, Any]:
-    """Return what is saved of an effect model besides its tensors."""
-    return {"sizes": asdict(model.sizes), "names": asdict(names)}
+    return torch.cat([table, torch.zeros(1, table.shape[1])])[rows]
 
 
 def effects_from_json(state: dict[str, Any]) -> tuple[EffectModel, EffectNames]:
@@ -132,7 +122,6 @@ def effects_from_json(state: dict[str, Any]) -> tuple[EffectModel, EffectNames]:
         names = EffectNames(**{key: tuple(value) for key, value in state["names"].items()})
     except (KeyError, TypeError) as error:
         raise ValueError(f"The saved effects of perturbations are damaged: {error}") from error
-    expected = sizes.n_targets, sizes.n_populations, sizes.n_named
-    if (len(names.targets), len(names.populations), len(names.named)) != expected:
+    if tuple(map(len, names)) != (sizes.n_targets, sizes.n_populations, sizes.n_named):
         raise ValueError("The saved effects of perturbations are damaged: names are missing.")
     return EffectModel(sizes), names

@@ -10,15 +10,11 @@ from anndata import AnnData
 from anndata.utils import make_index_unique
 from scipy import sparse
 
+from ..data.columns import preview
 from ..data.counts import RowReader, check_counts, get_layer
-from ..data.vocabulary import preview
 from .groups import PerturbationNames, group_cells, group_moments, library_sizes, pooled_sd
 
-EFFECT = "effect"
-STD = "std"
-SCORE = "score"
-CONTROL = "control"
-LAYERS = (EFFECT, STD, SCORE, CONTROL)
+LAYERS = ("effect", "std", "score", "control")
 
 
 def perturbation_effects(
@@ -41,12 +37,9 @@ def perturbation_effects(
 
     Returns
     -------
-    AnnData with a row per perturbation and population, as
-    :meth:`scxtrimo.model.XTrimoGenePerturbation.predict` returns it: ``X`` is the mean
-    log-normalised expression, the layer ``effect`` its difference to that of the control cells
-    (layer ``control``), ``std`` its standard error without the noise of the control cells, and
-    ``score`` the effect over its standard error with this noise. ``obs["n_cells"]`` is
-    the number of perturbed cells.
+    AnnData as :meth:`scxtrimo.model.XTrimoGenePerturbation.predict` returns it, but the layer
+    ``std`` is the standard error of the effect without the noise of the control cells, and
+    ``obs["n_cells"]`` the number of perturbed cells.
 
     Raises
     ------
@@ -64,13 +57,8 @@ def perturbation_effects(
     cells = group_cells(adata, names, perturbation_key, population_key)
     totals = None if library_size_key is None else library_sizes(adata, library_size_key)
     reader = RowReader(get_layer(adata, layer))
-    perturbed, controls = (
-        group_moments(reader, codes, n_groups, totals)
-        for codes, n_groups in (
-            (cells.codes, len(cells.groups)),
-            (cells.control_codes, len(cells.populations)),
-        )
-    )
+    perturbed = group_moments(reader, cells.codes, len(cells.groups), totals)
+    controls = group_moments(reader, cells.control_codes, len(cells.populations), totals)
     population = np.array([p for p, _ in cells.groups])
     sd = pooled_sd(perturbed, controls)
     effect = perturbed.mean - controls.mean[population]
@@ -106,8 +94,8 @@ def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataF
 
     Returns
     -------
-    Data frame with the columns ``perturbation``, ``population``, ``gene``, ``effect``, ``std``,
-    ``score`` and ``control``, see :func:`perturbation_effects`, the largest scores first.
+    Data frame of perturbation, population, gene, effect, its standard deviation, score, and
+    expression of control cells (``control``); of a perturbation, the largest scores first.
 
     Examples
     --------
@@ -118,23 +106,15 @@ def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataF
     check_effects(effects, "effects")
     if n_genes is not None and n_genes < 1:
         raise ValueError(f"n_genes={n_genes} must be positive.")
-    parts = []
-    for i in range(effects.n_obs):
-        effect, std, score, control = (np.asarray(effects.layers[k])[i] for k in LAYERS)
-        order = np.argsort(-np.abs(score), kind="stable")[:n_genes]
-        part = pd.DataFrame(
-            {
-                "gene": effects.var_names[order],
-                "effect": effect[order],
-                "std": std[order],
-                "score": score[order],
-                "control": control[order],
-            }
-        )
-        for j, key in enumerate(("perturbation", "population")):
-            part.insert(j, key, effects.obs[key].iloc[i])
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+    layers = {name: np.asarray(effects.layers[name]) for name in LAYERS}
+    order = np.argsort(-np.abs(layers["score"]), axis=1, kind="stable")[:, :n_genes]
+    names = effects.obs[["perturbation", "population"]].astype(str)
+    rows = np.repeat(np.arange(effects.n_obs), order.shape[1])
+    ranked = names.iloc[rows].reset_index(drop=True)
+    ranked["gene"] = effects.var_names[order.ravel()]
+    for name, values in layers.items():
+        ranked[name] = np.take_along_axis(values, order, axis=1).ravel()
+    return ranked
 
 
 def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) -> pd.DataFrame:
@@ -145,17 +125,16 @@ def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) 
     predicted
         Predicted effects.
     observed
-        Observed effects of at least the same perturbations and populations; genes are matched
-        by name.
+        Observed effects of at least the same perturbations and populations.
     n_top
         Number of differential genes, those with the largest observed absolute scores.
 
     Returns
     -------
-    Data frame with a row per row of ``predicted``: ``mse`` and ``mse_top`` (mean squared error
-    over all and over the differential genes), ``pearson`` and ``pearson_top`` (correlation of the
-    effects; 0 where nothing is predicted to change), and ``direction`` (fraction of the
-    differential genes that change in the predicted direction).
+    Data frame with a row per row of ``predicted``: mean squared error over all genes (``mse``) and
+    the differential ones (``mse_top``), correlation of the effects (``pearson``, ``pearson_top``;
+    0 where nothing is predicted to change), and the fraction of the differential genes that
+    change in the predicted ``direction``.
 
     Raises
     ------
@@ -183,9 +162,8 @@ def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) 
         raise ValueError("predicted and observed have no genes in common.")
     truth = observed[[place[pair] for pair in asked], genes]
     effect, target = _effects(predicted[:, genes]), _effects(truth)
-    score = np.abs(np.asarray(truth.layers[SCORE]))
-    top = np.argsort(-score, axis=1, kind="stable")[:, :n_top]
-    of_top = [np.take_along_axis(values, top, axis=1) for values in (effect, target)]
+    order = np.argsort(-np.abs(np.asarray(truth.layers["score"])), axis=1, kind="stable")
+    of_top = [np.take_along_axis(values, order[:, :n_top], axis=1) for values in (effect, target)]
     result = pd.DataFrame(asked, predicted.obs_names, ["population", "perturbation"])
     result["mse"] = np.square(effect - target).mean(axis=1)
     result["mse_top"] = np.square(of_top[0] - of_top[1]).mean(axis=1)
@@ -214,12 +192,11 @@ def genetic_interactions(
 
     Returns
     -------
-    Data frame with a row per pair of which both single effects are known: the coefficients
-    ``c_a`` and ``c_b``; ``magnitude`` :math:`\sqrt{c_a^2 + c_b^2}`, above :math:`\sqrt 2` for
-    synergy and below for buffering; ``fit``, the correlation of the pair with the regression, low
-    for neomorphism; ``equality``, the smaller coefficient over the larger one, low for epistasis;
-    ``similarity``, the correlation of the effects of the two genes; and ``ratio``, the length of
-    the effect over that of the sum.
+    Data frame with a row per pair of which both single effects are known: ``c_a`` and ``c_b``;
+    ``magnitude`` :math:`\sqrt{c_a^2 + c_b^2}`, above :math:`\sqrt 2` for synergy and below for
+    buffering; ``fit``, the correlation of pair and regression, low for neomorphism; ``equality``,
+    the smaller coefficient over the larger one, low for epistasis; ``similarity``, the correlation
+    of the two single effects; ``ratio``, the length of the effect over that of the sum.
 
     Raises
     ------
@@ -255,7 +232,7 @@ def genetic_interactions(
             "c_b": c[1],
             "magnitude": np.hypot(*c),
             "fit": _correlations((genes @ c)[None], pair[None])[0],
-            "equality": float(size.min()) / max(float(size.max()), 1e-12),
+            "equality": size.min() / max(size.max(), 1e-12),
             "similarity": _correlations(genes[:, :1].T, genes[:, 1:].T)[0],
             "ratio": np.linalg.norm(pair) / max(np.linalg.norm(genes.sum(axis=1)), 1e-12),
         }
@@ -269,12 +246,12 @@ def genetic_interactions(
 
 def _pairs(effects: AnnData) -> list[tuple[str, str]]:
     """Return population and perturbation of every row."""
-    columns = (np.asarray(effects.obs[key]).astype(str) for key in ("population", "perturbation"))
-    return [(str(population), str(name)) for population, name in zip(*columns, strict=True)]
+    columns = (effects.obs[key].astype(str) for key in ("population", "perturbation"))
+    return list(zip(*columns, strict=True))
 
 
 def _effects(effects: AnnData) -> np.ndarray:
-    return np.asarray(effects.layers[EFFECT], dtype=np.float64)
+    return np.asarray(effects.layers["effect"], dtype=np.float64)
 
 
 def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -293,10 +270,7 @@ def effects_anndata(
     control: np.ndarray,
     named_by: Sequence[str] = ("population",),
 ) -> AnnData:
-    """Return effects as an AnnData with a row per perturbation and population.
-
-    Rows are named by the perturbation and by those columns of ``named_by`` that differ.
-    """
+    """Return effects as an AnnData; columns ``named_by`` that differ are part of the names."""
     names = obs["perturbation"].astype(str)
     if more := [key for key in named_by if obs[key].nunique() > 1]:
         names = names + " (" + obs[more].astype(str).agg(", ".join, axis=1) + ")"
@@ -327,11 +301,7 @@ def check_effects(effects: AnnData, argument: str) -> None:
 def change_means(
     values_cg: np.ndarray, mean_g: np.ndarray, rng: np.random.Generator
 ) -> sparse.csr_matrix:
-    """Return cells (log-normalised expression) changed at random to have another expected mean.
-
-    Of a gene that goes down, some expressing cells lose their expression; of one that goes up,
-    others take over the expression of cells that express it, or, where all do, all are shifted.
-    """
+    """Return log-normalised cells changed at random to have another expected mean."""
     result = np.array(values_cg)
     for gene in range(values_cg.shape[1]):
         column = values_cg[:, gene]
