@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .groups import GroupMoments
+
 HERE, ELSEWHERE, NEVER = 0, 1, 2
 """Where a target was perturbed in the training: this population, another one, or nowhere."""
 
@@ -94,15 +96,10 @@ class Query(NamedTuple):
 
     def rows(self, index: Tensor) -> Query:
         """Return some of the groups, by number."""
-        max_targets = self.seen_gt.shape[1]
-        single = (index[:, None] * max_targets + torch.arange(max_targets)).flatten()
-        return Query(
-            self.design.rows(index),
-            self.singles.rows(single),
-            self.seen_gt[index],
-            self.affinity_gtn[index],
-            self.population_g[index],
-        )
+        width = self.seen_gt.shape[1]
+        single = (index[:, None] * width + torch.arange(width)).flatten()
+        rest = (part[index] for part in self[2:])
+        return Query(self.design.rows(index), self.singles.rows(single), *rest)
 
 
 class NetInputs(NamedTuple):
@@ -138,12 +135,12 @@ class EffectSizes:
         return (*([self.n_embedding] if self.n_embedding else []), *self.named_blocks)
 
 
-class _Solution(NamedTuple):
-    """The training groups in the basis in which noise and covariance are diagonal."""
+class EffectNames(NamedTuple):
+    """Names of the perturbed genes, the populations, and the genes with features of the user."""
 
-    basis_gi: Tensor
-    eigenvalues_i: Tensor
-    effects_in: Tensor
+    targets: tuple[str, ...]
+    populations: tuple[str, ...]
+    named: tuple[str, ...] = ()
 
 
 class MixedEffects(nn.Module):
@@ -187,7 +184,7 @@ class MixedEffects(nn.Module):
         sharing = [1.0, 0.0, 0.0] if n_populations == 1 else [1 / 3] * 3
         self.sharing = nn.Buffer(torch.tensor(sharing))
         self.gene_scale = nn.Buffer(torch.ones(n_genes))
-        self._solved: _Solution | None = None
+        self._solved: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def design(self) -> Design:
@@ -254,11 +251,11 @@ class MixedEffects(nn.Module):
     @torch.no_grad()
     def _fit_gene_scale(self) -> None:
         """Fit the factor of the variances of every gene, on a grid."""
-        solution = self._solution()
-        squares_in = solution.effects_in.square()
+        _, eigenvalues_i, effects_in = self._solution()
+        squares_in = effects_in.square()
         best_n = torch.full((squares_in.shape[1],), -torch.inf, dtype=torch.float64)
         for log_scale in torch.linspace(-7, 7, 29, dtype=torch.float64):
-            variance_i = (solution.eigenvalues_i * log_scale.exp() + 1)[:, None]
+            variance_i = (eigenvalues_i * log_scale.exp() + 1)[:, None]
             log_likelihood_n = -0.5 * (variance_i.log() + squares_in / variance_i).sum(dim=0)
             log_posterior_n = log_likelihood_n - 0.5 * (log_scale / SCALE_WIDTH) ** 2
             self.gene_scale[log_posterior_n > best_n] = log_scale.exp().float()
@@ -266,10 +263,9 @@ class MixedEffects(nn.Module):
 
     def without(self, keep_g: Tensor) -> MixedEffects:
         """Return the model of these groups alone: same variances, gene scales fitted again."""
-        kept = torch.nonzero(keep_g)[:, 0]
         sizes = (self.targets_gt.shape[1], self.similarity_gp.shape[1], self.effects_gn.shape[1])
-        model = MixedEffects(len(kept), *sizes, self.feature_blocks).to(self.effects_gn.device)
-        model.set(self.design.rows(kept), self.effects_gn[kept], self.n_cells_g[kept])
+        model = MixedEffects(int(keep_g.sum()), *sizes, self.feature_blocks)
+        model.set(self.design.rows(keep_g), self.effects_gn[keep_g], self.n_cells_g[keep_g])
         model.log_variances.copy_(self.log_variances)
         model.sharing.copy_(self.sharing)
         model._fit_gene_scale()
@@ -278,12 +274,12 @@ class MixedEffects(nn.Module):
     @torch.no_grad()
     def predict(self, design: Design) -> Prediction:
         """Return posterior means and variances of groups of cells, float32."""
-        solution, scale_n = self._solution(), self.gene_scale.double()
-        signal_qi = self._covariance_with(design) @ solution.basis_gi
+        (basis_gi, eigenvalues_i, effects_in), scale_n = self._solution(), self.gene_scale.double()
+        signal_qi = self._covariance_with(design) @ basis_gi
         is_same_qg = design.population_g[:, None] == self.population_g[None]
-        noise_qi = (is_same_qg / self.n_controls_g.double()[None]) @ solution.basis_gi
-        precision_in = 1 / (solution.eigenvalues_i[:, None] * scale_n + 1)
-        weights_in = precision_in * solution.effects_in
+        noise_qi = (is_same_qg / self.n_controls_g.double()[None]) @ basis_gi
+        precision_in = 1 / (eigenvalues_i[:, None] * scale_n + 1)
+        weights_in = precision_in * effects_in
         effect_qn = scale_n * (signal_qi @ weights_in)
         effect_variance_qn = scale_n * (
             self._prior_variance(design)[:, None] - scale_n * (signal_qi.square() @ precision_in)
@@ -311,13 +307,13 @@ class MixedEffects(nn.Module):
     @torch.no_grad()
     def target_effects(self, design: Design) -> Tensor:
         """Return the posterior means of the effects of single targets, one per row."""
-        solution, scale_n = self._solution(), self.gene_scale.double()
-        weights_in = solution.effects_in / (solution.eigenvalues_i[:, None] * scale_n + 1)
-        signal_qi = self._covariance_with(design) @ solution.basis_gi
+        (basis_gi, eigenvalues_i, effects_in), scale_n = self._solution(), self.gene_scale.double()
+        weights_in = effects_in / (eigenvalues_i[:, None] * scale_n + 1)
+        signal_qi = self._covariance_with(design) @ basis_gi
         return (scale_n * (signal_qi @ weights_in)).float()
 
-    def _solution(self) -> _Solution:
-        """Return the basis in which the noise is 1 and the covariance of effects diagonal."""
+    def _solution(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a basis where the noise is 1 and covariances are diagonal; these; effects."""
         if self._solved is None:
             factor = torch.linalg.cholesky(self._noise())
             covariance_gg = self._covariance_with(self.design)
@@ -325,9 +321,8 @@ class MixedEffects(nn.Module):
             whitened = torch.linalg.solve_triangular(factor, whitened.T, upper=False)
             eigenvalues_i, vectors_gi = torch.linalg.eigh((whitened + whitened.T) / 2)
             basis_gi = torch.linalg.solve_triangular(factor.T, vectors_gi, upper=True)
-            self._solved = _Solution(
-                basis_gi, eigenvalues_i.clamp(min=0), basis_gi.T @ self.effects_gn.double()
-            )
+            effects_in = basis_gi.T @ self.effects_gn.double()
+            self._solved = basis_gi, eigenvalues_i.clamp(min=0), effects_in
         return self._solved
 
     def _covariance_with(self, design: Design) -> Tensor:
@@ -410,9 +405,9 @@ class EffectModel(nn.Module):
     training they are 0 and 1.
     """
 
-    def __init__(self, sizes: EffectSizes) -> None:
+    def __init__(self, sizes: EffectSizes, names: EffectNames) -> None:
         super().__init__()
-        self.sizes = sizes
+        self.sizes, self.names = sizes, names
         n_populations, n_genes = sizes.n_populations, sizes.n_genes
         self.mixed = MixedEffects(
             sizes.n_groups, sizes.n_targets, n_populations, n_genes, sizes.feature_blocks
@@ -459,16 +454,16 @@ class EffectModel(nn.Module):
         spread_c = ((known_nd - self.context_mean) @ axes_dc).std(dim=0).clamp(min=1e-6)
         self.context_axes.copy_(axes_dc / spread_c)
 
-    def controls_of(
-        self, mean_pn: Tensor, expressing_pn: Tensor, latent_pz: Tensor, embeddings_pnd: Tensor
-    ) -> Controls:
+    def controls_of(self, moments: GroupMoments, latent: Tensor, embeddings: Tensor) -> Controls:
         """Return control cells; genes that they lack (NaN) are expressed as in the training."""
-        axes, centre = self.context_axes, self.context_mean
+        known = (moments.mean, self.control_mean), (moments.expressing, self.control_expressing)
+        measured = [(torch.from_numpy(values).float(), ours) for values, ours in known]
         return Controls(
-            torch.where(mean_pn.isnan(), self.control_mean.mean(dim=0), mean_pn),
-            torch.where(expressing_pn.isnan(), self.control_expressing.mean(dim=0), expressing_pn),
-            latent_pz,
-            torch.stack([(part - centre) @ axes for part in embeddings_pnd]).nan_to_num(0.0),
+            *(torch.where(new.isnan(), ours.mean(dim=0), new) for new, ours in measured),
+            latent,
+            torch.stack(
+                [(part - self.context_mean) @ self.context_axes for part in embeddings]
+            ).nan_to_num(0.0),
         )
 
     def similarity(self, latent_qz: Tensor) -> Tensor:

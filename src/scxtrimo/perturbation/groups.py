@@ -18,10 +18,6 @@ from ..data.columns import as_text, canonical, get_column, preview
 from ..data.counts import RowReader, log_normalized
 from ..data.fields import CategoryField, CountsField
 
-PERTURBATION = "perturbation"
-POPULATION = "population"
-LIBRARY_SIZE = "library_size"
-ALL_CELLS = "all"
 MIN_SD = 0.01
 """Lower bound of the standard deviation of a gene between cells, for genes without counts."""
 Group = tuple[int, tuple[str, ...]]
@@ -109,7 +105,7 @@ class PerturbationField(CategoryField):
     """A column of ``adata.obs`` with the perturbation of every cell."""
 
     def __init__(self, obs_key: str, names: PerturbationNames) -> None:
-        super().__init__(PERTURBATION, obs_key)
+        super().__init__("perturbation", obs_key)
         self.names = names
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
@@ -134,7 +130,7 @@ class LibrarySizeField(CategoryField):
     """A column of ``adata.obs`` with the total counts of the cells; nothing is learned from it."""
 
     def __init__(self, obs_key: str) -> None:
-        super().__init__(LIBRARY_SIZE, obs_key)
+        super().__init__("library_size", obs_key)
 
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column holds positive numbers."""
@@ -215,14 +211,14 @@ def group_cells(
 
 def complete_column(adata: AnnData, key: str) -> pd.Series:
     """Return a column of ``adata.obs`` as text; raise if it has missing values."""
-    CategoryField(PERTURBATION, key).validate_field(adata)
+    CategoryField("perturbation", key).validate_field(adata)
     return as_text(adata.obs[key])
 
 
 def population_codes(adata: AnnData, key: str | None) -> tuple[np.ndarray, list[str]]:
     """Return the population of every cell and the names; without a key all are one population."""
     if key is None:
-        return np.zeros(adata.n_obs, dtype=np.int64), [ALL_CELLS]
+        return np.zeros(adata.n_obs, dtype=np.int64), ["all"]
     codes, names = pd.factorize(complete_column(adata, key), sort=True)
     return codes.astype(np.int64), [str(name) for name in names]
 
@@ -239,12 +235,12 @@ class GroupMoments(NamedTuple):
 def group_moments(
     reader: RowReader,
     codes: np.ndarray,
-    n_groups: int,
     totals: np.ndarray | None = None,
     columns: np.ndarray | None = None,
 ) -> GroupMoments:
     """Return moments of log-normalised expression; the code of cells of no group is -1."""
     columns = np.arange(reader.shape[1]) if columns is None else columns
+    n_groups = codes.max() + 1
     sums = np.zeros((3, n_groups, len(columns)))
     start = 0
     for chunk in reader.chunks():
@@ -259,7 +255,7 @@ def group_moments(
         )
         for total, values in zip(sums, (logged, squares, ones), strict=True):
             total[present] += (of_group @ values).toarray()
-    n_cells = np.bincount(codes[codes >= 0], minlength=n_groups)
+    n_cells = np.bincount(codes[codes >= 0])
     mean, mean_square, expressing = (total / np.maximum(n_cells, 1)[:, None] for total in sums)
     variance = np.maximum(mean_square - mean**2, 0)
     variance *= (n_cells / np.maximum(n_cells - 1, 1))[:, None]
@@ -288,14 +284,12 @@ class RegisteredCells:
         self.columns = np.full(n_genes, -1)  # the data may lack genes
         self.columns[gene_of_column[used]] = used
 
-    def moments(self, codes: np.ndarray, n_groups: int, genes: np.ndarray) -> GroupMoments:
+    def moments(self, codes: np.ndarray, genes: np.ndarray) -> GroupMoments:
         """Return the moments of groups of cells; NaN for genes that the data lack."""
         columns = self.columns[genes]
         is_measured = columns >= 0
-        n_cells, *known = group_moments(
-            self.reader, codes, n_groups, self.totals, columns[is_measured]
-        )
-        moments = np.full((3, n_groups, len(genes)), np.nan)
+        n_cells, *known = group_moments(self.reader, codes, self.totals, columns[is_measured])
+        moments = np.full((3, len(n_cells), len(genes)), np.nan)
         moments[:, :, is_measured] = known
         return GroupMoments(n_cells, *moments)
 

@@ -25,9 +25,8 @@ from ..model.derive import derive_model
 from ..model.xtrimogene import XTrimoGene
 from ..nn.ragged import RaggedBatch
 from ..nn.xtrimogene import XTrimoGeneModule
-from .effects import HERE, NEVER, Controls, EffectModel, EffectSizes, Query
+from .effects import HERE, NEVER, Controls, EffectModel, EffectNames, EffectSizes, Query
 from .groups import (
-    POPULATION,
     CellGroups,
     GroupMoments,
     LibrarySizeField,
@@ -40,10 +39,10 @@ from .groups import (
     pooled_sd,
     population_codes,
 )
-from .query import EffectNames, Effects, effects_from_json
+from .query import Effects, effects_from_json
 from .relations import feature_table
 from .tools import change_means, effects_anndata
-from .training import EffectsConfig, HeldOut, fit_effects, may_correct, n_stages
+from .training import EffectsConfig, LeftOut, fit_effects, may_correct, n_stages
 
 Perturbation = str | Sequence[str]
 UnknownTargets = Literal["raise", "average"]
@@ -100,7 +99,6 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
 
     _module_cls = XTrimoGenePerturbationModule
     module: XTrimoGenePerturbationModule
-    _effect_names: EffectNames | None = None
     _held_out: AnnData | None = None
 
     @classmethod
@@ -301,10 +299,10 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             delay=PROGRESS_SECONDS,
             disable=kwargs.get("enable_progress_bar") is False,
         ) as bar:
-            held_out = fit_effects(model, query, config, self.seed_, bar.update)
+            held_out, predicted = fit_effects(model, query, config, self.seed_, bar.update)
         # The state of the model changes only here, after everything that can fail.
-        self._held_out = self._held_out_anndata(learned, held_out, cells, observed)
-        self.module.effects, self._effect_names = model.to(self.device), learned.names
+        self._held_out = self._held_out_anndata(model, cells, held_out, predicted, observed)
+        self.module.effects = model.to(self.device)
         self.module.eval()
         n_single = sum(len(names) == 1 for names in conditions)
         weights = ", ".join(f"{weight:.2f}" for weight in model.gate[[HERE, NEVER]].tolist())
@@ -329,8 +327,8 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
                 self.history_: dict[str, pd.DataFrame] = {}
             logger.info(
                 "The encoder is not trained, as it contributes nothing to the predictions (one "
-                f"population, fewer than two perturbed genes that the model knows, no correction)"
-                f"{said}."
+                "population, fewer than two perturbed genes that the model knows, no "
+                f"correction){said}."
             )
         elif unused:
             logger.info(f"The encoder is trained already{said}.")
@@ -350,37 +348,35 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     ) -> tuple[Effects, Query, tuple[np.ndarray, np.ndarray]]:
         """Return an effect model with all that is measured, its groups, and their effects."""
         genes = np.flatnonzero(self._measured_genes(adata).cpu().numpy())
-        n_groups, n_populations = len(cells.groups), len(cells.populations)
-        perturbed = self._cells(adata).moments(cells.codes, n_groups, genes)
+        perturbed = self._cells(adata).moments(cells.codes, genes)
         moments, latent, context = self._read_controls(
-            adata, cells.control_codes, n_populations, genes, uses_encoder
-        )
-        named_blocks = named.columns.get_level_values(0).value_counts(sort=False)
-        model = EffectModel(
-            EffectSizes(
-                n_groups=n_groups,
-                n_targets=len(targets),
-                n_populations=n_populations,
-                n_genes=len(genes),
-                n_latent=latent.shape[1],
-                n_hidden=context.shape[2],
-                n_context=N_CONTEXT,
-                n_embedding=self._n_embedding(targets),
-                n_named=len(named),
-                named_blocks=tuple(named_blocks.tolist()),
-            )
+            adata, cells.control_codes, genes, uses_encoder
         )
         names = EffectNames(tuple(targets), tuple(cells.populations), tuple(named.index))
-        effects = self._effects_of(model, names)
+        named_blocks = named.columns.get_level_values(0).value_counts(sort=False)
+        sizes = EffectSizes(
+            n_groups=len(cells.groups),
+            n_targets=len(targets),
+            n_populations=len(cells.populations),
+            n_genes=len(genes),
+            n_latent=latent.shape[1],
+            n_hidden=context.shape[2],
+            n_context=N_CONTEXT,
+            n_embedding=self._n_embedding(targets),
+            n_named=len(named),
+            named_blocks=tuple(named_blocks.tolist()),
+        )
+        model = EffectModel(sizes, names)
+        effects = self._effects_of(model)
         sd = pooled_sd(perturbed, moments)
         model.gene_ids.copy_(torch.from_numpy(genes))
         model.named_features.copy_(torch.tensor(named.to_numpy(np.float32)))
         model.gene_sd.copy_(torch.from_numpy(sd))
         model.set_context_axes(context.flatten(0, 1))
-        controls = model.controls_of(*_expression(moments), latent, context)
+        controls = model.controls_of(moments, latent, context)
         model.set_controls(controls)
-        everyone, n_controls = torch.arange(n_populations), torch.from_numpy(moments.n_cells)
-        query = effects.query(cells.groups, controls, everyone, n_controls)
+        everyone = torch.arange(len(cells.populations))
+        query = effects.query(cells.groups, controls, everyone, torch.from_numpy(moments.n_cells))
         observed = perturbed.mean - moments.mean[[p for p, _ in cells.groups]]
         model.mixed.set(
             query.design,
@@ -391,17 +387,18 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
 
     def _held_out_anndata(
         self,
-        effects: Effects,
-        held_out: HeldOut,
+        model: EffectModel,
         cells: CellGroups,
-        observed: tuple[np.ndarray, np.ndarray],
+        held_out: LeftOut,
+        predicted: Sequence[torch.Tensor],
+        observed: Sequence[np.ndarray],
     ) -> AnnData:
         """Return predictions for groups left out beside what was observed."""
         population = np.array([cells.groups[i][0] for i in held_out.group])
         targets = [np.array(cells.groups[i][1]) for i in held_out.group]
         unseen = [
-            genes[is_unseen[: len(genes)]]
-            for genes, is_unseen in zip(targets, held_out.is_unseen, strict=True)
+            genes[seen[: len(genes)] == NEVER]
+            for genes, seen in zip(targets, held_out.seen_gt.numpy(), strict=True)
         ]
         obs = pd.DataFrame(
             {
@@ -413,11 +410,9 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         )
         adata = effects_anndata(
             obs,
-            np.asarray(self.vocabulary.gene_ids)[effects.model.gene_ids],
-            held_out.predicted,
-            held_out.std,
-            held_out.score,
-            effects.model.control_mean.numpy()[population],
+            np.asarray(self.vocabulary.gene_ids)[model.gene_ids],
+            *(values.numpy() for values in predicted),
+            model.control_mean.numpy()[population],
             named_by=("population", "left_out", "unseen_targets"),
         )
         for name, values in zip(("observed", "observed_std"), observed, strict=True):
@@ -463,7 +458,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         >>> perturbation_model.targets[:2]
         ['GENE1', 'GENE2']
         """
-        return list(self._trained_effects().names.targets)
+        return list(self._trained_effects().model.names.targets)
 
     @property
     def perturbations(self) -> list[str]:
@@ -476,7 +471,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         """
         effects = self._trained_effects()
         rows = np.unique(effects.model.mixed.targets_gt.numpy(), axis=0)
-        targets = np.array(effects.names.targets)
+        targets = np.array(effects.model.names.targets)
         return sorted(self._names.name(targets[row > 0]) for row in rows)
 
     def predict(
@@ -524,6 +519,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         ['GENE1+GENE2', 'GENE2+GENE3']
         """
         effects = self._trained_effects()
+        model = effects.model
         if unknown_targets not in ("raise", "average"):
             raise ValueError(f"unknown_targets={unknown_targets!r} must be 'raise' or 'average'.")
         targets = parse_perturbations(
@@ -534,16 +530,19 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         if adata is not None and population is not None:
             raise ValueError("Give either `population` or `adata`, not both.")
         if adata is None:
-            populations, trained = choose_populations(effects.names.populations, population)
-            controls = Controls(*(part[trained] for part in effects.model.controls))
+            populations, trained = choose_populations(model.names.populations, population)
+            controls = Controls(*(part[trained] for part in model.controls))
             n_cells = effects.n_controls[trained]
         else:
             data = self._validate_anndata(adata)
             codes, populations = self._control_codes(data)
-            controls, n_cells = self._other_controls(effects, data, codes, len(populations))
+            moments, latent, context = self._read_controls(
+                data, codes, model.gene_ids.numpy(), model.uses_encoder
+            )
+            self._warn_of_totals(moments)
+            controls, n_cells = model.controls_of(moments, latent, context), moments.n_cells
             trained = np.full(len(populations), -1)
         groups = [(p, genes) for p in range(len(populations)) for genes in targets]
-        model = effects.model
         query = effects.query(
             groups, controls, torch.from_numpy(trained), torch.from_numpy(n_cells)
         ).as_seen_in(model.mixed.design)
@@ -553,7 +552,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         ]
         effect, std, score = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
         row = np.array([p for p, _ in groups])
-        known = set(effects.names.targets)
+        known = set(model.names.targets)
         obs = pd.DataFrame(
             {
                 "perturbation": [self._names.name(genes) for _, genes in groups],
@@ -651,11 +650,11 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             )
 
     def __repr__(self) -> str:
-        effects, names = self.module.effects, self._effect_names
-        if effects is None or names is None:
+        effects = self.module.effects
+        if effects is None:
             return f"{super().__repr__()}\n  effects: not learned"
         uses = {
-            "similarity of populations": len(names.populations) > 1,
+            "similarity of populations": effects.sizes.n_populations > 1,
             "gene embeddings": effects.sizes.n_embedding > 0,
             "correction": bool(effects.gate.any()),
         }
@@ -663,8 +662,8 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         untrained = "" if self.is_trained_ else ", so it was not trained"
         return (
             f"{super().__repr__()}\n"
-            f"  effects: {len(names.targets)} perturbed genes, {len(names.populations)} "
-            f"populations, {effects.sizes.n_genes:,} genes\n"
+            f"  effects: {effects.sizes.n_targets} perturbed genes, "
+            f"{effects.sizes.n_populations} populations, {effects.sizes.n_genes:,} genes\n"
             "  encoder in the predictions: "
             f"{used or f'none, they are the same for any encoder{untrained}'}"
         )
@@ -677,26 +676,26 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     def _trained_effects(self) -> Effects:
         """Return the effect model; raise if there is none yet."""
         model = self.module.effects
-        if model is None or self._effect_names is None:
+        if model is None:
             raise ValueError("No effects were learned yet. Call `model.train()` first.")
         # On the CPU: moving queries to another device takes longer than this small model.
         on_cpu = model.gene_sd.device.type == "cpu"
-        return self._effects_of(model if on_cpu else deepcopy(model).cpu(), self._effect_names)
+        return self._effects_of(model if on_cpu else deepcopy(model).cpu())
 
-    def _effects_of(self, model: EffectModel, names: EffectNames) -> Effects:
+    def _effects_of(self, model: EffectModel) -> Effects:
         weights = self.module.net.gene_embeddings.detach().float().cpu()
         embeddings = F.normalize(weights - weights.mean(dim=0))
-        return Effects(model, names, embeddings, self.vocabulary.lookup())
+        return Effects(model, embeddings, self.vocabulary.lookup())
 
     def _extra_state(self) -> dict[str, Any]:
-        if self.module.effects is None or self._effect_names is None:
+        effects = self.module.effects
+        if effects is None:
             return {}
-        names = self._effect_names._asdict()
-        return {"sizes": asdict(self.module.effects.sizes), "names": names}
+        return {"sizes": asdict(effects.sizes), "names": effects.names._asdict()}
 
     def _restore_extra_state(self, state: dict[str, Any]) -> None:
         if state:
-            self.module.effects, self._effect_names = effects_from_json(state)
+            self.module.effects = effects_from_json(state)
 
     def _cells(self, adata: AnnData) -> RegisteredCells:
         manager = self.get_anndata_manager(adata, required=True)
@@ -706,16 +705,13 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         return RegisteredCells(manager, len(self.vocabulary), totals)
 
     def _control_codes(self, adata: AnnData) -> tuple[np.ndarray, list[str]]:
-        """Return the population of control cells, -1 for perturbed ones, and their names.
-
-        Without a column of perturbations all are control cells.
-        """
+        """Return the population of control cells, -1 for perturbed ones, and their names."""
         args = self.registry_["setup_args"]
         key, population_key = args["perturbation_key"], args["population_key"]
         codes, names = population_codes(
             adata, population_key if population_key in adata.obs else None
         )
-        if key not in adata.obs:
+        if key not in adata.obs:  # all are control cells
             return codes, names
         labels = complete_column(adata, key)
         is_control = np.array([not self._names.targets(label) for label in labels])
@@ -728,19 +724,11 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         return np.where(is_control, np.searchsorted(kept, codes), -1), [names[i] for i in kept]
 
     def _read_controls(
-        self,
-        adata: AnnData,
-        codes: np.ndarray,
-        n_populations: int,
-        genes: np.ndarray,
-        uses_encoder: bool,
+        self, adata: AnnData, codes: np.ndarray, genes: np.ndarray, uses_encoder: bool
     ) -> tuple[GroupMoments, torch.Tensor, torch.Tensor]:
-        """Return expression, latent representation and gene embeddings of control cells.
-
-        The last two come from at most a thousand cells of each population, or are 0 and NaN if
-        the encoder is not used.
-        """
-        moments = self._cells(adata).moments(codes, n_populations, genes)
+        """Return expression, latent representation and gene embeddings (0 and NaN if unused)."""
+        moments = self._cells(adata).moments(codes, genes)
+        n_populations = len(moments.n_cells)
         if not uses_encoder:
             shape = (n_populations, len(genes), self.config_.n_hidden)
             return moments, torch.zeros(n_populations, 1), torch.full(shape, torch.nan)
@@ -757,23 +745,10 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
                 adata, rows.tolist(), list(names), source="encoder"
             )
             context.append(np.asarray(embedded, dtype=np.float32))
-        return (
-            moments,
-            torch.from_numpy(np.stack(latent).astype(np.float32)),
-            torch.from_numpy(np.stack(context)),
-        )
+        latent_pz = torch.from_numpy(np.stack(latent).astype(np.float32))
+        return moments, latent_pz, torch.from_numpy(np.stack(context))
 
-    def _other_controls(
-        self, effects: Effects, adata: AnnData, codes: np.ndarray, n_populations: int
-    ) -> tuple[Controls, np.ndarray]:
-        """Return control cells of other data, and their numbers.
-
-        The expression of genes that they lack is that of the training.
-        """
-        model = effects.model
-        moments, latent, context = self._read_controls(
-            adata, codes, n_populations, model.gene_ids.numpy(), model.uses_encoder
-        )
+    def _warn_of_totals(self, moments: GroupMoments) -> None:
         n_missing = int(np.isnan(moments.mean[0]).sum())
         if n_missing and self.registry_["setup_args"]["library_size_key"] is None:
             logger.warning(
@@ -781,14 +756,6 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
                 "their counts are smaller and their expression seems larger. Train with "
                 "`library_size_key=` and give the total counts of all genes in this column."
             )
-
-        controls = model.controls_of(*_expression(moments), latent, context)
-        return controls, moments.n_cells
-
-
-def _expression(moments: GroupMoments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return means and fractions of expressing cells."""
-    return torch.from_numpy(moments.mean).float(), torch.from_numpy(moments.expressing).float()
 
 
 def parse_perturbations(
@@ -832,7 +799,7 @@ def perturbation_fields(args: Mapping[str, Any]) -> list[Any]:
     names = PerturbationNames(args["control"], args["separator"])
     fields: list[Any] = [PerturbationField(args["perturbation_key"], names)]
     if args["population_key"] is not None:
-        fields.append(CategoryField(POPULATION, args["population_key"]))
+        fields.append(CategoryField("population", args["population_key"]))
     if args["library_size_key"] is not None:
         fields.append(LibrarySizeField(args["library_size_key"]))
     return fields

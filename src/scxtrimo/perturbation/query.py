@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,24 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.columns import preview
-from .effects import NEVER, Controls, Design, EffectModel, EffectSizes, Query
+from .effects import NEVER, Controls, Design, EffectModel, EffectNames, EffectSizes, Query
 from .groups import Group
-
-
-class EffectNames(NamedTuple):
-    """Names of the perturbed genes, the populations, and the genes with features of the user."""
-
-    targets: tuple[str, ...]
-    populations: tuple[str, ...]
-    named: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Effects:
-    """An effect model on the CPU, with the names and gene embeddings behind its numbers."""
+    """An effect model on the CPU, with the gene embeddings behind its numbers."""
 
     model: EffectModel
-    names: EffectNames
     embeddings: Tensor  # of the vocabulary, centred and of unit length
     lookup: Mapping[str, int]  # from names of genes to rows of the embeddings
 
@@ -37,13 +28,13 @@ class Effects:
     def n_controls(self) -> np.ndarray:
         """Numbers of control cells of the training populations."""
         mixed = self.model.mixed
-        n_controls = np.zeros(len(self.names.populations), dtype=np.int64)
+        n_controls = np.zeros(len(self.model.names.populations), dtype=np.int64)
         n_controls[mixed.population_g.numpy()] = mixed.n_controls_g.numpy()
         return np.maximum(n_controls, 1)  # not known for a population without perturbed cells
 
     def target_vectors(self, genes: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return embeddings and all features of genes; 0 where there are none."""
-        row = {name: i for i, name in enumerate(self.names.named)}
+        row = {name: i for i, name in enumerate(self.model.names.named)}
         embedded, named = (
             _rows_or_zeros(
                 table, torch.tensor([rows.get(gene, -1) for gene in genes], dtype=torch.int64)
@@ -55,7 +46,7 @@ class Effects:
 
     def check_known(self, targets: Sequence[tuple[str, ...]]) -> None:
         """Raise if a gene was neither perturbed in the training nor has features."""
-        known = self.names.targets
+        known = self.model.names.targets
         genes = sorted({gene for of_one in targets for gene in of_one} - set(known))
         _, features = self.target_vectors(genes)
         unknown = [g for g, f in zip(genes, features, strict=True) if not bool((f != 0).any())]
@@ -78,7 +69,7 @@ class Effects:
 
         ``trained_p`` is the number of a population in the training, -1 for another one.
         """
-        known = {target: i for i, target in enumerate(self.names.targets)}
+        known = {target: i for i, target in enumerate(self.model.names.targets)}
         genes = sorted({gene for _, targets in groups for gene in targets})
         place = {gene: i for i, gene in enumerate(genes)}
         embedded, features = self.target_vectors(genes)
@@ -99,9 +90,9 @@ class Effects:
             _rows_or_zeros(features, place_s),
             *(part.repeat_interleave(shape[1], dim=0) for part in of_populations),
         )
-        of_targets = (part.unflatten(0, shape).sum(dim=1) for part in singles[:3])
+        counts, numbers, sums = (part.unflatten(0, shape).sum(dim=1) for part in singles[:3])
         return Query(
-            Design(*of_targets, *of_populations),
+            Design(counts, numbers, sums, *of_populations),
             singles,
             torch.full(shape, NEVER),
             _rows_or_zeros(cosines, place_s).unflatten(0, shape),
@@ -114,8 +105,8 @@ def _rows_or_zeros(table: Tensor, rows: Tensor) -> Tensor:
     return torch.cat([table, torch.zeros(1, table.shape[1])])[rows]
 
 
-def effects_from_json(state: dict[str, Any]) -> tuple[EffectModel, EffectNames]:
-    """Return an effect model whose tensors are still to be loaded, and its names."""
+def effects_from_json(state: dict[str, Any]) -> EffectModel:
+    """Return an effect model whose tensors are still to be loaded."""
     try:
         blocks = tuple(state["sizes"]["named_blocks"])
         sizes = EffectSizes(**(state["sizes"] | {"named_blocks": blocks}))
@@ -124,4 +115,4 @@ def effects_from_json(state: dict[str, Any]) -> tuple[EffectModel, EffectNames]:
         raise ValueError(f"The saved effects of perturbations are damaged: {error}") from error
     if tuple(map(len, names)) != (sizes.n_targets, sizes.n_populations, sizes.n_named):
         raise ValueError("The saved effects of perturbations are damaged: names are missing.")
-    return EffectModel(sizes), names
+    return EffectModel(sizes, names)

@@ -57,8 +57,8 @@ def perturbation_effects(
     cells = group_cells(adata, names, perturbation_key, population_key)
     totals = None if library_size_key is None else library_sizes(adata, library_size_key)
     reader = RowReader(get_layer(adata, layer))
-    perturbed = group_moments(reader, cells.codes, len(cells.groups), totals)
-    controls = group_moments(reader, cells.control_codes, len(cells.populations), totals)
+    perturbed = group_moments(reader, cells.codes, totals)
+    controls = group_moments(reader, cells.control_codes, totals)
     population = np.array([p for p, _ in cells.groups])
     sd = pooled_sd(perturbed, controls)
     effect = perturbed.mean - controls.mean[population]
@@ -106,9 +106,9 @@ def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataF
     check_effects(effects, "effects")
     if n_genes is not None and n_genes < 1:
         raise ValueError(f"n_genes={n_genes} must be positive.")
-    layers = {name: np.asarray(effects.layers[name]) for name in LAYERS}
+    layers: dict[str, np.ndarray] = {k: np.asarray(effects.layers[k]) for k in LAYERS}
     order = np.argsort(-np.abs(layers["score"]), axis=1, kind="stable")[:, :n_genes]
-    names = effects.obs[["perturbation", "population"]].astype(str)
+    names = pd.DataFrame(effects.obs[["perturbation", "population"]]).astype(str)
     rows = np.repeat(np.arange(effects.n_obs), order.shape[1])
     ranked = names.iloc[rows].reset_index(drop=True)
     ranked["gene"] = effects.var_names[order.ravel()]
@@ -264,10 +264,7 @@ def _correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def effects_anndata(
     obs: pd.DataFrame,
     genes: np.ndarray | pd.Index,
-    effect: np.ndarray,
-    std: np.ndarray,
-    score: np.ndarray,
-    control: np.ndarray,
+    *layers: np.ndarray,
     named_by: Sequence[str] = ("population",),
 ) -> AnnData:
     """Return effects as an AnnData; columns ``named_by`` that differ are part of the names."""
@@ -276,6 +273,7 @@ def effects_anndata(
         names = names + " (" + obs[more].astype(str).agg(", ".join, axis=1) + ")"
     # A perturbation that was left out in several ways has several rows.
     index = make_index_unique(pd.Index(names.to_numpy(), dtype=object))
+    effect, std, score, control = layers
     effect = np.maximum(effect, -control)  # expression is not negative
     adata = AnnData(
         (control + effect).astype(np.float32),

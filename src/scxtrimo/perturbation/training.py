@@ -67,15 +67,17 @@ class EffectsConfig(Validated):
     genes_per_step: PositiveInt = 256
 
 
-class HeldOut(NamedTuple):
-    """Training groups predicted without having seen them, a row each; most come several times."""
+class LeftOut(NamedTuple):
+    """Training groups predicted without having seen them; most come several times."""
 
-    group: np.ndarray  # number of the training group
+    group: Tensor
     left_out: np.ndarray  # "perturbation", "target" or "population"
-    is_unseen: np.ndarray  # targets that were not seen anywhere, bool, (rows, max_targets)
-    predicted: np.ndarray  # effects on log-normalised expression, (rows, genes)
-    std: np.ndarray  # their standard deviations
-    score: np.ndarray  # effects over their standard deviations, noise of the controls included
+    seen_gt: Tensor
+    kind_g: Tensor
+    base: Prediction  # by a mixed model without them
+    inputs: NetInputs
+    observed_gn: Tensor  # in units of the standard deviation between cells
+    n_cells_g: Tensor
 
 
 def fit_effects(
@@ -84,8 +86,11 @@ def fit_effects(
     config: EffectsConfig,
     seed: int,
     update: Callable[[], object],
-) -> HeldOut:
-    """Fit a model that holds its training groups, those of ``query``, in ``n_stages`` updates."""
+) -> tuple[LeftOut, tuple[Tensor, Tensor, Tensor]]:
+    """Fit a model that holds its training groups, those of ``query``, in ``n_stages`` updates.
+
+    Return groups left out, and their predicted effects, standard deviations and scores.
+    """
     model.mixed.fit(seed)
     update()
     with torch.no_grad():
@@ -119,15 +124,9 @@ def fit_effects(
     error_gn = rows.observed_gn - predicted_gn
     model.calibration.copy_(_by_kind(rows, lambda used: _calibration(rows, error_gn, used)))
     calibration_g1 = model.calibration[rows.kind_g][:, None]
+    std_gn = calibration_g1 * base.variance_gn.sqrt() * model.gene_sd
     score_gn = (base.effect_gn + correction_gn) / base.effect_variance_gn.sqrt() / calibration_g1
-    return HeldOut(
-        rows.group.numpy(),
-        rows.left_out,
-        ((rows.seen_gt == NEVER) & rows.inputs.is_target_gt).numpy(),
-        (predicted_gn * model.gene_sd).numpy(),
-        (calibration_g1 * base.variance_gn.sqrt() * model.gene_sd).numpy(),
-        score_gn.numpy(),
-    )
+    return rows, (predicted_gn * model.gene_sd, std_gn, score_gn)
 
 
 def n_stages(model: EffectModel, config: EffectsConfig) -> int:
@@ -142,22 +141,9 @@ def may_correct(config: EffectsConfig, n_conditions: int) -> bool:
     return config.correct and n_conditions >= MIN_JUDGED
 
 
-class _LeftOut(NamedTuple):
-    """Groups left out, what a mixed model without them knows, and what was observed."""
-
-    group: Tensor
-    left_out: np.ndarray
-    seen_gt: Tensor
-    kind_g: Tensor
-    base: Prediction
-    inputs: NetInputs
-    observed_gn: Tensor  # in units of the standard deviation between cells
-    n_cells_g: Tensor
-
-
 def _leave_out(
     model: EffectModel, query: Query, n_folds: int, seed: int, update: Callable[[], object]
-) -> _LeftOut:
+) -> LeftOut:
     """Predict groups, a random part if there are many, by models that have seen less."""
     n_groups = len(query.design.targets_gt)
     max_rows = max(8, MAX_ENTRIES // model.sizes.n_genes // 2)
@@ -175,7 +161,7 @@ def _leave_out(
         update()
     group, seen_gt, kind_g, *known = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     n_base = len(Prediction._fields)
-    return _LeftOut(
+    return LeftOut(
         group,
         np.array(reasons),
         seen_gt,
@@ -217,7 +203,7 @@ def _folds(items: Tensor, n_folds: int, seed: int) -> Tensor:
 
 
 def _train_net(
-    model: EffectModel, rows: _LeftOut, use_g: Tensor, config: EffectsConfig, seed: int
+    model: EffectModel, rows: LeftOut, use_g: Tensor, config: EffectsConfig, seed: int
 ) -> EffectNet:
     """Train a network to predict what the mixed model missed."""
     generator = torch.Generator().manual_seed(seed)
@@ -250,7 +236,7 @@ def _train_net(
     return net
 
 
-def _by_kind(rows: _LeftOut, choose: Callable[[Tensor], float]) -> Tensor:
+def _by_kind(rows: LeftOut, choose: Callable[[Tensor], float]) -> Tensor:
     """Return what is chosen for the rows of every kind, by where the targets were seen."""
     kinds = [rows.kind_g == kind for kind in (HERE, ELSEWHERE, NEVER)]
     if not bool(kinds[ELSEWHERE].any()):  # there is a single population
@@ -259,7 +245,7 @@ def _by_kind(rows: _LeftOut, choose: Callable[[Tensor], float]) -> Tensor:
 
 
 def _gate(
-    rows: _LeftOut, correction_gn: Tensor, weight_n: Tensor, condition_g: Tensor, used: Tensor
+    rows: LeftOut, correction_gn: Tensor, weight_n: Tensor, condition_g: Tensor, used: Tensor
 ) -> float:
     """Return the weight of a correction that lowers the error by two standard errors, else 0."""
     # Rows of the same perturbation are not independent: each perturbation counts once.
@@ -277,7 +263,7 @@ def _gate(
     return weight if is_sure else 0.0
 
 
-def _calibration(rows: _LeftOut, error_gn: Tensor, used: Tensor) -> float:
+def _calibration(rows: LeftOut, error_gn: Tensor, used: Tensor) -> float:
     """Return the most likely factor of the standard deviation."""
     if int(used.sum()) < MIN_JUDGED:
         return 1.0
