@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,6 @@ MAX_FITTED = 500
 MAX_BINS = 6
 N_ROUNDS = 3
 COMBINATION_SHARE = 0.1
-COMBINATION_WEIGHT = 1.0
 SCALE_WIDTH = 2.0
 MIN_VARIANCE = 1e-6
 JITTER = 1e-6
@@ -233,7 +233,7 @@ class MixedEffects(nn.Module):
             # Pairs of genes that were not perturbed alone do not separate the effects of targets
             # from interactions; most interactions are small (Norman et al. 2019).
             peculiar = parameters[2] - parameters[1] - math.log(COMBINATION_SHARE)
-            loss = loss + 0.5 * COMBINATION_WEIGHT * peculiar.square()
+            loss = loss + 0.5 * peculiar.square()
             for part, scale, gram_gg in bins:
                 factor = torch.linalg.cholesky(scale * signal_gg + noise_gg)
                 fit = 0.5 * torch.cholesky_solve(gram_gg, factor).trace()
@@ -456,14 +456,17 @@ class EffectModel(nn.Module):
 
     def controls_of(self, moments: GroupMoments, latent: Tensor, embeddings: Tensor) -> Controls:
         """Return control cells; genes that they lack (NaN) are expressed as in the training."""
-        known = (moments.mean, self.control_mean), (moments.expressing, self.control_expressing)
-        measured = [(torch.from_numpy(values).float(), ours) for values, ours in known]
+
+        def filled(values: np.ndarray, ours: Tensor) -> Tensor:
+            tensor = torch.from_numpy(values).float()
+            return torch.where(tensor.isnan(), ours.mean(dim=0), tensor)
+
+        context = [(part - self.context_mean) @ self.context_axes for part in embeddings]
         return Controls(
-            *(torch.where(new.isnan(), ours.mean(dim=0), new) for new, ours in measured),
+            filled(moments.mean, self.control_mean),
+            filled(moments.expressing, self.control_expressing),
             latent,
-            torch.stack(
-                [(part - self.context_mean) @ self.context_axes for part in embeddings]
-            ).nan_to_num(0.0),
+            torch.stack(context).nan_to_num(0.0),
         )
 
     def similarity(self, latent_qz: Tensor) -> Tensor:

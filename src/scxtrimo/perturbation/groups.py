@@ -11,12 +11,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 
 from ..data.columns import as_text, canonical, get_column, preview
 from ..data.counts import RowReader, log_normalized
-from ..data.fields import CategoryField, CountsField
+from ..data.fields import CategoryField
 
 MIN_SD = 0.01
 """Lower bound of the standard deviation of a gene between cells, for genes without counts."""
@@ -52,22 +50,16 @@ class PerturbationNames:
         object.__setattr__(self, "control", canonical(self.control))
 
     def targets(self, name: str | Sequence[str]) -> tuple[str, ...]:
-        """Return the perturbed genes, sorted; none for control cells.
+        """Return the perturbed genes.
 
         Parameters
         ----------
         name
-            A name, or the genes in any order. The control as a part of a combination, as in
-            ``"KLF1+control"``, is ignored.
+            A name, or the genes in any order; the control as a part of a combination is ignored.
 
         Returns
         -------
-        The genes.
-
-        Raises
-        ------
-        ValueError
-            If a name is empty or a gene is named twice.
+        The genes, sorted; none for control cells.
         """
         if isinstance(name, Real):
             name = canonical(name)
@@ -232,65 +224,48 @@ class GroupMoments(NamedTuple):
     expressing: np.ndarray
 
 
-def group_moments(
-    reader: RowReader,
-    codes: np.ndarray,
-    totals: np.ndarray | None = None,
-    columns: np.ndarray | None = None,
-) -> GroupMoments:
-    """Return moments of log-normalised expression; the code of cells of no group is -1."""
-    columns = np.arange(reader.shape[1]) if columns is None else columns
-    n_groups = codes.max() + 1
-    sums = np.zeros((3, n_groups, len(columns)))
-    start = 0
-    for chunk in reader.chunks():
-        rows = slice(start, start := start + chunk.shape[0])
-        logged = log_normalized(chunk, None if totals is None else totals[rows])[:, columns]
-        squares, ones = logged.copy(), logged.copy()
-        squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
-        members = np.flatnonzero(codes[rows] >= 0)
-        present, place = np.unique(codes[rows][members], return_inverse=True)
-        of_group = sparse.csr_matrix(
-            (np.ones(len(members)), (place, members)), shape=(len(present), chunk.shape[0])
-        )
-        for total, values in zip(sums, (logged, squares, ones), strict=True):
-            total[present] += (of_group @ values).toarray()
-    n_cells = np.bincount(codes[codes >= 0])
-    mean, mean_square, expressing = (total / np.maximum(n_cells, 1)[:, None] for total in sums)
-    variance = np.maximum(mean_square - mean**2, 0)
-    variance *= (n_cells / np.maximum(n_cells - 1, 1))[:, None]
-    return GroupMoments(n_cells, mean, variance, expressing)
-
-
 def pooled_sd(*groups: GroupMoments) -> np.ndarray:
     """Return the standard deviation of genes within groups of cells, shape ``(n_genes,)``."""
-    degrees = [np.maximum(moments.n_cells - 1, 0) for moments in groups]
+    degrees = [moments.n_cells - 1 for moments in groups]
     within = sum(d @ moments.variance for d, moments in zip(degrees, groups, strict=True))
     return np.sqrt(within / max(sum(d.sum() for d in degrees), 1) + MIN_SD**2)
 
 
-class RegisteredCells:
-    """The expression of registered cells, with genes as positions in the vocabulary.
+class CellCounts(NamedTuple):
+    """Counts of cells, with genes as positions in a vocabulary."""
 
-    ``totals`` are the total counts of the cells, by default the sums of their rows.
-    """
-
-    def __init__(self, manager: AnnDataManager, n_genes: int, totals: np.ndarray | None) -> None:
-        self.reader = RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
-        self.totals = totals
-        state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
-        gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
-        used = np.flatnonzero(gene_of_column >= 0)
-        self.columns = np.full(n_genes, -1)  # the data may lack genes
-        self.columns[gene_of_column[used]] = used
+    reader: RowReader
+    columns: np.ndarray  # column of every gene, -1 if the data lack it
+    totals: np.ndarray | None  # of the cells, if they are not the sums of the rows
 
     def moments(self, codes: np.ndarray, genes: np.ndarray) -> GroupMoments:
-        """Return the moments of groups of cells; NaN for genes that the data lack."""
+        """Return moments of log-normalised expression; NaN for genes that the data lack.
+
+        Groups are numbered without gaps; the code of cells of no group is -1.
+        """
         columns = self.columns[genes]
         is_measured = columns >= 0
-        n_cells, *known = group_moments(self.reader, codes, self.totals, columns[is_measured])
+        n_cells = np.bincount(codes[codes >= 0])
+        sums = np.zeros((3, len(n_cells), is_measured.sum()))
+        start = 0
+        for chunk in self.reader.chunks():
+            rows = slice(start, start := start + chunk.shape[0])
+            logged = log_normalized(chunk, None if self.totals is None else self.totals[rows])
+            logged = logged[:, columns[is_measured]]
+            squares, ones = logged.copy(), logged.copy()
+            squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
+            members = np.flatnonzero(codes[rows] >= 0)
+            present, place = np.unique(codes[rows][members], return_inverse=True)
+            of_group = sparse.csr_matrix(
+                (np.ones(len(members)), (place, members)), shape=(len(present), chunk.shape[0])
+            )
+            for total, values in zip(sums, (logged, squares, ones), strict=True):
+                total[present] += (of_group @ values).toarray()
+        mean, mean_square, expressing = sums / n_cells[:, None]
+        variance = np.maximum(mean_square - mean**2, 0)
+        variance *= (n_cells / np.maximum(n_cells - 1, 1))[:, None]
         moments = np.full((3, len(n_cells), len(genes)), np.nan)
-        moments[:, :, is_measured] = known
+        moments[:, :, is_measured] = mean, variance, expressing
         return GroupMoments(n_cells, *moments)
 
     def expression(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:

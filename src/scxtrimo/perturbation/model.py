@@ -13,13 +13,15 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from mudata import MuData
+from scvi import REGISTRY_KEYS
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .._logging import logger
 from .._validation import check
 from ..data.columns import preview
-from ..data.fields import CategoryField
+from ..data.counts import RowReader
+from ..data.fields import CategoryField, CountsField
 from ..model.base import PROGRESS_SECONDS, XTrimoGeneBase
 from ..model.derive import derive_model
 from ..model.xtrimogene import XTrimoGene
@@ -27,12 +29,12 @@ from ..nn.ragged import RaggedBatch
 from ..nn.xtrimogene import XTrimoGeneModule
 from .effects import HERE, NEVER, Controls, EffectModel, EffectNames, EffectSizes, Query
 from .groups import (
+    CellCounts,
     CellGroups,
     GroupMoments,
     LibrarySizeField,
     PerturbationField,
     PerturbationNames,
-    RegisteredCells,
     complete_column,
     group_cells,
     library_sizes,
@@ -80,11 +82,6 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         Data registered with :meth:`setup_anndata`.
     size, config, registry, seed, **hyperparameters
         See :class:`XTrimoGene`.
-
-    Raises
-    ------
-    ValueError
-        If the data were not set up, or a hyper-parameter has an impossible value.
 
     Examples
     --------
@@ -140,8 +137,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             differently, each with control cells; by default all cells are one population.
         library_size_key
             Column of ``adata.obs`` with the total counts of the cells, if ``adata`` has only some
-            of the genes; by default the sum of its counts. Effects are measured on counts per
-            10,000 of these.
+            of the genes; by default the sums of its counts.
         layer, batch_key, labels_key, categorical_covariate_keys, gene_id_key, modality, **kwargs
             See :meth:`XTrimoGene.setup_anndata`. Effects are not corrected for batches.
 
@@ -153,9 +149,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
 
         Examples
         --------
-        >>> scxtrimo.model.XTrimoGenePerturbation.setup_anndata(
-        ...     perturbed_cells, perturbation_key="condition"
-        ... )
+        >>> scxtrimo.model.XTrimoGenePerturbation.setup_anndata(perturbed_cells, "condition")
         """
         setup_args = {name: value for name, value in locals().items() if name != "kwargs"}
         cls._register(adata, cls._get_setup_method_args(**setup_args), **kwargs)
@@ -187,8 +181,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         perturbation_key, control, separator, population_key, library_size_key
             See :meth:`setup_anndata`.
         min_gene_overlap
-            Smallest acceptable fraction of the model's genes in ``adata``; by default that of the
-            model.
+            Smallest acceptable fraction of the model's genes; by default that of the model.
         seed
             See :class:`XTrimoGene`; by default that of the model.
 
@@ -196,20 +189,13 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         -------
         The model, to be trained on the perturbations.
 
-        Raises
-        ------
-        ValueError
-            If the model was not trained, or the data do not fit.
-
         Examples
         --------
         >>> scxtrimo.model.XTrimoGene.setup_anndata(perturbed_cells)
         >>> model = scxtrimo.model.XTrimoGene(perturbed_cells, size="tiny")
         >>> model.train(max_epochs=1, enable_progress_bar=False)
-        >>> derived = scxtrimo.model.XTrimoGenePerturbation.from_xtrimogene_model(
-        ...     model, perturbed_cells, perturbation_key="condition"
-        ... )
-        >>> derived.train()
+        >>> derive = scxtrimo.model.XTrimoGenePerturbation.from_xtrimogene_model
+        >>> derive(model, perturbed_cells, "condition").train()
         """
         own = {
             "perturbation_key": perturbation_key,
@@ -424,18 +410,12 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         """Predictions for the training perturbations by models that have not seen them.
 
         Every perturbation of every population is predicted by a model without this and some other
-        perturbations (``obs["left_out"] == "perturbation"``), by one without all perturbations
-        with one of its targets (``"target"``) and, if there are several populations, by one that
-        has seen it in others only (``"population"``); ``obs["unseen_targets"]`` are those of its
-        targets not seen at all. The layer ``observed`` is the measured effect, ``observed_std``
-        its standard error without the noise of the control cells. Large screens have a random
-        part. It is not saved with the model. The weight of the correction and the calibration
-        were chosen on it: for results to publish, set perturbations aside before training.
-
-        Raises
-        ------
-        ValueError
-            If the model was not trained since it was loaded.
+        perturbations (``obs["left_out"] == "perturbation"``), without all perturbations with one
+        of its targets (``"target"``) and, if there are several populations, with this perturbation
+        in others only (``"population"``); ``obs["unseen_targets"]`` are those of its targets not
+        seen at all. The layers ``observed`` and ``observed_std`` are the measured effect and its
+        standard error. Not saved with the model, and not for publication: the weight of the
+        correction and the calibration were chosen on it.
 
         Examples
         --------
@@ -539,7 +519,13 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             moments, latent, context = self._read_controls(
                 data, codes, model.gene_ids.numpy(), model.uses_encoder
             )
-            self._warn_of_totals(moments)
+            n_missing = int(np.isnan(moments.mean[0]).sum())
+            if n_missing and self.registry_["setup_args"]["library_size_key"] is None:
+                logger.warning(
+                    f"The control cells lack {n_missing:,} of the model's genes, so that the sums "
+                    "of their counts are smaller and their expression seems larger. Train with "
+                    "`library_size_key=` and give the total counts of all genes in this column."
+                )
             controls, n_cells = model.controls_of(moments, latent, context), moments.n_cells
             trained = np.full(len(populations), -1)
         groups = [(p, genes) for p in range(len(populations)) for genes in targets]
@@ -592,8 +578,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
 
         Returns
         -------
-        AnnData of log-normalised expression (CSR, float32); ``obs["control_cell"]`` is the
-        control cell that a cell was drawn from.
+        AnnData of log-normalised expression; ``obs["control_cell"]`` is the origin of a cell.
 
         Raises
         ------
@@ -697,12 +682,19 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         if state:
             self.module.effects = effects_from_json(state)
 
-    def _cells(self, adata: AnnData) -> RegisteredCells:
+    def _cells(self, adata: AnnData) -> CellCounts:
         manager = self.get_anndata_manager(adata, required=True)
         assert manager is not None
+        state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+        gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
+        used = np.flatnonzero(gene_of_column >= 0)
+        columns = np.full(len(self.vocabulary), -1)
+        columns[gene_of_column[used]] = used
         key = self.registry_["setup_args"]["library_size_key"]
         totals = None if key is None else library_sizes(adata, key)
-        return RegisteredCells(manager, len(self.vocabulary), totals)
+        return CellCounts(
+            RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY)), columns, totals
+        )
 
     def _control_codes(self, adata: AnnData) -> tuple[np.ndarray, list[str]]:
         """Return the population of control cells, -1 for perturbed ones, and their names."""
@@ -747,15 +739,6 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             context.append(np.asarray(embedded, dtype=np.float32))
         latent_pz = torch.from_numpy(np.stack(latent).astype(np.float32))
         return moments, latent_pz, torch.from_numpy(np.stack(context))
-
-    def _warn_of_totals(self, moments: GroupMoments) -> None:
-        n_missing = int(np.isnan(moments.mean[0]).sum())
-        if n_missing and self.registry_["setup_args"]["library_size_key"] is None:
-            logger.warning(
-                f"The control cells lack {n_missing:,} of the model's genes, so that the sums of "
-                "their counts are smaller and their expression seems larger. Train with "
-                "`library_size_key=` and give the total counts of all genes in this column."
-            )
 
 
 def parse_perturbations(

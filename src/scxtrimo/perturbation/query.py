@@ -34,13 +34,8 @@ class Effects:
 
     def target_vectors(self, genes: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return embeddings and all features of genes; 0 where there are none."""
-        row = {name: i for i, name in enumerate(self.model.names.named)}
-        embedded, named = (
-            _rows_or_zeros(
-                table, torch.tensor([rows.get(gene, -1) for gene in genes], dtype=torch.int64)
-            )
-            for table, rows in ((self.embeddings, self.lookup), (self.model.named_features, row))
-        )
+        embedded = _vectors(self.embeddings, self.lookup, genes)
+        named = _vectors(self.model.named_features, _numbers(self.model.names.named), genes)
         blocks = [embedded] if self.model.sizes.n_embedding else []
         return embedded, torch.cat([*blocks, named], dim=1)
 
@@ -69,15 +64,15 @@ class Effects:
 
         ``trained_p`` is the number of a population in the training, -1 for another one.
         """
-        known = {target: i for i, target in enumerate(self.model.names.targets)}
+        known = _numbers(self.model.names.targets)
         genes = sorted({gene for _, targets in groups for gene in targets})
-        place = {gene: i for i, gene in enumerate(genes)}
+        place = _numbers(genes)
         embedded, features = self.target_vectors(genes)
         cosines = F.normalize(embedded) @ F.normalize(self.embeddings[self.model.gene_ids]).T
         shape = (len(groups), max(len(targets) for _, targets in groups))
         padded = [[*targets, *[""] * (shape[1] - len(targets))] for _, targets in groups]
-        place_s = torch.tensor([place.get(gene, -1) for row in padded for gene in row])
-        known_s = torch.tensor([known.get(gene, -1) for row in padded for gene in row])
+        gene_s = [gene for row in padded for gene in row]
+        known_s = torch.tensor([known.get(gene, -1) for gene in gene_s])
         population_g = torch.tensor([p for p, _ in groups])
         of_populations = (
             self.model.similarity(controls.latent_pz)[population_g],
@@ -86,8 +81,8 @@ class Effects:
         )
         singles = Design(
             (known_s[:, None] == torch.arange(len(known))).float(),
-            (place_s >= 0).float(),
-            _rows_or_zeros(features, place_s),
+            torch.tensor([gene != "" for gene in gene_s]).float(),
+            _vectors(features, place, gene_s),
             *(part.repeat_interleave(shape[1], dim=0) for part in of_populations),
         )
         counts, numbers, sums = (part.unflatten(0, shape).sum(dim=1) for part in singles[:3])
@@ -95,14 +90,19 @@ class Effects:
             Design(counts, numbers, sums, *of_populations),
             singles,
             torch.full(shape, NEVER),
-            _rows_or_zeros(cosines, place_s).unflatten(0, shape),
+            _vectors(cosines, place, gene_s).unflatten(0, shape),
             population_g,
         )
 
 
-def _rows_or_zeros(table: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of a table, zeros for -1."""
-    return torch.cat([table, torch.zeros(1, table.shape[1])])[rows]
+def _numbers(names: Sequence[str]) -> dict[str, int]:
+    return {name: i for i, name in enumerate(names)}
+
+
+def _vectors(table: Tensor, rows: Mapping[str, int], genes: Sequence[str]) -> Tensor:
+    """Return the rows of genes in a table, zeros for those that it lacks."""
+    padded = torch.cat([table, torch.zeros(1, table.shape[1])])
+    return padded[torch.tensor([rows.get(gene, -1) for gene in genes], dtype=torch.int64)]
 
 
 def effects_from_json(state: dict[str, Any]) -> EffectModel:

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from ..data.columns import preview
 from ..data.counts import RowReader, check_counts, get_layer
-from .groups import PerturbationNames, group_cells, group_moments, library_sizes, pooled_sd
+from .groups import CellCounts, PerturbationNames, group_cells, library_sizes, pooled_sd
 
 LAYERS = ("effect", "std", "score", "control")
 
@@ -56,9 +56,10 @@ def perturbation_effects(
     names = PerturbationNames(control, separator)
     cells = group_cells(adata, names, perturbation_key, population_key)
     totals = None if library_size_key is None else library_sizes(adata, library_size_key)
-    reader = RowReader(get_layer(adata, layer))
-    perturbed = group_moments(reader, cells.codes, totals)
-    controls = group_moments(reader, cells.control_codes, totals)
+    every_gene = np.arange(adata.n_vars)
+    counts = CellCounts(RowReader(get_layer(adata, layer)), every_gene, totals)
+    perturbed = counts.moments(cells.codes, every_gene)
+    controls = counts.moments(cells.control_codes, every_gene)
     population = np.array([p for p, _ in cells.groups])
     sd = pooled_sd(perturbed, controls)
     effect = perturbed.mean - controls.mean[population]

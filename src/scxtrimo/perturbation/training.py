@@ -46,11 +46,6 @@ class EffectsConfig(Validated):
     groups_per_step, genes_per_step
         Its batches.
 
-    Raises
-    ------
-    ValueError
-        If a field has an impossible value.
-
     Examples
     --------
     >>> from scxtrimo.perturbation import EffectsConfig
