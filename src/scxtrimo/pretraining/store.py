@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -25,6 +25,7 @@ from ..data.vocabulary import GeneVocabulary
 
 STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
 CHECKSUM = "checksum"
+WRITE_AGAIN = "Copy or write the store again"
 CELLS_PER_CHECK = 128  # few enough to stay in the processor's cache
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -42,9 +43,7 @@ class DamagedStoreError(OSError):
 
     Examples
     --------
-    >>> from scxtrimo.pretraining import DamagedStoreError
-    >>> error = DamagedStoreError("cells.zarr/train/dataset_0 cannot be read", rows=range(64, 128))
-    >>> error.rows
+    >>> scxtrimo.pretraining.DamagedStoreError("cannot be read", range(64, 128)).rows
     range(64, 128)
     """
 
@@ -57,15 +56,12 @@ def require_annbatch() -> None:
     """Raise an :class:`ImportError` that says how to install annbatch, if it is missing."""
     if find_spec("annbatch") is not None:
         return
+    needs, advice = "annbatch", '`pip install "scxtrimo[stream]"`'
     if sys.version_info < (3, 12):
-        raise ImportError(
-            "Streaming cells from disk needs annbatch, which needs Python 3.12 or newer; this is "
-            f"Python {sys.version_info.major}.{sys.version_info.minor}. Make an environment with "
-            'Python 3.12 or 3.13 and `pip install "scxtrimo[stream]"`.'
-        )
-    raise ImportError(
-        'Streaming cells from disk needs annbatch: `pip install "scxtrimo[stream]"`.'
-    )
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        needs += f", which needs Python 3.12 or newer; this is Python {version}"
+        advice = f"make an environment with Python 3.12 or 3.13 and {advice}"
+    raise ImportError(f"Streaming cells from disk needs {needs}: {advice}.")
 
 
 class _Codecs:
@@ -96,17 +92,16 @@ def fast_codecs() -> Iterator[None]:
                 _Codecs.setting.__exit__(None, None, None)
 
 
+@lru_cache
 def gene_weights(n_genes: int) -> np.ndarray:
     """Return a fixed random weight per gene for checksums, uint64, shape ``(n_genes,)``."""
     return np.random.default_rng(0).integers(0, 2**64, n_genes, dtype=np.uint64)
 
 
 def checksums(counts: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
-    """Return a checksum of the counts and genes of every cell, uint32, shape ``(n_cells,)``.
-
-    Codecs miss some damage: zarr reads missing files as zeros, and zarrs does not verify the
-    checksum of a chunk that it reads in part.
-    """
+    """Return a checksum of the counts and genes of every cell, uint32, shape ``(n_cells,)``."""
+    # Codecs miss some damage: zarr reads missing files as zeros, and zarrs does not verify the
+    # checksum of a chunk that it reads in part.
     starts = counts.indptr[:-1]
     if len(starts) == 0 or (np.diff(counts.indptr) == 0).any():
         return np.zeros(len(starts), np.uint32)
@@ -141,15 +136,12 @@ class CellStore:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no store.
-    ValueError
-        If it is not a store of scxtrimo, is incomplete or was written by a newer version.
+    FileNotFoundError, ValueError
+        If there is no store, or it is incomplete or was written by a newer version.
 
     Examples
     --------
-    >>> from scxtrimo.pretraining import CellStore
-    >>> store = CellStore("cells.zarr")
+    >>> store = scxtrimo.pretraining.CellStore("cells.zarr")
     >>> store.n_cells, len(store.vocabulary), store.n_tokens.shape, store.ends
     (671, 765, (671,), array([671]))
     >>> int(store.report["cells"].sum())
@@ -171,11 +163,11 @@ class CellStore:
     def __init__(self, path: str | os.PathLike, split: Split = "train") -> None:
         self.path, self.split = str(path), split
         try:
-            self.root = zarr.open_group(self.path, mode="r")
+            root = zarr.open_group(self.path, mode="r")
         except (FileNotFoundError, KeyError) as error:
             raise FileNotFoundError(f"There is no store at {self.path}.") from error
-        header: Any = self.root.attrs.get(STORE_KEY)
-        if header is None or split not in self.root:
+        header: Any = root.attrs.get(STORE_KEY)
+        if header is None or split not in root:
             raise ValueError(
                 f"{self.path} is not a store of scxtrimo. Make one of your files: "
                 "`scxtrimo.pretraining.write_store(files, out)` or `scxtrimo store`."
@@ -186,7 +178,7 @@ class CellStore:
                 f"{FORMAT_VERSION}. Update it: `pip install --upgrade scxtrimo`."
             )
         self.header: dict[str, Any] = header
-        self.group = self.root[split]
+        self.group = root[split]
         names = [name for name in list(self.group) if name.startswith("dataset_")]
         self.names = sorted(names, key=lambda name: int(name.removeprefix("dataset_")))
         self._damaged: set[int] = set()
@@ -221,20 +213,18 @@ class CellStore:
     @cached_property
     def n_tokens(self) -> np.ndarray:
         """Number of expressed genes of all cells, int32."""
-        parts = [np.diff(self._array(name, "X/indptr")).astype(np.int32) for name in self.names]
-        # zarr reads missing chunks as zeros, and a store has no cells without counts.
-        for name, n_tokens in zip(self.names, parts, strict=True):
+        parts = [np.empty(0, np.int32)]
+        for name in self.names:
+            n_tokens = np.diff(self._array(name, "X/indptr")).astype(np.int32)
+            # zarr reads missing chunks as zeros, and a store has no cells without counts.
             if n_lost := int((n_tokens <= 0).sum()):
                 raise DamagedStoreError(
                     f"{self.path}/{self.split}/{name} is incomplete: {n_lost:,} of "
-                    f"{len(n_tokens):,} cells have no counts. Copy or write the store again.",
+                    f"{len(n_tokens):,} cells have no counts. {WRITE_AGAIN}.",
                     range(0),
                 )
-        return np.concatenate([*parts, np.empty(0, np.int32)])
-
-    @cached_property
-    def _gene_weights(self) -> np.ndarray:
-        return gene_weights(len(self.vocabulary))
+            parts.append(n_tokens)
+        return np.concatenate(parts)
 
     @cached_property
     def _checksums(self) -> np.ndarray:
@@ -249,11 +239,8 @@ class CellStore:
         except NOT_DAMAGE:
             raise
         except Exception as error:  # every codec and file system has its own
-            raise DamagedStoreError(
-                f"{self.path}/{self.split}/{name}/{place} cannot be read: {error}. Copy or write "
-                "the store again.",
-                range(0),
-            ) from error
+            message = f"{self.path}/{self.split}/{name}/{place} cannot be read: {error}."
+            raise DamagedStoreError(f"{message} {WRITE_AGAIN}.", range(0)) from error
 
     @cached_property
     def _loader(self) -> Any:
@@ -276,9 +263,8 @@ class CellStore:
                 yield {"requests": self.slices, "splits": [np.arange(count_cells(self.slices))]}
 
         loader = Loader(batch_sampler=Requests(), preload_to_gpu=False)
-        loader.add_datasets(
-            [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
-        )
+        counts = [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
+        loader.add_datasets(counts)
         return loader
 
     def read(self, slices: Sequence[slice]) -> sparse.csr_matrix:
@@ -306,7 +292,7 @@ class CellStore:
             counts = batch["X"]
             if n_lost := int((np.diff(counts.indptr) == 0).sum()):
                 raise ValueError(f"{n_lost} cells have no counts, so they may be lost")
-            if not np.array_equal(checksums(counts, self._gene_weights), expected):
+            if not np.array_equal(checksums(counts, gene_weights(len(self.vocabulary))), expected):
                 raise ValueError("the counts are not those that were written")
         except NOT_DAMAGE:
             raise
@@ -353,8 +339,8 @@ class CellStore:
         return DamagedStoreError(
             f"{self.path}/{self.split}/{self.names[dataset]}, cells {rows.start - start} to "
             f"{rows.stop - 1 - start} (rows {rows.start} to {rows.stop - 1} of the split) cannot "
-            f"be read: {type(error).__name__}: {error}. Copy or write the store again, or leave "
-            "such cells out: `on_damage: skip`.",
+            f"be read: {type(error).__name__}: {error}. {WRITE_AGAIN}, or leave such cells out: "
+            "`on_damage: skip`.",
             range(rows.start, rows.stop),
         )
 
@@ -406,8 +392,7 @@ class CellStore:
         slices = [slice(int(s), int(min(s + chunk, self.n_cells))) for s in chosen]
         if skip_damaged:
             slices = self.readable(slices) or slices  # if none is readable, reading says why
-        rows = np.concatenate([np.arange(s.start, s.stop) for s in slices])
-        obs = pd.DataFrame(index=rows.astype(str))
+        obs = pd.DataFrame(index=rows_of(slices).astype(str))
         var = pd.DataFrame(index=list(self.vocabulary.gene_ids))
         return AnnData(self.read(slices).astype(np.float32), obs, var)
 
@@ -420,6 +405,11 @@ class CellStore:
         """
         for name in self.names:
             yield backed_anndata(self.group[name])
+
+
+def rows_of(slices: Sequence[slice]) -> np.ndarray:
+    """Return the rows of some slices, one after the other."""
+    return np.concatenate([np.arange(one.start, one.stop) for one in slices])
 
 
 def count_cells(slices: Sequence[slice]) -> int:

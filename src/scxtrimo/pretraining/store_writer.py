@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,10 +92,8 @@ def write_store(
 ) -> CellStore:
     """Shuffle the cells of many files into one store, on one gene vocabulary.
 
-    Every file is read twice, a thousand cells at a time: once to check and count its cells, once
-    to write them. The store is a pair of collections of
-    `annbatch <https://annbatch.readthedocs.io>`__, ``train`` and ``validation``, of sharded zarr
-    with a checksum per cell.
+    Files of any size are read twice, a thousand cells at a time. The store is a pair of
+    collections of `annbatch <https://annbatch.readthedocs.io>`__, ``train`` and ``validation``.
 
     Parameters
     ----------
@@ -105,8 +102,7 @@ def write_store(
     out
         Path of the store, ending in ``.zarr``.
     vocabulary
-        The genes of the store. By default all genes of all files that a cell expresses, in the
-        order in which they are found.
+        The genes of the store; by default all genes of all files that a cell expresses.
     layer
         Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` for the first of these
         that looks like raw counts.
@@ -137,24 +133,19 @@ def write_store(
 
     Returns
     -------
-    The store, opened. ``store.report`` has a row per file: cells kept for either split and left
-    out by reason, and the coverage of the vocabulary.
+    The store, opened. ``store.report`` says for every file how many cells were kept for either
+    split or left out, and how many genes were found.
 
     Raises
     ------
-    ImportError
-        If annbatch is not installed, which needs Python 3.12 or newer.
-    FileExistsError
-        If ``out`` exists and ``overwrite`` is false, or ``out`` is not a store.
-    ValueError
-        If a file cannot be read, has no raw counts or other genes, or no cell is left. The message
-        names the file and what to do.
+    ValueError, FileExistsError
+        If a file cannot be read, has no raw counts or other genes, no cell is left, or ``out``
+        exists. The message says what to do.
     OSError
         If the disk is full; nothing is left behind.
 
     Examples
     --------
-    >>> import scxtrimo
     >>> adata[:400].write_h5ad("a.h5ad")
     >>> adata[400:].write_h5ad("b.h5ad")
     >>> store = scxtrimo.pretraining.write_store(["a.h5ad", "b.h5ad"], "both.zarr", min_genes=1)
@@ -166,27 +157,40 @@ def write_store(
     require_annbatch()
     paths = [str(path) for path in files]
     held_out = {str(path) for path in validation_files}
-    _check(out, set(obs_columns), paths, held_out, overwrite, validation_size, on_bad_file)
-    out = Path(out)
+    check("validation_size", validation_size, Fraction)
+    check("on_bad_file", on_bad_file, OnBadFile)
+    _check_paths(paths, held_out, out, overwrite)
+    if reserved := sorted({SOURCE, SOURCE_ROW, CHECKSUM} & set(obs_columns)):
+        raise ValueError(f"obs_columns has {reserved}: these names are reserved. Rename them.")
     skipped: dict[str, str] = {}
 
-    def refuse(path: str, error: Exception) -> None:
-        if on_bad_file == "raise":
-            raise error
-        logger.warning(f"Skipped: {error}")
-        skipped[path] = str(error)
+    def usable(sources: Iterable[Source], step: Callable[[Source], None]) -> list[Source]:
+        """Take a step with every file; return those with which it succeeds."""
+        good = []
+        for source in sources:
+            try:
+                step(source)
+            except (ValueError, OSError) as error:
+                if on_bad_file == "raise":
+                    raise
+                logger.warning(f"Skipped: {error}")
+                skipped[source.path] = str(error)
+            else:
+                good.append(source)
+        return good
 
-    sources = []
-    for path in tqdm(paths, desc="Reading genes", unit="file", delay=3):
-        try:
-            file = CellFile(path, layer)
-            sources.append(Source(path, file.layer, file.n_cells, file.var))
-        except (ValueError, OSError) as error:
-            refuse(path, error)
-    aliases = read_aliases(gene_aliases)
-    given = _as_vocabulary(vocabulary)
-    sources, genes = _align_sources(sources, given, gene_id_key, aliases, min_gene_overlap, refuse)
-    sources, totals, largest = _scan_sources(sources, len(genes), refuse)
+    sources = [Source(path, layer) for path in paths]
+    sources = usable(tqdm(sources, desc="Reading genes", unit="file", delay=3), Source.open)
+    aligner = _Aligner(vocabulary, gene_id_key, read_aliases(gene_aliases), min_gene_overlap)
+    sources = usable(sources, aligner.add)
+    if not sources:
+        raise ValueError("No file is left: see the messages above.")
+    sources = usable(sources, aligner.align)
+    genes = aligner.genes
+    totals = np.zeros(len(genes))
+    with tqdm(total=sum(s.n_cells for s in sources), desc="Checking", unit="cell", delay=3) as bar:
+        sources = usable(sources, lambda source: source.scan(totals, bar))
+    largest = max((source.largest for source in sources), default=0)
     if largest >= 2**32:
         raise ValueError(f"The largest count is {largest:g}: counts must be below 2^32.")
     if len(skipped) > len(paths) / 2:
@@ -194,47 +198,42 @@ def write_store(
             f"{len(skipped)} of {len(paths)} files were left out. The first file that can be read "
             "determines the genes: if it is the exception, list another file first."
         )
-    _decide(sources, min_genes, max_genes, drop_duplicates)
-    if given is None:
+    if sources:
+        _decide(sources, min_genes, max_genes, drop_duplicates)
+    if vocabulary is None:
         genes = _drop_unexpressed(sources, genes, totals)
-    validation = _draw_validation(sources, held_out, validation_size, seed)
     kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
-    n_validation = sum(int(v.sum()) for v in validation)
+    _hold_out(sources, held_out, min(validation_size, MAX_VALIDATION_CELLS / max(kept, 1)), seed)
+    n_validation = sum(int(source.is_held_out_c.sum()) for source in sources)
     if kept - n_validation < 1:
         raise ValueError(
             f"No cell is left to train on: of {sum(s.n_cells for s in sources):,} cells in "
             f"{len(sources)} files, {kept:,} pass the filters (min_genes={min_genes}, "
             f"max_genes={max_genes}) and {n_validation:,} are held out."
         )
-    report = [s.report(v) for s, v in zip(sources, validation, strict=True)]
+    report: list[dict[str, Any]] = [source.report() for source in sources]
     report += [{"file": path, "error": error} for path, error in skipped.items()]
+    settings = {
+        "min_genes": min_genes,
+        "max_genes": max_genes,
+        "drop_duplicates": drop_duplicates,
+        "seed": seed,
+    }
     header = {
         "format_version": FORMAT_VERSION,
         "vocabulary": genes.to_dict(),
         "report": report,
-        "settings": {
-            "min_genes": min_genes,
-            "max_genes": max_genes,
-            "drop_duplicates": drop_duplicates,
-            "seed": seed,
-        },
+        "settings": settings,
     }
     dtype = np.uint16 if largest < 2**16 else np.uint32
     writer = _Writer(sources, genes, list(obs_columns), dtype, max(1, int(memory)), seed)
-    _write_in_place(out, writer, validation, header)
+    writer.write_in_place(Path(out), header)
     return CellStore(out)
 
 
-def _check(
-    given: str | os.PathLike,
-    obs_columns: set[str],
-    paths: list[str],
-    held_out: set[str],
-    overwrite: bool,
-    validation_size: float,
-    on_bad_file: str,
+def _check_paths(
+    paths: list[str], held_out: set[str], out: str | os.PathLike, overwrite: bool
 ) -> None:
-    out = Path(given)
     if not paths:
         raise ValueError("files is empty: name at least one.")
     resolved = [path if "://" in path else os.path.realpath(path) for path in paths]
@@ -242,34 +241,19 @@ def _check(
         raise ValueError(f"files has {preview(repeated)} more than once.")
     if unknown := sorted(held_out - set(paths)):
         raise ValueError(f"validation_files has {preview(unknown)}, which are not among `files`.")
-    check("validation_size", validation_size, Fraction)
-    check("on_bad_file", on_bad_file, OnBadFile)
-    if out.suffix != ".zarr":
+    if Path(out).suffix != ".zarr":
         raise ValueError(f"out={str(out)!r} must end in .zarr.")
-    if "://" in str(given):
-        raise ValueError(
-            f"out={given!r} must be a local path. Copy the store when it is complete."
-        )
-    if out.exists() and not overwrite:
+    if "://" in str(out):
+        raise ValueError(f"out={out!r} must be a local path. Copy the store when it is complete.")
+    if Path(out).exists() and not overwrite:
         raise FileExistsError(f"{out} exists. Choose another path, or pass `overwrite=True`.")
-    if out.exists() and not is_store(out):
+    if Path(out).exists() and not is_store(out):
         raise FileExistsError(f"{out} is not a store of scxtrimo and is not replaced.")
-    if reserved := sorted({SOURCE, SOURCE_ROW, CHECKSUM} & obs_columns):
-        raise ValueError(f"obs_columns has {reserved}: these names are reserved. Rename them.")
 
 
 def _repeated_names(names: Sequence[str]) -> list[str]:
     index = pd.Index(names)
     return list(index[index.duplicated()].unique())
-
-
-def _as_vocabulary(genes: GeneVocabulary | Sequence[str] | None) -> GeneVocabulary | None:
-    if genes is None or isinstance(genes, GeneVocabulary):
-        return genes
-    ids = tuple(map(str, genes))
-    if repeated := _repeated_names(ids):
-        raise ValueError(f"vocabulary has genes twice: {preview(repeated)}.")
-    return GeneVocabulary(ids, ids)
 
 
 class CellFile:
@@ -280,8 +264,8 @@ class CellFile:
         self.group = _open(self.path)
         if "var" not in self.group or "obs" not in self.group:
             raise ValueError(f"{self.path} holds no AnnData: it has {sorted(self.group)}.")
-        self.layer = self._find_counts() if layer == AUTO else layer
         places = self._candidates()
+        self.layer = self._find_counts(places) if layer == AUTO else layer
         if self.layer not in places:
             raise ValueError(
                 f"{self.path} has no {layer!r}; it has {list(places)}. Choose one of these with "
@@ -333,9 +317,8 @@ class CellFile:
             places[f"layers/{name}" if name in places else name] = f"layers/{name}"
         return {name: place for name, place in places.items() if place in self.group}
 
-    def _find_counts(self) -> str:
-        candidates = self._candidates()
-        for name, place in candidates.items():
+    def _find_counts(self, places: dict[str, str]) -> str:
+        for name, place in places.items():
             reader = RowReader(self._matrix(place))
             if min(reader.shape) == 0:  # reported as an empty file
                 return name
@@ -343,8 +326,7 @@ class CellFile:
             if len(head) and looks_raw(head):
                 return name
         raise ValueError(
-            f"{self.path} has no raw counts: none of {list(candidates)} holds non-negative "
-            "integers."
+            f"{self.path} has no raw counts: none of {list(places)} holds non-negative integers."
         )
 
 
@@ -377,141 +359,123 @@ class Source:
 
     path: str
     layer: str
-    n_cells: int
-    var: pd.DataFrame
+    n_cells: int = 0
+    var: pd.DataFrame = field(default_factory=pd.DataFrame)
     alignment: GeneAlignment = field(init=False)
+    largest: float = 0.0  # count
     n_genes_c: np.ndarray = field(init=False)  # expressed genes of the cells, int32
     hash_c: np.ndarray = field(init=False)  # see :func:`hash_cells`
     fate_c: np.ndarray = field(init=False)  # KEPT or why not, int8
+    is_held_out_c: np.ndarray = field(init=False)
 
-    def report(self, is_validation_c: np.ndarray) -> dict[str, Any]:
-        """Return what became of cells and genes, given which cells are held out."""
+    def open(self) -> None:
+        """Read the genes, and find the counts."""
+        file = CellFile(self.path, self.layer)
+        self.layer, self.n_cells, self.var = file.layer, file.n_cells, file.var
+
+    def scan(self, totals: np.ndarray, bar: Any) -> None:
+        """Check all counts, add them to the totals of the genes, and count genes of the cells."""
+        reader, n_genes = CellFile(self.path, self.layer).reader, len(totals)
+        own_totals = np.zeros(n_genes)
+        lengths, hashes = [], []
+        for start in range(0, self.n_cells, CHUNK):
+            end = min(start + CHUNK, self.n_cells)
+            place = f"{self.path}, {self.layer}, cells {start} to {end - 1},"
+            try:
+                chunk = reader.read(slice(start, end))
+            except NOT_DAMAGE:
+                raise
+            except Exception as error:  # every codec and file system has its own
+                raise ValueError(f"{place} cannot be read: {error}") from error
+            if (problem := problem_with(chunk.data)) is not None:
+                raise ValueError(f"{place} {problem}")
+            ragged = to_ragged(chunk, self.alignment.column_to_gene)
+            counts, gene_ids, ends = ragged["counts"], ragged["gene_ids"], ragged["cu_seqlens"]
+            own_totals += np.bincount(gene_ids, counts, minlength=n_genes)
+            self.largest = max(self.largest, float(counts.max(initial=0)))
+            lengths.append(np.diff(ends))
+            hashes.append(hash_cells(counts, gene_ids, ends))
+            bar.update(chunk.shape[0])
+        totals += own_totals
+        self.n_genes_c = np.concatenate(lengths).astype(np.int32)
+        self.hash_c = np.concatenate(hashes)
+
+    def report(self) -> dict[str, Any]:
+        """Return what became of cells and genes."""
         kept = self.fate_c == KEPT
         return {
             "file": self.path,
             "layer": self.layer,
             "cells": self.n_cells,
-            "train": int((kept & ~is_validation_c).sum()),
-            "validation": int((kept & is_validation_c).sum()),
+            "train": int((kept & ~self.is_held_out_c).sum()),
+            "validation": int((kept & self.is_held_out_c).sum()),
             **{name: int((self.fate_c == fate).sum()) for fate, name in FATES.items()},
             **self.alignment.counts(),
         }
 
 
-Refuse = Callable[[str, Exception], None]  # raises an error about a file, or skips the file
+class _Aligner:
+    """Aligns files to one vocabulary, by default the union of their genes."""
 
+    def __init__(
+        self,
+        vocabulary: GeneVocabulary | Sequence[str] | None,
+        gene_id_key: str | None,
+        aliases: Mapping[str, str] | GeneTable,
+        min_overlap: float,
+    ) -> None:
+        self.is_union, self.gene_id_key = vocabulary is None, gene_id_key
+        self.aliases, self.min_overlap = aliases, min_overlap
+        if not isinstance(vocabulary, GeneVocabulary):
+            ids = () if vocabulary is None else tuple(map(str, vocabulary))
+            if repeated := _repeated_names(ids):
+                raise ValueError(f"vocabulary has genes twice: {preview(repeated)}.")
+            vocabulary = GeneVocabulary(ids, ids)
+        self.genes = vocabulary
 
-def _align_sources(
-    sources: list[Source],
-    given: GeneVocabulary | None,
-    gene_id_key: str | None,
-    aliases: Mapping[str, str] | GeneTable,
-    min_overlap: float,
-    refuse: Refuse,
-) -> tuple[list[Source], GeneVocabulary]:
-    """Align all files to one vocabulary, by default the union of their genes."""
-
-    def key_of(source: Source) -> str | None:
-        has_key = gene_id_key in source.var or gene_id_key == VAR_NAMES
-        return gene_id_key if has_key else None
-
-    accepted, genes = [], given
-    for source in sources:
-        key, what = key_of(source), f"{source.path}: var"
-        alignment = None if genes is None else align_genes(genes, source.var, key, aliases)
-        if given is None or alignment is None:  # its genes become part of the vocabulary
-            column = key if alignment is None else alignment.source
-            try:
-                found = own_identifiers(source.var, column, what)
-                ids = tuple(found[found != ""])
-            except ValueError as error:
-                refuse(source.path, error)
-                continue
+    def add(self, source: Source) -> None:
+        """Refuse a file with other genes; add the genes of others to the union."""
+        key, what = self._names(source)
+        if self.is_union and not self.genes.gene_ids:
+            self._extend(own_identifiers(source.var, key, what))
+            return
+        alignment = align_genes(self.genes, source.var, key, self.aliases)
+        if self.is_union:
+            own_identifiers(source.var, alignment.source, what)  # refuses those that are repeated
         elif alignment.repeated:
-            refuse(source.path, ambiguous_error(alignment, what))
-            continue
-        if genes is None or alignment is None:
-            genes = GeneVocabulary(ids, ids)
-            alignment = align_genes(genes, source.var, key, aliases)
+            raise ambiguous_error(alignment, what)
         n_found = int((alignment.column_to_gene >= 0).sum())
-        overlap = n_found / max(1, min(len(genes), len(source.var)))
-        if n_found == 0 or overlap < min_overlap:
-            refuse(source.path, _other_genes(source, genes, n_found, min_overlap, given is None))
-            continue
-        if given is None:
-            new = tuple(gene for gene in alignment.unused if gene)
-            genes = GeneVocabulary(genes.gene_ids + new, genes.gene_ids + new)
-        accepted.append(source)
-    if genes is None or not accepted:
-        raise ValueError("No file is left: see the messages above.")
-    for source in list(accepted):
-        key, what = key_of(source), f"{source.path}: var"
-        source.alignment = align_genes(genes, source.var, key, aliases)
+        overlap = n_found / max(1, min(len(self.genes), len(source.var)))
+        if n_found == 0 or overlap < self.min_overlap:
+            of_what = "the files before it" if self.is_union else "the vocabulary"
+            raise ValueError(
+                f"{source.path} has other genes: only {n_found:,} of its {len(source.var):,} are "
+                f"among the {len(self.genes):,} of {of_what}, at least {self.min_overlap:.0%} are "
+                f"needed. It has {preview(source.var.index, 3)}, the others "
+                f'{preview(self.genes.gene_ids, 3)}. Pass `gene_aliases="hgnc"` to translate '
+                "identifiers, `gene_id_key=` to name their column, lower `min_gene_overlap`, or "
+                'leave such files out with `on_bad_file="skip"`.'
+            )
+        if self.is_union:
+            self._extend(alignment.unused)
+
+    def align(self, source: Source) -> None:
+        """Align a file to the genes of all."""
+        key, what = self._names(source)
+        source.alignment = align_genes(self.genes, source.var, key, self.aliases)
         warn_of_source(source.alignment, key, what)
         if source.alignment.repeated:  # under names that later files added
-            refuse(source.path, ambiguous_error(source.alignment, what))
-            accepted = [other for other in accepted if other is not source]
+            raise ambiguous_error(source.alignment, what)
         source.var = pd.DataFrame()
-    return accepted, genes
 
+    def _names(self, source: Source) -> tuple[str | None, str]:
+        """Return the column with the identifiers, if the file has it, and how to call ``var``."""
+        has_key = self.gene_id_key in source.var or self.gene_id_key == VAR_NAMES
+        return self.gene_id_key if has_key else None, f"{source.path}: var"
 
-def _other_genes(
-    source: Source, genes: GeneVocabulary, found: int, min_overlap: float, is_union: bool
-) -> ValueError:
-    of_what = "the files before it" if is_union else "the vocabulary"
-    return ValueError(
-        f"{source.path} has other genes: only {found:,} of its {len(source.var):,} are among the "
-        f"{len(genes):,} of {of_what}, at least {min_overlap:.0%} are needed. It has "
-        f"{preview(source.var.index, 3)}, the others {preview(genes.gene_ids, 3)}. Pass "
-        '`gene_aliases="hgnc"` to translate identifiers, `gene_id_key=` to name their column, '
-        'lower `min_gene_overlap`, or leave such files out with `on_bad_file="skip"`.'
-    )
-
-
-def _scan_sources(
-    sources: list[Source], n_genes: int, refuse: Refuse
-) -> tuple[list[Source], np.ndarray, float]:
-    """Check all files: return the good ones, sums of counts per gene and the largest count."""
-    accepted, totals, largest = [], np.zeros(n_genes), 0.0
-    with tqdm(total=sum(s.n_cells for s in sources), desc="Checking", unit="cell", delay=3) as bar:
-        for source in sources:
-            try:
-                totals_of_file, largest_of_file = _scan_cells(source, n_genes, bar)
-            except (ValueError, OSError) as error:
-                refuse(source.path, error)
-                continue
-            accepted.append(source)
-            totals += totals_of_file
-            largest = max(largest, largest_of_file)
-    return accepted, totals, largest
-
-
-def _scan_cells(source: Source, n_genes: int, bar: Any) -> tuple[np.ndarray, float]:
-    """Check all counts of a file, and count the expressed genes of its cells."""
-    reader = CellFile(source.path, source.layer).reader
-    totals, largest = np.zeros(n_genes), 0.0
-    lengths, hashes = [], []
-    for start in range(0, source.n_cells, CHUNK):
-        place = f"cells {start} to {min(start + CHUNK, source.n_cells) - 1}"
-        try:
-            chunk = reader.read(slice(start, start + CHUNK))
-        except NOT_DAMAGE:
-            raise
-        except Exception as error:  # every codec and file system has its own
-            raise ValueError(
-                f"{source.path}, {source.layer}, {place}, cannot be read: {error}"
-            ) from error
-        if (problem := problem_with(chunk.data)) is not None:
-            raise ValueError(f"{source.path}, {source.layer}, {place}, {problem}")
-        ragged = to_ragged(chunk, source.alignment.column_to_gene)
-        totals += np.bincount(ragged["gene_ids"], ragged["counts"], minlength=n_genes)
-        largest = max(largest, float(ragged["counts"].max(initial=0)))
-        lengths.append(np.diff(ragged["cu_seqlens"]))
-        hashes.append(hash_cells(ragged["counts"], ragged["gene_ids"], ragged["cu_seqlens"]))
-        bar.update(chunk.shape[0])
-    source.n_genes_c = np.concatenate(lengths).astype(np.int32)
-    source.hash_c = np.concatenate(hashes)
-    return totals, largest
+    def _extend(self, genes: Iterable[str]) -> None:
+        ids = (*self.genes.gene_ids, *filter(None, genes))
+        self.genes = GeneVocabulary(ids, ids)
 
 
 def hash_cells(counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
@@ -528,22 +492,20 @@ def _decide(
     sources: list[Source], min_genes: int, max_genes: int | None, drop_duplicates: bool
 ) -> None:
     """Set the fate of every cell."""
-    for source in sources:
-        source.fate_c = np.full(source.n_cells, KEPT, dtype=np.int8)
-        source.fate_c[source.n_genes_c < max(1, min_genes)] = TOO_FEW_GENES
-        if max_genes is not None:
-            source.fate_c[source.n_genes_c > max_genes] = TOO_MANY_GENES
-    if not drop_duplicates or not sources:
-        return
-    hashes = np.concatenate([source.hash_c for source in sources])
-    kept = np.flatnonzero(np.concatenate([source.fate_c for source in sources]) == KEPT)
-    first = kept[np.unique(hashes[kept], return_index=True)[1]]
-    is_duplicate = np.zeros(len(hashes), dtype=bool)
-    is_duplicate[kept] = True
-    is_duplicate[first] = False
-    ends = list(accumulate(source.n_cells for source in sources))
-    for source, part in zip(sources, np.split(is_duplicate, ends[:-1]), strict=True):
-        source.fate_c[part] = DUPLICATE
+    n_genes = np.concatenate([source.n_genes_c for source in sources])
+    fate = np.full(len(n_genes), KEPT, dtype=np.int8)
+    fate[n_genes < max(1, min_genes)] = TOO_FEW_GENES
+    if max_genes is not None:
+        fate[n_genes > max_genes] = TOO_MANY_GENES
+    if drop_duplicates:
+        hashes = np.concatenate([source.hash_c for source in sources])
+        kept = np.flatnonzero(fate == KEPT)
+        first = kept[np.unique(hashes[kept], return_index=True)[1]]
+        fate[kept] = DUPLICATE
+        fate[first] = KEPT
+    ends = np.cumsum([source.n_cells for source in sources])
+    for source, part in zip(sources, np.split(fate, ends[:-1]), strict=True):
+        source.fate_c = part
 
 
 def _drop_unexpressed(
@@ -559,19 +521,14 @@ def _drop_unexpressed(
     return GeneVocabulary(ids, ids)
 
 
-def _draw_validation(
-    sources: list[Source], held_out: set[str], size: float, seed: int
-) -> list[np.ndarray]:
-    """Return which cells are held out, a mask per file."""
+def _hold_out(sources: list[Source], files: set[str], size: float, seed: int) -> None:
+    """Hold out all cells of some files, and draw cells of the others."""
     rng = np.random.default_rng(seed)
-    n_kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
-    size = min(size, MAX_VALIDATION_CELLS / max(n_kept, 1))
-    return [
-        np.ones(source.n_cells, dtype=bool)
-        if source.path in held_out
-        else rng.random(source.n_cells) < size
-        for source in sources
-    ]
+    for source in sources:
+        if source.path in files:
+            source.is_held_out_c = np.ones(source.n_cells, dtype=bool)
+        else:
+            source.is_held_out_c = rng.random(source.n_cells) < size
 
 
 @lru_cache(maxsize=8)
@@ -593,16 +550,48 @@ class _Writer:
     ) -> None:
         self.sources, self.genes, self.obs_columns = sources, genes, obs_columns
         self.dtype, self.memory, self.seed = dtype, memory, seed
-        self.weights = gene_weights(len(genes))
         self.digest = hashlib.sha256()  # of the checksums of all cells, in order
 
-    def write(self, group: Any, rows: list[np.ndarray], name: str) -> None:
-        """Write the given rows of every file."""
+    def write_in_place(self, out: Path, header: dict[str, Any]) -> None:
+        """Write both splits beside ``out``, and replace ``out`` when they are complete."""
+        partial = out.with_name(f"{out.name}.scxtrimo-partial")
+        before = out.with_name(f"{out.name}.scxtrimo-before")
+        try:
+            with warnings.catch_warnings(), fast_codecs():
+                # All readers of AnnData in zarr know consolidated metadata.
+                warnings.filterwarnings("ignore", message="Consolidated metadata")
+                root = zarr.open_group(str(partial), mode="w", zarr_format=3)
+                for name in SPLITS:
+                    self._write(root.create_group(name), name)
+                root.attrs.update({STORE_KEY: header | {"digest": self.digest.hexdigest()}})
+                zarr.consolidate_metadata(root.store)
+            if out.exists():
+                os.replace(out, before)
+            os.replace(partial, out)
+            shutil.rmtree(before, ignore_errors=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(
+                    error.errno,
+                    f"The disk is full: {out} could not be written and was removed again. Free "
+                    "some space or choose another path",
+                ) from error
+            raise
+        finally:
+            _open_file.cache_clear()
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _write(self, group: Any, split: str) -> None:
+        """Write the cells of a split."""
         from annbatch import write_sharded
 
-        rng = np.random.default_rng((self.seed, SPLITS.index(name)))
+        rng = np.random.default_rng((self.seed, SPLITS.index(split)))
+        rows = [
+            np.flatnonzero((s.fate_c == KEPT) & (s.is_held_out_c == (split == "validation")))
+            for s in self.sources
+        ]
         n_cells = sum(map(len, rows))
-        with tqdm(total=n_cells, desc=f"Writing {name}", unit="cell", delay=3) as bar:
+        with tqdm(total=n_cells, desc=f"Writing {split}", unit="cell", delay=3) as bar:
             for i, blocks in enumerate(self._deal(rows, rng)):
                 cells = self._read(sorted(blocks, key=lambda block: (block[0], block[1][0])))
                 cells = cells[rng.permutation(cells.n_obs)].copy()
@@ -641,14 +630,9 @@ class _Writer:
             source = self.sources[i]
             file = _open_file(source.path, source.layer)
             ragged = to_ragged(file.read(rows), source.alignment.column_to_gene)
-            matrix = sparse.csr_matrix(
-                (
-                    ragged["counts"].astype(self.dtype),
-                    ragged["gene_ids"].astype(np.int32),
-                    ragged["cu_seqlens"],
-                ),
-                shape=(len(rows), len(self.genes)),
-            )
+            counts, gene_ids = ragged["counts"].astype(self.dtype), ragged["gene_ids"]
+            parts = (counts, gene_ids.astype(np.int32), ragged["cu_seqlens"])
+            matrix = sparse.csr_matrix(parts, shape=(len(rows), len(self.genes)))
             matrix.sort_indices()
             matrices.append(matrix)
             origin = pd.DataFrame({SOURCE: source.path, SOURCE_ROW: rows}, index=rows)
@@ -657,43 +641,7 @@ class _Writer:
         for column in (SOURCE, *self.obs_columns):
             obs[column] = obs[column].astype(str).astype("category")
         obs.index = obs.index.astype(str)
-        counts = sparse.vstack(matrices, format="csr")
-        obs[CHECKSUM] = checksums(counts, self.weights)
+        joined = sparse.vstack(matrices, format="csr")
+        obs[CHECKSUM] = checksums(joined, gene_weights(len(self.genes)))
         self.digest.update(obs[CHECKSUM].to_numpy().tobytes())
-        return anndata.AnnData(counts, obs, pd.DataFrame(index=list(self.genes.gene_ids)))
-
-
-def _write_in_place(
-    out: Path, writer: _Writer, validation: list[np.ndarray], header: dict[str, Any]
-) -> None:
-    """Write both splits beside ``out``, and replace ``out`` when they are complete."""
-    partial = out.with_name(f"{out.name}.scxtrimo-partial")
-    before = out.with_name(f"{out.name}.scxtrimo-before")
-    try:
-        with warnings.catch_warnings(), fast_codecs():
-            # All readers of AnnData in zarr know consolidated metadata.
-            warnings.filterwarnings("ignore", message="Consolidated metadata")
-            root = zarr.open_group(str(partial), mode="w", zarr_format=3)
-            for name, is_wanted in zip(SPLITS, (False, True), strict=True):
-                rows = [
-                    np.flatnonzero((source.fate_c == KEPT) & (is_validation == is_wanted))
-                    for source, is_validation in zip(writer.sources, validation, strict=True)
-                ]
-                writer.write(root.create_group(name), rows, name)
-            root.attrs.update({STORE_KEY: header | {"digest": writer.digest.hexdigest()}})
-            zarr.consolidate_metadata(root.store)
-        if out.exists():
-            os.replace(out, before)
-        os.replace(partial, out)
-        shutil.rmtree(before, ignore_errors=True)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(
-                error.errno,
-                f"The disk is full: {out} could not be written and was removed again. Free some "
-                "space or choose another path",
-            ) from error
-        raise
-    finally:
-        _open_file.cache_clear()
-        shutil.rmtree(partial, ignore_errors=True)
+        return anndata.AnnData(joined, obs, pd.DataFrame(index=list(self.genes.gene_ids)))

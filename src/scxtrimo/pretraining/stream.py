@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,13 +15,12 @@ from scipy import sparse
 
 from ..data.dataset import gather_rows, prefetch
 from ..train.splitter import divide_evenly
-from .store import CellStore, DamagedStoreError, count_cells
+from .store import CellStore, DamagedStoreError, count_cells, rows_of
 
 OnDamage = Literal["raise", "skip"]
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """Cells (slices of rows of the store) that are read together, shuffled and made batches."""
 
     slices: list[slice]
@@ -35,7 +33,7 @@ class Window:
         return count_cells(self.slices)
 
     def batches(self, n_tokens: np.ndarray, by_tokens: bool, shuffle: bool) -> list[np.ndarray]:
-        """Divide the cells, of which the expressed genes are given, by tokens or evenly."""
+        """Divide cells with so many expressed genes, by tokens or evenly."""
         order = np.arange(len(n_tokens))
         if shuffle:
             order = np.random.default_rng(self.key).permutation(order)
@@ -48,44 +46,30 @@ class StreamPlan:
 
     An epoch deals runs of neighbouring cells to ``n_lanes`` lanes at random. Every lane reads some
     runs at a time (a window), shuffles their cells and divides them into batches; a step of the
-    optimiser takes one batch of each lane. Processes share the lanes: two with one lane each and
-    one with both (and two batches per step) see the same cells in every step, so that a training
-    can be resumed with another number of devices.
+    optimiser takes one batch of each lane. Processes share the lanes, so that a training can be
+    resumed with another number of devices and the same cells in every step.
 
     Parameters
     ----------
     n_tokens
         Expressed genes of every cell of the store.
-    batch_size
-        Cells per batch, on average at most.
-    tokens_per_batch
-        Expressed genes per batch, instead of cells, on average at most: batches are planned
-        smaller by half of the longest cell, so that few exceed it.
+    batch_size, tokens_per_batch
+        Cells per batch on average at most, or expressed genes instead.
     n_lanes
         Batches per step of the optimiser, over all processes.
-    window_size
-        Cells that are read and shuffled together, over all lanes.
-    chunk_size
-        Neighbouring cells that are read at once.
+    window_size, chunk_size
+        Cells that are shuffled together, over all lanes; neighbouring cells that are read at once.
     seed
         Seed of the order.
     shuffle
         If false, cells keep their order.
 
-    Notes
-    -----
-    All lanes have the same number of batches, and all epochs have the same number of steps. In an
-    epoch every cell is in exactly one batch.
-
     Examples
     --------
     >>> import numpy as np
-    >>> from scxtrimo.pretraining import StreamPlan
-    >>> plan = StreamPlan(np.full(1000, 500), batch_size=64, n_lanes=2)
-    >>> plan.n_steps, plan.cells_per_step
-    (8, 125.0)
-    >>> sum(window.n_cells for lane in (0, 1) for window in plan.windows(epoch=0, lane=lane))
-    1000
+    >>> plan = scxtrimo.pretraining.StreamPlan(np.full(1000, 500), batch_size=64, n_lanes=2)
+    >>> plan.n_steps, plan.cells_per_step, [w.n_cells for w in plan.windows(epoch=0, lane=1)]
+    (8, 125.0, [500])
     """
 
     def __init__(
@@ -108,15 +92,16 @@ class StreamPlan:
         self.seed, self.shuffle = seed, shuffle
         self.by_tokens = tokens_per_batch is not None
         if tokens_per_batch is not None:
+            # Smaller by half of the longest cell, so that few batches exceed the number.
             longest = min(int(n_tokens.max()), tokens_per_batch)
             per_step = n_lanes * max(1, tokens_per_batch - longest // 2)
             n_steps = -(-int(n_tokens.sum(dtype=np.int64)) // per_step)
-        else:
-            assert batch_size is not None
+        elif batch_size is not None:
             n_steps = -(-n_cells // (n_lanes * batch_size))
         # In a small store runs are short, so that all lanes have about as many cells.
         self.chunk_size = int(np.clip(n_cells // (16 * n_lanes), 1, chunk_size))
-        self.n_chunks = -(-n_cells // self.chunk_size)
+        starts = np.arange(0, n_cells, self.chunk_size)
+        self.n_chunks = len(starts)
         fewest = self.n_chunks // n_lanes  # runs of a lane
         n_windows = round(n_cells / window_size)
         self.n_windows = int(np.clip(n_windows, 1, max(1, fewest // 2)))
@@ -125,7 +110,6 @@ class StreamPlan:
         # No batch is empty: a lane has at least `fewest` runs, one of which may be shorter.
         self.n_steps = int(np.clip(n_steps, 1, max(1, (fewest - 1) * self.chunk_size)))
         self.n_windows = min(self.n_windows, self.n_steps)
-        starts = np.arange(0, n_cells, self.chunk_size)
         self._sizes = np.diff(starts, append=n_cells)  # of the runs
         self._weights = self._sizes
         if self.by_tokens:
@@ -161,9 +145,9 @@ class StreamPlan:
             np.array([self._sizes[part].sum() for part in parts]),
         )
         for i, part in enumerate(parts):
-            starts = (part * self.chunk_size).tolist()
-            stops = (part * self.chunk_size + self._sizes[part]).tolist()
-            slices = [slice(*ends) for ends in zip(starts, stops, strict=True)]
+            starts = part * self.chunk_size
+            ends = np.stack([starts, starts + self._sizes[part]], axis=1)
+            slices = [slice(*pair) for pair in ends.tolist()]
             yield Window(slices, int(n_batches[i]), (self.seed, epoch, lane, i))
 
 
@@ -181,54 +165,32 @@ def _share(n_batches: int, weights: np.ndarray, sizes: np.ndarray) -> np.ndarray
 class StreamLoader:
     """Batches of one process, starting at any step.
 
-    While the cells of one window are trained on, a thread reads those of the next; no more than
-    two windows are in memory. Worker processes would be slower: sending a batch takes longer than
-    making it.
+    While the cells of one window are trained on, a thread reads those of the next. Batches are
+    dictionaries of tensors as in :class:`~scxtrimo.data.RaggedDataset`, with their ``epoch`` and
+    ``lane``.
 
     Parameters
     ----------
-    store
-        Where the cells are.
-    plan
-        Which cells are in which batch.
+    store, plan
+        Where the cells are, and which cells are in which batch.
     n_steps
         Steps of the optimiser, over all epochs; by default those of one epoch.
     rank, world_size
-        Number of this process, and how many there are.
+        Number of this process, and how many there are; they must share the lanes evenly.
     on_damage
-        What to do with cells that cannot be read: ``"raise"``, or ``"skip"`` and count them. A
-        window without readable cells gets cells from elsewhere.
+        What to do with cells that cannot be read: ``"raise"``, or ``"skip"`` and count them in
+        ``n_skipped``. A window without readable cells gets cells from elsewhere.
     pin_memory
         Whether batches go to a GPU.
 
-    Attributes
-    ----------
-    n_skipped
-        Cells of this process that were left out so far, in all epochs.
-
-    Raises
-    ------
-    ValueError
-        If the batches of a step cannot be shared evenly by the processes.
-
-    Notes
-    -----
-    Yields dictionaries of tensors as in :class:`~scxtrimo.data.RaggedDataset`, with the ``epoch``
-    and ``lane`` of the batch. Its state (:meth:`state_dict`) is the step alone, so that another
-    number of processes can continue from it.
-
     Examples
     --------
-    >>> from scxtrimo.pretraining import CellStore
-    >>> from scxtrimo.pretraining import StreamLoader, StreamPlan
-    >>> store = CellStore("cells.zarr")
-    >>> loader = StreamLoader(store, StreamPlan(store.n_tokens, batch_size=64))
-    >>> batch = next(iter(loader))
-    >>> len(batch["library_size"]) <= 64, loader.state_dict()
-    (True, {'step': 1})
+    >>> store = scxtrimo.pretraining.CellStore("cells.zarr")
+    >>> plan = scxtrimo.pretraining.StreamPlan(store.n_tokens, batch_size=64)
+    >>> loader = scxtrimo.pretraining.StreamLoader(store, plan)
     >>> loader.load_state_dict({"step": 5})
-    >>> len(list(loader)) == loader.n_steps - 5
-    True
+    >>> len(list(loader)) == loader.n_steps - 5, loader.state_dict()
+    (True, {'step': 11})
     """
 
     def __init__(
@@ -250,8 +212,7 @@ class StreamLoader:
         self.n_steps = plan.n_steps if n_steps is None else n_steps
         self.lanes = range(rank, plan.n_lanes, world_size)
         self.on_damage, self.pin_memory = on_damage, pin_memory
-        self.first_step, self.n_yielded = 0, 0
-        self.n_skipped = 0
+        self.first_step, self.n_yielded, self.n_skipped = 0, 0, 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -327,8 +288,7 @@ class StreamLoader:
                 if count_cells(slices) < window.n_batches:
                     slices = slices + self._stand_ins(window)
                 counts = self.store.read(slices)
-        rows = np.concatenate([np.arange(one.start, one.stop) for one in slices])
-        return counts, rows, n_lost
+        return counts, rows_of(slices), n_lost
 
     def _stand_ins(self, window: Window) -> list[slice]:
         """Return cells from elsewhere, as every process needs a batch in every step."""
@@ -351,10 +311,8 @@ def ragged_batch(
     ----------
     counts
         Counts without zeros, with the columns of the vocabulary.
-    place
-        Which rows.
-    cell_ids
-        Their identifiers, by default ``place``.
+    place, cell_ids
+        Which rows, and the identifiers of their cells, by default ``place``.
 
     Returns
     -------
@@ -363,10 +321,8 @@ def ragged_batch(
     Examples
     --------
     >>> import numpy as np
-    >>> from scxtrimo.pretraining import ragged_batch
-    >>> batch = ragged_batch(adata.X, np.arange(8))  # the vocabulary is all genes of adata
-    >>> batch["library_size"].shape, batch["cell_ids"]
-    (torch.Size([8]), tensor([0, 1, 2, 3, 4, 5, 6, 7]))
+    >>> scxtrimo.pretraining.ragged_batch(adata.X, np.arange(8))["cell_ids"]
+    tensor([0, 1, 2, 3, 4, 5, 6, 7])
     """
     arrays = gather_rows(counts, place)
     totals = np.add.reduceat(arrays["counts"], arrays["cu_seqlens"][:-1], dtype=np.float64)
@@ -385,21 +341,16 @@ class StoreDataModule(pl.LightningDataModule):
         Path or URL of a store that :func:`~scxtrimo.pretraining.write_store` wrote.
     batch_size, tokens_per_batch, n_lanes, window_size, chunk_size, seed
         See :class:`StreamPlan`.
-    n_steps
-        Steps of the optimiser, over all epochs; by default those of one epoch.
-    on_damage
+    n_steps, on_damage
         See :class:`StreamLoader`.
 
     Examples
     --------
-    >>> from scxtrimo.pretraining import StoreDataModule
-    >>> data = StoreDataModule("cells.zarr", batch_size=64)
+    >>> data = scxtrimo.pretraining.StoreDataModule("cells.zarr", batch_size=64)
     >>> data.store.n_cells, data.validation_store.n_cells, data.plan.n_steps
     (671, 29, 11)
     >>> data.train_dataloader() is data.train_loader
     True
-    >>> len(next(iter(data.val_dataloader()))["library_size"])
-    29
     """
 
     def __init__(
@@ -460,18 +411,16 @@ class StoreDataModule(pl.LightningDataModule):
         -------
         A loader; an empty list if there are fewer cells than processes.
         """
-        store, (_, world_size) = self.validation_store, self._process()
+        store = self.validation_store
+        world_size = 1 if self.trainer is None else self.trainer.world_size
         if store.n_cells < world_size:
             return []
         plan = StreamPlan(store.n_tokens, n_lanes=world_size, shuffle=False, **self._sizes)
         return self._loader(store, plan, None)
 
     def _loader(self, store: CellStore, plan: StreamPlan, n_steps: int | None) -> StreamLoader:
-        rank, world_size = self._process()
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        rank, world_size, on_gpu = 0, 1, False
+        if self.trainer is not None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            on_gpu = self.trainer.strategy.root_device.type == "cuda"
         return StreamLoader(store, plan, n_steps, rank, world_size, self.on_damage, on_gpu)
-
-    def _process(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
