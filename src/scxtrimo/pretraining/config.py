@@ -31,25 +31,21 @@ class DataConfig(Validated):
     ----------
     store
         Path or URL of a store that :func:`~scxtrimo.pretraining.write_store` wrote.
-    batch_size
-        Cells per batch.
-    tokens_per_batch
-        Expressed genes per batch, instead of cells: memory and time then differ less between
+    batch_size, tokens_per_batch
+        Cells per batch, or expressed genes instead: memory and time then differ less between
         devices.
     batches_per_step
-        Batches per step of the optimiser, over all devices; by default one per device. With more,
-        every device accumulates the gradients of several. A run may be resumed with another
-        number of devices that divides this number.
-    window_size
-        Cells that are read and shuffled together, over all devices.
-    chunk_size
-        Neighbouring cells that are read at once.
+        Batches per step of the optimiser, over all devices; by default one per device. A run may
+        be resumed with another number of devices that divides this number.
+    window_size, chunk_size
+        Cells that are shuffled together, over all devices; neighbouring cells that are read at
+        once.
     on_damage
         What to do with cells that cannot be read: ``"raise"`` or ``"skip"``.
 
     Examples
     --------
-    >>> DataConfig(store="cells.zarr", tokens_per_batch=200_000).batch_size
+    >>> scxtrimo.DataConfig(store="cells.zarr", tokens_per_batch=200_000).batch_size
     256
     """
 
@@ -77,8 +73,8 @@ class EngineConfig(Validated):
         ``"32-true"``, ``"bf16-mixed"`` or ``"bf16-true"``; by default the second on a GPU and the
         first elsewhere.
     recompute
-        Recompute the activations of the encoder layers in the backward pass, instead of keeping
-        them: less memory, more time.
+        Recompute the activations of the encoder layers in the backward pass: less memory, more
+        time.
     compile
         Compile the encoder layers.
     gradient_clip_val
@@ -88,8 +84,8 @@ class EngineConfig(Validated):
 
     Examples
     --------
-    >>> EngineConfig(devices=8, strategy="fsdp2").precision is None
-    True
+    >>> scxtrimo.EngineConfig(devices=8, strategy="fsdp2").recompute
+    False
     """
 
     accelerator: str = "auto"
@@ -109,12 +105,11 @@ class RecordConfig(Validated):
 
     Parameters
     ----------
-    log_every_n_steps
-        Steps per entry of the history and the logs.
+    log_every_n_steps, checkpoint_every_n_steps
+        Steps per entry of the history and the logs, and from one checkpoint to the next, which
+        must be a multiple.
     validate_every_n_steps
         Steps from one pass over the held-out cells to the next; 0 for none.
-    checkpoint_every_n_steps
-        Steps from one checkpoint to the next; a multiple of ``log_every_n_steps``.
     keep
         How many checkpoints are kept; -1 for all.
     loggers
@@ -124,7 +119,7 @@ class RecordConfig(Validated):
 
     Examples
     --------
-    >>> RecordConfig(loggers=("csv", "tensorboard")).keep
+    >>> scxtrimo.RecordConfig(loggers=("csv", "tensorboard")).keep
     3
     """
 
@@ -157,31 +152,30 @@ class PretrainConfig(Validated):
 
     Parameters
     ----------
-    data
-        The cells, and how many of them make a step.
+    data, engine, record
+        The cells; the devices; logs and checkpoints.
     out
         Directory of the run: configuration, checkpoints, logs, and finally the model.
     size
         One of :data:`scxtrimo.model.SIZES`, or ``"auto"``.
-    model
-        Single hyper-parameters that differ from those of ``size``, see
-        :class:`~scxtrimo.model.XTrimoGeneConfig`.
-    optimizer, masking
-        Single fields that differ from the defaults, see
-        :class:`~scxtrimo.train.OptimizerConfig` and :class:`~scxtrimo.train.MaskingConfig`. The
-        defaults are those of :meth:`scxtrimo.model.XTrimoGene.train`, with 1,000 steps of warm-up.
+    model, optimizer, masking
+        Single fields that differ from those of ``size`` or from the defaults of
+        :meth:`scxtrimo.model.XTrimoGene.train`, see :class:`~scxtrimo.model.XTrimoGeneConfig`,
+        :class:`~scxtrimo.train.OptimizerConfig` (by default with 1,000 steps of warm-up) and
+        :class:`~scxtrimo.train.MaskingConfig`.
     steps, epochs, tokens
         How long to train: give one of them. Tokens are expressed genes.
-    engine, record
-        Devices; logs and checkpoints.
     seed
         Seed of everything.
 
     Examples
     --------
-    >>> config = PretrainConfig(DataConfig("cells.zarr"), out="run", size="3m", epochs=2)
-    >>> config.data.batch_size
-    256
+    >>> data = scxtrimo.DataConfig("cells.zarr")
+    >>> config = scxtrimo.PretrainConfig(data, out="run", size="3m", epochs=2)
+    >>> from pathlib import Path
+    >>> _ = Path("run.yaml").write_text(config.to_yaml())
+    >>> scxtrimo.PretrainConfig.from_yaml("run.yaml") == config
+    True
     """
 
     data: DataConfig
@@ -215,7 +209,7 @@ class PretrainConfig(Validated):
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike) -> PretrainConfig:
-        r"""Read a configuration.
+        """Read a configuration.
 
         Parameters
         ----------
@@ -228,19 +222,8 @@ class PretrainConfig(Validated):
 
         Raises
         ------
-        FileNotFoundError
-            If there is no such file.
-        ValueError
-            If the file is not YAML, or a field is unknown, missing or invalid; the message names
-            it.
-
-        Examples
-        --------
-        >>> from pathlib import Path
-        >>> from scxtrimo import PretrainConfig
-        >>> _ = Path("run.yaml").write_text("out: run\nepochs: 2\ndata: {store: cells.zarr}\n")
-        >>> PretrainConfig.from_yaml("run.yaml").data.store
-        'cells.zarr'
+        FileNotFoundError, ValueError
+            If there is no such file, or a field is unknown, missing or invalid.
         """
         path = Path(path)
         if not path.is_file():
@@ -259,13 +242,6 @@ class PretrainConfig(Validated):
         Returns
         -------
         What :meth:`from_yaml` reads.
-
-        Examples
-        --------
-        >>> from scxtrimo import DataConfig, PretrainConfig
-        >>> config = PretrainConfig(DataConfig("cells.zarr"), out="run", size="3m", epochs=2)
-        >>> "size: 3m" in config.to_yaml()
-        True
         """
         return yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
 
@@ -293,10 +269,9 @@ def from_dict(cls: type[T], stored: Any, where: str) -> T:
             values[name] = _as_number(value, _kinds(hint))
     try:
         return cls(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {str(error).replace('__init__() ', '')}.") from error
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:
+        reason = str(error).replace("__init__() ", "").removesuffix(".")
+        raise ValueError(f"{where}: {reason}.") from error
 
 
 def _kinds(hint: Any) -> set[Any]:

@@ -28,14 +28,12 @@ def embed_store(
 
     Parameters
     ----------
-    model
-        A trained model.
-    store
-        A store that :func:`~scxtrimo.pretraining.write_store` wrote.
+    model, store
+        A trained model, and what :func:`~scxtrimo.pretraining.write_store` wrote.
     out
         Path of the result, ending in ``.zarr``: for every data set ``<split>/dataset_<i>`` of the
         store an AnnData without counts, with ``obs`` (the file and row of each cell) and
-        ``obsm["X_xtrimo"]``. Until it is complete, its name ends in ``.partial``.
+        ``obsm["X_xtrimo"]``.
     prepare
         Called with the cells of every data set before they are embedded, for instance
         :meth:`~scxtrimo.model.XTrimoGene.prepare_query_anndata`.
@@ -46,15 +44,9 @@ def embed_store(
     -------
     Number of cells.
 
-    Raises
-    ------
-    FileExistsError
-        If ``out`` exists.
-
     Examples
     --------
     >>> import anndata
-    >>> import scxtrimo
     >>> scxtrimo.pretraining.embed_store(model, "cells.zarr", "embedding.zarr")
     700
     >>> part = anndata.io.read_zarr("embedding.zarr/train/dataset_0")

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import pandas as pd
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .._logging import logger
@@ -126,8 +128,7 @@ class PretrainingPlan(XTrimoGenePlan):
                 continue
             rows = cell_ids.cpu().numpy()
             origin = self.trainer.datamodule.store.origin(rows)  # type: ignore[attr-defined]
-            first = origin.iloc[0]
-            files = ", ".join(sorted(set(origin["source"]))[:3])
+            first, files = origin.iloc[0], ", ".join(sorted(set(origin["source"]))[:3])
             return (
                 f"the loss is {loss.item()} for {len(rows)} cells, rows {rows.min()} to "
                 f"{rows.max()} of the store (the first is cell {first['source_row']} of "
@@ -154,20 +155,16 @@ class PretrainingPlan(XTrimoGenePlan):
 
 
 class StepMeter(Callback):
-    """Averages metrics over steps and processes, and measures the speed.
+    """Averages metrics over steps and processes, and measures the speed."""
 
-    ``flops_per_token`` of a training step and ``peak_flops`` per second and device are set by the
-    run; without them there is no model FLOPs utilisation.
-    """
-
-    flops_per_token: float = 0.0
-    peak_flops: float | None = None
+    flops_per_token: float  # of a training step; set by the run
+    peak_flops: float  # per second, of all devices; set by the run
+    started: float
+    last_step: int
+    n_skipped = 0  # cells that the loader of this process left out
 
     def __init__(self, every_n_steps: int) -> None:
         self.every_n_steps = every_n_steps
-        self.started = time.monotonic()
-        self.last_step = -1
-        self.n_skipped = 0  # cells that the loader of this process left out
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -194,7 +191,7 @@ class StepMeter(Callback):
         now = time.monotonic()
         seconds, self.started, self.last_step = now - self.started, now, step
         pl_module.n_skipped_cells += int(values.pop("skipped"))
-        entry = self._entry(values, seconds, trainer.world_size)
+        entry = self._entry(values, seconds)
         _append(pl_module.step_history, step, entry)
         for name, value in entry.items():
             if name == "train_loss":
@@ -205,44 +202,34 @@ class StepMeter(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Make an entry of the held-out cells."""
         assert isinstance(pl_module, PretrainingPlan)
-        metrics = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if "validation" in name
-        }
+        found = trainer.callback_metrics.items()
+        metrics = {name: float(value) for name, value in found if "validation" in name}
         _append(pl_module.step_history, trainer.global_step, metrics)
 
-    def _entry(
-        self, values: dict[str, float], seconds: float, world_size: int
-    ) -> dict[str, float]:
-        n_cells, n_steps = values.pop("cells", 0.0), values.pop("steps", 0.0)
-        n_tokens, norm = values.pop("tokens", 0.0), values.pop("gradient_norm", 0.0)
-        entry = {name: value / n_cells for name, value in values.items()} if n_cells else {}
-        if n_steps:
-            entry["gradient_norm"] = norm / n_steps
-        entry["cells_per_second"] = n_cells / seconds
-        entry["tokens_per_second"] = n_tokens / seconds
-        if self.peak_flops and self.flops_per_token:
-            rate = entry["tokens_per_second"] * self.flops_per_token
-            entry["mfu"] = rate / (self.peak_flops * world_size)
-        return entry
+    def _entry(self, sums: dict[str, float], seconds: float) -> dict[str, float]:
+        """Turn sums over cells and steps into means and speeds."""
+        n_cells, n_tokens = sums.pop("cells"), sums.pop("tokens")
+        norm = sums.pop("gradient_norm") / sums.pop("steps")
+        tokens_per_second = n_tokens / seconds
+        return {name: value / n_cells for name, value in sums.items()} | {
+            "gradient_norm": norm,
+            "cells_per_second": n_cells / seconds,
+            "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * self.flops_per_token / self.peak_flops,
+        }
 
 
 def _append(history: dict[str, pd.DataFrame], step: int, entry: dict[str, float]) -> None:
     for name, value in entry.items():
         row = pd.DataFrame({name: [value]}, index=pd.Index([step], name="step"))
-        history[name] = pd.concat([history[name], row]) if name in history else row
+        history[name] = pd.concat([history.get(name), row])
 
 
 def training_flops(module: nn.Module, batch: RaggedBatch) -> float:
-    """Count the floating-point operations of a training step on a masked batch.
-
-    A copy of the module runs once on the CPU. Recomputation does not count.
-    """
+    """Count the operations of a training step on a masked batch, without recomputation."""
     copied = deepcopy(module).cpu().train().requires_grad_(False)
-    on_cpu = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in batch.items()}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=ATTENTION_ON_CPU) as count:
-        copied(on_cpu)
+        copied(move_data_to_device(batch, "cpu"))
     return FORWARD_AND_BACKWARD * float(count.get_total_flops())
 
 
@@ -251,16 +238,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype = torch.float32) -> floa
     if device.type == "cuda" and (known := get_available_flops(device, dtype)):
         return float(known)
     size = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    seconds = []
-    for _ in range(3):
-        wait()
-        start = time.perf_counter()
-        torch.matmul(a, a)
-        wait()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    timer = Timer("a @ a", globals={"a": matrix}, num_threads=torch.get_num_threads())
+    return 2 * size**3 / min(timer.timeit(1).mean for _ in range(3))
 
 
 def activation_bytes(loss: Callable[[], Tensor]) -> int:

@@ -8,23 +8,26 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from anndata import AnnData
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from torch import Tensor
 
+from .._files import replacing
 from .._logging import logger
 from ..config import choose_size
 from ..data.gene_table import hash_genes
@@ -61,9 +64,9 @@ def pretrain(
 ) -> XTrimoGene | DryRun:
     """Pretrain a model on a store of any size, or resume a run that was interrupted.
 
-    Started again with the same configuration, a run continues from its last checkpoint with
-    optimiser, schedule, masks, dropout and position in the store: on a CPU the losses are those of
-    an uninterrupted run, bit for bit.
+    Started again with the same configuration, a run continues from its last checkpoint; on a CPU
+    the losses are those of an uninterrupted run, bit for bit. The encoder reads all genes that a
+    cell expresses, unless ``n_input_genes`` is given in ``model``.
 
     Parameters
     ----------
@@ -80,33 +83,18 @@ def pretrain(
     ------
     ImportError
         If annbatch is not installed, which needs Python 3.12 or newer.
-    FileNotFoundError
-        If there is no configuration or no store.
     ValueError
         If ``out`` has a run with another configuration, or the configuration is impossible.
-    scxtrimo.pretraining.DamagedStoreError
-        If cells cannot be read; the message names them.
-    FloatingPointError
-        If the loss or a gradient is not finite; the message names step and cells.
+    scxtrimo.pretraining.DamagedStoreError, FloatingPointError
+        If cells cannot be read, or a loss or gradient is not finite; the message names the cells.
     OSError
-        If a checkpoint cannot be written. Earlier ones stay.
-
-    Notes
-    -----
-    The encoder reads all genes that a cell expresses, unless ``n_input_genes`` is given in
-    ``model``. The data-driven start of the training and the latent space are computed from at
-    most 20,000 cells drawn at random.
+        If there is no store, or a checkpoint cannot be written. Earlier ones stay.
 
     Examples
     --------
-    >>> import scxtrimo
-    >>> config = scxtrimo.PretrainConfig(
-    ...     scxtrimo.DataConfig("cells.zarr"),
-    ...     out="run",
-    ...     size="tiny",
-    ...     epochs=1,
-    ...     record=scxtrimo.RecordConfig(progress_bar=False),
-    ... )
+    >>> data = scxtrimo.DataConfig("cells.zarr")
+    >>> record = scxtrimo.RecordConfig(progress_bar=False)
+    >>> config = scxtrimo.PretrainConfig(data, out="run", size="tiny", epochs=1, record=record)
     >>> model = scxtrimo.pretrain(config)
     >>> adata.obsm["X_xtrimo"] = model.get_latent_representation(adata)
     """
@@ -125,24 +113,19 @@ class DryRun:
 
     Parameters
     ----------
-    size
-        Name of the size.
-    n_parameters
-        Number of parameters, including the gene embeddings.
+    size, n_parameters
+        Name of the size, and number of parameters, including the gene embeddings.
     n_cells, n_genes, tokens_per_cell
         Cells of the store to train on, genes of its vocabulary, expressed genes of a cell.
     flops_per_cell
         Floating-point operations of a training step per cell.
-    state_bytes
-        Weights, gradients and moments of a device, without sharding.
-    activation_bytes
-        What is kept of a batch for the backward pass.
+    state_bytes, activation_bytes
+        Weights, gradients and moments of a device, without sharding; what is kept of a batch for
+        the backward pass.
     seconds_per_step
         Median of the measured steps of the optimiser, including reading.
-    cells_per_step
-        Cells of a step, over all devices.
-    n_steps, epochs
-        Length of the run.
+    cells_per_step, n_steps, epochs
+        Cells of a step, over all devices, and length of the run.
     device, n_devices, precision
         The device that was measured, and how many will train.
     mfu
@@ -150,7 +133,6 @@ class DryRun:
 
     Examples
     --------
-    >>> import scxtrimo
     >>> data = scxtrimo.DataConfig("cells.zarr")
     >>> config = scxtrimo.PretrainConfig(data, out="run", size="tiny", epochs=1)
     >>> estimate = scxtrimo.pretrain(config, dry_run=True)
@@ -181,7 +163,8 @@ class DryRun:
         return self.n_steps * self.seconds_per_step / 3600
 
     def __str__(self) -> str:
-        speed = self.cells_per_step / self.seconds_per_step
+        speed, hours = self.cells_per_step / self.seconds_per_step, self.hours
+        longer = f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
         tokens = self.n_steps * self.cells_per_step * self.tokens_per_cell
         rows = {
             "model": f"{self.size}, {self.n_parameters:,} parameters",
@@ -195,15 +178,9 @@ class DryRun:
             "speed": f"{speed:,.0f} cells/s, {speed * self.tokens_per_cell:,.0f} tokens/s, "
             f"{self.mfu:.0%} of the peak of the device",
             "length": f"{self.n_steps:,} steps = {self.epochs:.2f} epochs = {tokens:.3g} tokens",
-            "time": _duration(self.hours),
+            "time": f"{60 * hours:.1f} minutes" if hours < 1 else longer,
         }
         return "\n".join(f"{name:<11} {text}" for name, text in rows.items())
-
-
-def _duration(hours: float) -> str:
-    if hours < 1:
-        return f"{60 * hours:.1f} minutes"
-    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 class _Run:
@@ -214,6 +191,7 @@ class _Run:
         CellStore(config.data.store)  # raises before a trainer is made
         self.meter = StepMeter(config.record.log_every_n_steps)
         self.trainer = _make_trainer(config, self.meter)
+        self.device = self.trainer.strategy.root_device
         if isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher):
             raise ValueError(
                 "Several devices cannot be used from a notebook: start the run on the command "
@@ -226,19 +204,13 @@ class _Run:
                 f"batches_per_step={self.n_lanes} cannot be shared by {world_size} devices: "
                 "choose a multiple of their number."
             )
-        self.data = StoreDataModule(
-            config.data.store,
-            config.data.batch_size,
-            config.data.tokens_per_batch,
-            self.n_lanes,
-            window_size=config.data.window_size,
-            chunk_size=config.data.chunk_size,
-            seed=config.seed,
-            on_damage=config.data.on_damage,
-        )
+        fields = asdict(config.data)
+        del fields["batches_per_step"]
+        self.data = StoreDataModule(**fields, n_lanes=self.n_lanes, seed=config.seed)
         self.store, self.plan = self.data.store, self.data.plan
         self.n_tokens = int(self.store.n_tokens.sum(dtype="int64"))
-        self.n_steps = self._count_steps()
+        epochs = config.epochs if config.tokens is None else config.tokens / self.n_tokens
+        self.n_steps = config.steps or math.ceil((epochs or 0) * self.plan.n_steps)
         self.data.n_steps = self.n_steps
         self.trainer.fit_loop.epoch_loop.max_steps = self.n_steps
         self.trainer.accumulate_grad_batches = self.n_lanes // world_size
@@ -246,28 +218,13 @@ class _Run:
         self.dtype = torch.bfloat16 if self.is_half else torch.float32
         self.model = self._make_model()
 
-    @property
-    def device(self) -> torch.device:
-        """The device of this process."""
-        return self.trainer.strategy.root_device
-
-    def _count_steps(self) -> int:
-        config = self.config
-        if config.steps is not None:
-            return config.steps
-        if config.epochs is not None:
-            return math.ceil(config.epochs * self.plan.n_steps)
-        assert config.tokens is not None
-        return math.ceil(config.tokens / self.n_tokens * self.plan.n_steps)
-
     def _make_model(self) -> XTrimoGene:
         size = self.config.size
         if size == "auto":
             size = choose_size(self.store.n_cells, self.device.type == "cuda")
         hyperparameters = {"n_input_genes": None} | self.config.model
-        registry = registry_of_genes(
-            XTrimoGene, self.store.vocabulary.gene_ids, dict.fromkeys(SETUP_ARGUMENTS)
-        )
+        genes = self.store.vocabulary.gene_ids
+        registry = registry_of_genes(XTrimoGene, genes, dict.fromkeys(SETUP_ARGUMENTS))
         model = XTrimoGene(registry=registry, size=size, seed=self.config.seed, **hyperparameters)
         model.module.net.encoder.recompute = self.config.engine.recompute
         if self.config.engine.compile:
@@ -307,27 +264,24 @@ class _Run:
             logger.info(f"Resuming from {checkpoint}.")
         plan = self._make_plan(checkpoint)
         self._set_up_meter(plan)
-        record = self.config.record
-        if record.validate_every_n_steps and (
-            self.data.validation_store.n_cells >= self.trainer.world_size
-        ):
-            self.trainer.val_check_interval = (
-                record.validate_every_n_steps * self.trainer.accumulate_grad_batches
-            )
+        record, trainer = self.config.record, self.trainer
+        every = record.validate_every_n_steps * trainer.accumulate_grad_batches
+        if every and self.data.validation_store.n_cells >= trainer.world_size:
+            trainer.val_check_interval = every
         else:
-            self.trainer.limit_val_batches = 0
+            trainer.limit_val_batches = 0
         self._announce(plan)
         self.model.module.train()
         with quiet_lightning():
-            self.trainer.fit(plan, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
-        if self.trainer.global_step < self.n_steps:
+            trainer.fit(plan, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        if trainer.global_step < self.n_steps:
             raise RuntimeError(
-                f"Interrupted at step {self.trainer.global_step} of {self.n_steps}. Start the "
-                "same command again to resume."
+                f"Interrupted at step {trainer.global_step} of {self.n_steps}. Start the same "
+                "command again to resume."
             )
         if self.n_steps % record.checkpoint_every_n_steps:
             last = self.out / CHECKPOINTS / f"{CHECKPOINT_NAME.format(step=self.n_steps)}.ckpt"
-            self.trainer.save_checkpoint(last, weights_only=False)  # the optimiser as well
+            trainer.save_checkpoint(last, weights_only=False)  # the optimiser as well
         return self._finish(plan)
 
     def _header(self) -> dict[str, Any]:
@@ -363,28 +317,28 @@ class _Run:
 
     def _start(self) -> None:
         """Initialise the model from a sample of the cells."""
-        sample = self._sample()
-        self.model._attach(sample)
-        self.model._prepare_training(np.arange(sample.n_obs))
-        self._detach()
+        with self._sample() as sample:
+            self.model._prepare_training(np.arange(sample.n_obs))
 
-    def _sample(self) -> AnnData:
+    @contextmanager
+    def _sample(self) -> Iterator[AnnData]:
+        """Attach a sample of the cells to the model."""
         per_cell = self.n_tokens / self.store.n_cells
-        return self._draw(int(min(MAX_CELLS, max(1000, MAX_SAMPLE_TOKENS / per_cell))))
+        sample = self._draw(int(min(MAX_CELLS, max(1000, MAX_SAMPLE_TOKENS / per_cell))))
+        self.model._attach(sample)
+        yield sample
+        self.model._adata = self.model._adata_manager = None
 
     def _draw(self, n_cells: int, chunk: int = 64) -> AnnData:
         skip = self.config.data.on_damage == "skip"
         return self.store.sample(n_cells, self.config.seed, chunk, skip_damaged=skip)
 
-    def _detach(self) -> None:
-        self.model._adata = self.model._adata_manager = None
-
     def _set_up_meter(self, plan: PretrainingPlan) -> None:
         few = self._draw(FEW_CELLS, FEW_CELLS)
-        batch = cast(RaggedBatch, ragged_batch(few.X, np.arange(few.n_obs)))
+        batch: Any = ragged_batch(few.X, np.arange(few.n_obs))
         flops = training_flops(plan.module, plan.prepare(batch))
         self.meter.flops_per_token = flops / len(batch["counts"])
-        self.meter.peak_flops = peak_flops(self.device, self.dtype)
+        self.meter.peak_flops = peak_flops(self.device, self.dtype) * self.trainer.world_size
 
     def _announce(self, plan: PretrainingPlan) -> None:
         if not self.trainer.is_global_zero:
@@ -410,10 +364,9 @@ class _Run:
             self.model.is_trained_ = True
             self.model.history_ = plan.step_history
             self.model.to_device(self.device)
-            self.model._attach(self._sample())
-            self.model.module.eval()
-            self.model._finish_training(np.arange(self.model.adata.n_obs))
-            self._detach()
+            with self._sample() as sample:
+                self.model.module.eval()
+                self.model._finish_training(np.arange(sample.n_obs))
             summary = self._summary(plan)
             self.model.provenance_ = {name: str(value) for name, value in summary.items()}
             self.model.save(self.out / MODEL)
@@ -423,12 +376,6 @@ class _Run:
         return XTrimoGene.load(self.out / MODEL, adata=False)
 
     def _summary(self, plan: PretrainingPlan) -> dict[str, Any]:
-        speed = {"cells_per_second", "tokens_per_second", "mfu", "gradient_norm"}
-        last = {
-            f"last {name}": float(frame[name].iloc[-1])
-            for name, frame in plan.step_history.items()
-            if name not in speed
-        }
         files = [Path(name).name for name in self.store.report["file"]]
         return {
             "source": "scxtrimo pretrain",
@@ -441,15 +388,17 @@ class _Run:
             "cells_seen": round(self.n_steps * self.plan.cells_per_step),
             "steps_left_out": plan.n_skipped_steps,
             "cells_left_out": plan.n_skipped_cells,
-            **last,
+        } | {
+            f"last {name}": float(frame[name].iloc[-1])
+            for name, frame in plan.step_history.items()
+            if name not in ("cells_per_second", "tokens_per_second", "mfu", "gradient_norm")
         }
 
     def dry_run(self) -> DryRun:
         """Train a few steps on one device; communication between devices is not measured."""
         self._start()
         plan, store, device = self._make_plan(), self.store, self.device
-        module = plan.module
-        module.to(device).train()
+        module = plan.module.to(device).train()
         n_parameters = sum(p.numel() for p in module.parameters())
         optimizer = torch.optim.AdamW(parameter_groups(module, 0.01, 1e-6), lr=1e-6)
         world_size = self.trainer.world_size
@@ -457,14 +406,13 @@ class _Run:
         batches = chain.from_iterable(repeat(loader))
 
         def loss_of(batch: RaggedBatch) -> Any:
-            moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            masked = plan.prepare(cast(RaggedBatch, moved))
+            masked = plan.prepare(move_data_to_device(batch, device))
             with torch.autocast(device.type, torch.bfloat16, enabled=self.is_half):
                 return module(masked).loss
 
         first = next(batches)
-        n_cells, kept = len(first["cell_ids"]), activation_bytes(lambda: loss_of(first))
-        flops = training_flops(module, plan.prepare(first))
+        kept = activation_bytes(lambda: loss_of(first))
+        flops_per_cell = training_flops(module, plan.prepare(first)) / len(first["cell_ids"])
         seconds = []
         for _ in range(1 + MEASURED_STEPS):
             start = time.perf_counter()
@@ -476,14 +424,14 @@ class _Run:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         step_seconds = statistics.median(seconds[1:])
-        rate = flops / n_cells * (self.plan.cells_per_step / world_size) / step_seconds
+        rate = flops_per_cell * (self.plan.cells_per_step / world_size) / step_seconds
         return DryRun(
             size=self.model.size_,
             n_parameters=n_parameters,
             n_cells=store.n_cells,
             n_genes=len(store.vocabulary),
             tokens_per_cell=self.n_tokens / store.n_cells,
-            flops_per_cell=flops / n_cells,
+            flops_per_cell=flops_per_cell,
             state_bytes=BYTES_PER_PARAMETER * n_parameters,
             activation_bytes=kept,
             seconds_per_step=step_seconds,
@@ -498,10 +446,8 @@ class _Run:
 
 
 def _write_text(path: Path, text: str) -> None:
-    """Write a file in one step, as another process may be reading it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:  # another process may be reading it
+        partial.write_text(text, encoding="utf-8")
 
 
 def _differences(known: Any, now: Any, place: str = "") -> Any:
@@ -514,12 +460,10 @@ def _differences(known: Any, now: Any, place: str = "") -> Any:
 
 
 class _AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it when it is complete.
+    """Writes a checkpoint beside its place and renames it when it is complete."""
 
-    Lightning writes to the temporary directory first, which may be on another file system: moving
-    it is then a copy that can be cut short.
-    """
-
+    # Lightning writes to the temporary directory first, which may be on another file system:
+    # moving it is then a copy that can be cut short.
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
     ) -> None:
@@ -564,10 +508,8 @@ def _last_checkpoint(directory: Path) -> Path | None:
 def _make_trainer(config: PretrainConfig, meter: StepMeter) -> pl.Trainer:
     """Return Lightning's trainer for a run; how long it trains is set later."""
     engine, record = config.engine, config.record
-    callbacks: list[Any] = [meter]
-    if record.progress_bar:
-        callbacks.append(_ProgressBar())
-    checkpoints: Any = ModelCheckpoint(
+    bars: list[Any] = [_ProgressBar()] if record.progress_bar else []
+    checkpoints = ModelCheckpoint(
         dirpath=Path(config.out) / CHECKPOINTS,
         filename=CHECKPOINT_NAME,
         auto_insert_metric_name=False,
@@ -587,7 +529,7 @@ def _make_trainer(config: PretrainConfig, meter: StepMeter) -> pl.Trainer:
             strategy=_strategy(engine),
             precision=engine.precision or ("bf16-mixed" if on_gpu else "32-true"),
             plugins=[_AtomicCheckpointIO()],
-            callbacks=[*callbacks, checkpoints],
+            callbacks=[meter, *bars, checkpoints],
             logger=[_logger(name, Path(config.out)) for name in record.loggers],
             max_epochs=-1,
             default_root_dir=config.out,  # where Lightning looks when SLURM restarts it
@@ -617,14 +559,13 @@ def _strategy(engine: EngineConfig) -> str | Strategy:
 
 
 def _logger(name: str, out: Path) -> Any:
+    needs = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}.get(name)
+    if needs and not any(map(find_spec, needs)):
+        raise ImportError(f'loggers: "{name}" needs `pip install {name}`.')
     if name == "csv":
         return CSVLogger(out, name="logs")
     if name == "tensorboard":
-        if find_spec("tensorboard") is None and find_spec("tensorboardX") is None:
-            raise ImportError('loggers: "tensorboard" needs `pip install tensorboard`.')
         return TensorBoardLogger(out, name="tensorboard", version="")
-    if find_spec("wandb") is None:
-        raise ImportError('loggers: "wandb" needs `pip install wandb`.')
     out.mkdir(parents=True, exist_ok=True)
     run_id = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]  # same when resumed
     return WandbLogger(save_dir=out, project="scxtrimo", name=out.name, id=run_id, resume="allow")

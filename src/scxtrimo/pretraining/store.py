@@ -129,10 +129,8 @@ class CellStore:
 
     Parameters
     ----------
-    path
-        Path or URL of the store.
-    split
-        ``"train"`` or ``"validation"``.
+    path, split
+        Path or URL of the store, and ``"train"`` or ``"validation"``.
 
     Raises
     ------
@@ -260,7 +258,8 @@ class CellStore:
                 pass
 
             def _sample(self, n_obs: int) -> Iterator[Any]:
-                yield {"requests": self.slices, "splits": [np.arange(count_cells(self.slices))]}
+                n_cells = len(rows_of(self.slices))
+                yield {"requests": self.slices, "splits": [np.arange(n_cells)]}
 
         loader = Loader(batch_sampler=Requests(), preload_to_gpu=False)
         counts = [anndata.io.sparse_dataset(self.group[name]["X"]) for name in self.names]
@@ -278,13 +277,8 @@ class CellStore:
         Returns
         -------
         Raw counts, CSR, one column per gene of the vocabulary.
-
-        Raises
-        ------
-        DamagedStoreError
-            If a chunk cannot be read or is not what was written.
         """
-        expected = np.concatenate([self._checksums[one] for one in slices])
+        expected = self._checksums[rows_of(slices)]
         try:
             with fast_codecs():  # arrays are opened at the first read
                 self._loader.batch_sampler.slices = list(slices)
@@ -314,7 +308,7 @@ class CellStore:
 
         Returns
         -------
-        The slices.
+        The readable ones.
         """
         found = []
         for one in slices:
@@ -373,14 +367,10 @@ class CellStore:
 
         Parameters
         ----------
-        n_cells
-            How many; they are drawn in runs of neighbours, which are in random order already.
-        seed
-            Seed of the draw.
-        chunk
-            Cells per run.
-        skip_damaged
-            Leave out runs that cannot be read, instead of raising.
+        n_cells, chunk
+            How many, in runs of so many neighbours, which are in random order already.
+        seed, skip_damaged
+            Seed of the draw; whether to leave out runs that cannot be read.
 
         Returns
         -------
@@ -409,9 +399,4 @@ class CellStore:
 
 def rows_of(slices: Sequence[slice]) -> np.ndarray:
     """Return the rows of some slices, one after the other."""
-    return np.concatenate([np.arange(one.start, one.stop) for one in slices])
-
-
-def count_cells(slices: Sequence[slice]) -> int:
-    """Return the number of rows of some slices."""
-    return sum(one.stop - one.start for one in slices)
+    return np.concatenate([np.arange(0), *(np.arange(one.start, one.stop) for one in slices)])

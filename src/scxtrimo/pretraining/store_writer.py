@@ -274,11 +274,9 @@ class CellFile:
         self.reader = RowReader(self._matrix(places[self.layer]))
         owner = "raw/var" if self.layer == RAW else "var"
         self.var: pd.DataFrame = anndata.io.read_elem(self.group[owner])
-        self.n_cells = self.reader.shape[0]
-        if self.n_cells == 0 or self.reader.shape[1] == 0:
-            raise ValueError(
-                f"{self.path} is empty: {self.n_cells} cells x {self.reader.shape[1]} genes."
-            )
+        self.n_cells, n_genes = self.reader.shape
+        if self.n_cells == 0 or n_genes == 0:
+            raise ValueError(f"{self.path} is empty: {self.n_cells} cells x {n_genes} genes.")
         self._obs = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
 
     def obs(self, columns: list[str]) -> pd.DataFrame:
@@ -525,10 +523,9 @@ def _hold_out(sources: list[Source], files: set[str], size: float, seed: int) ->
     """Hold out all cells of some files, and draw cells of the others."""
     rng = np.random.default_rng(seed)
     for source in sources:
-        if source.path in files:
-            source.is_held_out_c = np.ones(source.n_cells, dtype=bool)
-        else:
-            source.is_held_out_c = rng.random(source.n_cells) < size
+        n_cells = source.n_cells
+        is_whole = source.path in files
+        source.is_held_out_c = np.full(n_cells, True) if is_whole else rng.random(n_cells) < size
 
 
 @lru_cache(maxsize=8)
@@ -536,21 +533,17 @@ def _open_file(path: str, layer: str) -> CellFile:
     return CellFile(path, layer)
 
 
+@dataclass
 class _Writer:
     """Writes cells of many files in random order, one data set that fits in memory at a time."""
 
-    def __init__(
-        self,
-        sources: list[Source],
-        genes: GeneVocabulary,
-        obs_columns: list[str],
-        dtype: Any,
-        memory: int,
-        seed: int,
-    ) -> None:
-        self.sources, self.genes, self.obs_columns = sources, genes, obs_columns
-        self.dtype, self.memory, self.seed = dtype, memory, seed
-        self.digest = hashlib.sha256()  # of the checksums of all cells, in order
+    sources: list[Source]
+    genes: GeneVocabulary
+    obs_columns: list[str]
+    dtype: Any
+    memory: int
+    seed: int
+    digest: Any = field(default_factory=hashlib.sha256)  # of the checksums of all cells, in order
 
     def write_in_place(self, out: Path, header: dict[str, Any]) -> None:
         """Write both splits beside ``out``, and replace ``out`` when they are complete."""

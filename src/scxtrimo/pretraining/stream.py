@@ -15,7 +15,7 @@ from scipy import sparse
 
 from ..data.dataset import gather_rows, prefetch
 from ..train.splitter import divide_evenly
-from .store import CellStore, DamagedStoreError, count_cells, rows_of
+from .store import CellStore, DamagedStoreError, rows_of
 
 OnDamage = Literal["raise", "skip"]
 
@@ -30,7 +30,7 @@ class Window(NamedTuple):
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return count_cells(self.slices)
+        return len(rows_of(self.slices))
 
     def batches(self, n_tokens: np.ndarray, by_tokens: bool, shuffle: bool) -> list[np.ndarray]:
         """Divide cells with so many expressed genes, by tokens or evenly."""
@@ -284,8 +284,8 @@ class StreamLoader:
                 if self.on_damage == "raise":
                     raise
                 slices = self.store.readable(slices)
-                n_lost = window.n_cells - count_cells(slices)
-                if count_cells(slices) < window.n_batches:
+                n_lost = window.n_cells - len(rows_of(slices))
+                if window.n_cells - n_lost < window.n_batches:
                     slices = slices + self._stand_ins(window)
                 counts = self.store.read(slices)
         return counts, rows_of(slices), n_lost
@@ -297,7 +297,7 @@ class StreamLoader:
         for i in range(1, self.plan.n_chunks):
             start = (first + i) % self.plan.n_chunks * size
             found += self.store.readable([slice(start, min(start + size, self.store.n_cells))])
-            if count_cells(found) >= window.n_batches:
+            if len(rows_of(found)) >= window.n_batches:
                 return found
         raise OSError(f"{self.store.path}: too few cells can be read to continue.")
 
