@@ -32,14 +32,12 @@ class DataConfig(Validated):
     store
         Path or URL of a store that :func:`~scxtrimo.pretraining.write_store` wrote.
     batch_size, tokens_per_batch
-        Cells per batch, or expressed genes instead: memory and time then differ less between
-        devices.
+        Cells per batch, or expressed genes instead, which makes batches more alike.
     batches_per_step
         Batches per step of the optimiser, over all devices; by default one per device. A run may
         be resumed with another number of devices that divides this number.
     window_size, chunk_size
-        Cells that are shuffled together, over all devices; neighbouring cells that are read at
-        once.
+        Cells that are shuffled together, over all devices, and neighbours that are read at once.
     on_damage
         What to do with cells that cannot be read: ``"raise"`` or ``"skip"``.
 
@@ -72,11 +70,9 @@ class EngineConfig(Validated):
     precision
         ``"32-true"``, ``"bf16-mixed"`` or ``"bf16-true"``; by default the second on a GPU and the
         first elsewhere.
-    recompute
-        Recompute the activations of the encoder layers in the backward pass: less memory, more
-        time.
-    compile
-        Compile the encoder layers.
+    recompute, compile
+        Recompute the activations of the encoder layers in the backward pass, which saves memory
+        and takes time; compile these layers.
     gradient_clip_val
         Largest norm of the gradient.
     on_non_finite
@@ -112,10 +108,8 @@ class RecordConfig(Validated):
         Steps from one pass over the held-out cells to the next; 0 for none.
     keep
         How many checkpoints are kept; -1 for all.
-    loggers
-        ``"csv"``, ``"tensorboard"`` and ``"wandb"``.
-    progress_bar
-        Whether to show one.
+    loggers, progress_bar
+        Any of ``"csv"``, ``"tensorboard"`` and ``"wandb"``; whether to show a progress bar.
 
     Examples
     --------
@@ -141,9 +135,8 @@ class RecordConfig(Validated):
         if self.keep < -1 or self.keep == 0:
             raise ValueError(f"keep={self.keep} must be positive, or -1 for all.")
         if unknown := sorted(set(self.loggers) - {"csv", "tensorboard", "wandb"}):
-            raise ValueError(
-                f"loggers={unknown} are unknown; choose from csv, tensorboard and wandb."
-            )
+            known = "choose from csv, tensorboard and wandb"
+            raise ValueError(f"loggers={unknown} are unknown; {known}.")
 
 
 @dataclass(frozen=True)
@@ -163,17 +156,15 @@ class PretrainConfig(Validated):
         :meth:`scxtrimo.model.XTrimoGene.train`, see :class:`~scxtrimo.model.XTrimoGeneConfig`,
         :class:`~scxtrimo.train.OptimizerConfig` (by default with 1,000 steps of warm-up) and
         :class:`~scxtrimo.train.MaskingConfig`.
-    steps, epochs, tokens
-        How long to train: give one of them. Tokens are expressed genes.
-    seed
-        Seed of everything.
+    steps, epochs, tokens, seed
+        How long to train (give one of the three; tokens are expressed genes); seed of everything.
 
     Examples
     --------
     >>> data = scxtrimo.DataConfig("cells.zarr")
     >>> config = scxtrimo.PretrainConfig(data, out="run", size="3m", epochs=2)
-    >>> from pathlib import Path
-    >>> _ = Path("run.yaml").write_text(config.to_yaml())
+    >>> with open("run.yaml", "w") as file:
+    ...     _ = file.write(config.to_yaml())
     >>> scxtrimo.PretrainConfig.from_yaml("run.yaml") == config
     True
     """
@@ -193,14 +184,13 @@ class PretrainConfig(Validated):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        lengths = {name: getattr(self, name) for name in ("steps", "epochs", "tokens")}
+        lengths = {"steps": self.steps, "epochs": self.epochs, "tokens": self.tokens}
         given = {name: value for name, value in lengths.items() if value is not None}
         if len(given) != 1:
             raise ValueError(f"Give one of steps, epochs and tokens; got {given or 'none'}.")
-        if self.size != "auto" and self.size not in SIZES:
-            raise ValueError(
-                f"size={self.size!r} is unknown; choose 'auto' or one of {list(SIZES)}."
-            )
+        if self.size not in ("auto", *SIZES):
+            known = f"choose 'auto' or one of {list(SIZES)}"
+            raise ValueError(f"size={self.size!r} is unknown; {known}.")
         # Check these now, not after the cells were read.
         named = SIZES["small" if self.size == "auto" else self.size]
         from_dict(XTrimoGeneConfig, asdict(named) | self.model, "model")
@@ -249,9 +239,8 @@ class PretrainConfig(Validated):
 def from_dict(cls: type[T], stored: Any, where: str) -> T:
     """Make a dataclass from a nested mapping; errors name the place (``where``) and the field."""
     if not isinstance(stored, dict):
-        raise ValueError(
-            f"{where} must be a mapping with the fields of {cls.__name__}, not {stored!r}."
-        )
+        wanted = f"a mapping with the fields of {cls.__name__}"
+        raise ValueError(f"{where} must be {wanted}, not {stored!r}.")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
     values = {}

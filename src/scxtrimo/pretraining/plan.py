@@ -87,10 +87,7 @@ class PretrainingPlan(XTrimoGenePlan):
         self._losses.append((losses.loss.detach(), batch["cell_ids"]))
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
         """Clip the norm of the gradient (equal in all processes), or skip a non-finite step."""
         parameters = [p for p in self.parameters() if p.grad is not None and p.numel()]
@@ -123,18 +120,17 @@ class PretrainingPlan(XTrimoGenePlan):
 
     def _non_finite_batch(self) -> str:
         """Name the cells of the batch of this process whose loss is not finite."""
-        for loss, cell_ids in self._losses:
-            if torch.isfinite(loss):
-                continue
-            rows = cell_ids.cpu().numpy()
-            origin = self.trainer.datamodule.store.origin(rows)  # type: ignore[attr-defined]
-            first, files = origin.iloc[0], ", ".join(sorted(set(origin["source"]))[:3])
-            return (
-                f"the loss is {loss.item()} for {len(rows)} cells, rows {rows.min()} to "
-                f"{rows.max()} of the store (the first is cell {first['source_row']} of "
-                f"{first['source']}; files: {files})."
-            )
-        return "a gradient is not finite, although the losses of this process are."
+        wrong = [(loss, ids) for loss, ids in self._losses if not torch.isfinite(loss)]
+        if not wrong:
+            return "a gradient is not finite, although the losses of this process are."
+        loss, rows = wrong[0][0].item(), wrong[0][1].cpu().numpy()
+        origin = self.trainer.datamodule.store.origin(rows)  # type: ignore[attr-defined]
+        first, files = origin.iloc[0], ", ".join(sorted(set(origin["source"]))[:3])
+        where = f"the first is cell {first['source_row']} of {first['source']}; files: {files}"
+        return (
+            f"the loss is {loss} for {len(rows)} cells, rows {rows.min()} to {rows.max()} of the "
+            f"store ({where})."
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history and the counters."""

@@ -81,10 +81,8 @@ def pretrain(
 
     Raises
     ------
-    ImportError
-        If annbatch is not installed, which needs Python 3.12 or newer.
-    ValueError
-        If ``out`` has a run with another configuration, or the configuration is impossible.
+    ImportError, ValueError
+        If annbatch is not installed, the configuration is impossible, or ``out`` has another run.
     scxtrimo.pretraining.DamagedStoreError, FloatingPointError
         If cells cannot be read, or a loss or gradient is not finite; the message names the cells.
     OSError
@@ -214,14 +212,12 @@ class _Run:
         self.data.n_steps = self.n_steps
         self.trainer.fit_loop.epoch_loop.max_steps = self.n_steps
         self.trainer.accumulate_grad_batches = self.n_lanes // world_size
-        self.is_half = "16" in str(self.trainer.precision)
-        self.dtype = torch.bfloat16 if self.is_half else torch.float32
+        self.dtype = torch.bfloat16 if "16" in str(self.trainer.precision) else torch.float32
         self.model = self._make_model()
 
     def _make_model(self) -> XTrimoGene:
-        size = self.config.size
-        if size == "auto":
-            size = choose_size(self.store.n_cells, self.device.type == "cuda")
+        chosen = choose_size(self.store.n_cells, self.device.type == "cuda")
+        size = chosen if self.config.size == "auto" else self.config.size
         hyperparameters = {"n_input_genes": None} | self.config.model
         genes = self.store.vocabulary.gene_ids
         registry = registry_of_genes(XTrimoGene, genes, dict.fromkeys(SETUP_ARGUMENTS))
@@ -270,7 +266,8 @@ class _Run:
             trainer.val_check_interval = every
         else:
             trainer.limit_val_batches = 0
-        self._announce(plan)
+        if trainer.is_global_zero:
+            logger.info(self._plan_in_words(plan.optimizer_config.lr))
         self.model.module.train()
         with quiet_lightning():
             trainer.fit(plan, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
@@ -340,18 +337,16 @@ class _Run:
         self.meter.flops_per_token = flops / len(batch["counts"])
         self.meter.peak_flops = peak_flops(self.device, self.dtype) * self.trainer.world_size
 
-    def _announce(self, plan: PretrainingPlan) -> None:
-        if not self.trainer.is_global_zero:
-            return
-        n_parameters = sum(p.numel() for p in plan.module.parameters())
-        logger.info(
-            f"Pretraining {self.model.size_!r} ({n_parameters:,} parameters) on "
-            f"{self.store.n_cells:,} cells, {self.n_tokens:,} expressed genes, "
-            f"{len(self.store.vocabulary):,} genes in all: {self.n_steps:,} steps "
-            f"({self.n_steps / self.plan.n_steps:.2f} epochs) of about "
-            f"{self.plan.cells_per_step:,.0f} cells, learning rate "
-            f"{plan.optimizer_config.lr:g}, {self.trainer.world_size} process(es) on "
-            f"{self.device.type}, {self.trainer.precision}."
+    def _plan_in_words(self, lr: float) -> str:
+        store, epochs = self.store, self.n_steps / self.plan.n_steps
+        n_parameters = sum(p.numel() for p in self.model.module.parameters())
+        return (
+            f"Pretraining {self.model.size_!r} ({n_parameters:,} parameters) on {store.n_cells:,} "
+            f"cells, {self.n_tokens:,} expressed genes, {len(store.vocabulary):,} genes in all: "
+            f"{self.n_steps:,} steps ({epochs:.2f} epochs) of about "
+            f"{self.plan.cells_per_step:,.0f} cells, learning rate {lr:g}, "
+            f"{self.trainer.world_size} process(es) on {self.device.type}, "
+            f"{self.trainer.precision}."
         )
 
     def _finish(self, plan: PretrainingPlan) -> XTrimoGene:
@@ -407,7 +402,7 @@ class _Run:
 
         def loss_of(batch: RaggedBatch) -> Any:
             masked = plan.prepare(move_data_to_device(batch, device))
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.is_half):
+            with torch.autocast(device.type, self.dtype, enabled=self.dtype == torch.bfloat16):
                 return module(masked).loss
 
         first = next(batches)
@@ -469,16 +464,13 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
     ) -> None:
         """Write a checkpoint."""
         path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
+            for left_over in path.parent.glob("*.partial"):  # of a process that was killed
+                left_over.unlink()
+            with replacing(path) as partial, open(partial, "wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch wraps errors of the disk
-            partial.unlink(missing_ok=True)
             earlier = ", ".join(found.name for found in checkpoints_in(path.parent)) or "none"
             raise OSError(
                 getattr(error, "errno", None) or 0,

@@ -104,37 +104,30 @@ def write_store(
     vocabulary
         The genes of the store; by default all genes of all files that a cell expresses.
     layer
-        Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` for the first of these
-        that looks like raw counts.
+        Where the raw counts are: ``"X"``, ``"raw"``, a layer, or ``"auto"`` to look for them.
     gene_id_key, gene_aliases
         See :func:`~scxtrimo.data.align_genes`.
     min_gene_overlap
         Smallest acceptable fraction of the genes of a file found in the vocabulary, or of the
         vocabulary found in the file, whichever is larger.
-    min_genes, max_genes
-        Cells that express fewer or more genes of the vocabulary are left out.
-    drop_duplicates
-        Leave out cells with the same counts of the same genes as an earlier one.
-    validation_size
-        Fraction of the cells, drawn at random, that are held out; at most 20,000.
-    validation_files
-        Files all of whose cells are held out in addition.
+    min_genes, max_genes, drop_duplicates
+        Leave out cells that express fewer or more genes of the vocabulary, and cells with the
+        same counts of the same genes as an earlier one.
+    validation_size, validation_files
+        Fraction of the cells, drawn at random, that are held out (at most 20,000), and files all
+        of whose cells are held out in addition.
     obs_columns
         Columns of ``obs`` to keep, as text, in addition to ``source`` and ``source_row``.
     on_bad_file
-        What to do with a file that cannot be read or has other genes: ``"raise"``, or ``"skip"``
-        it and record it in the report.
+        ``"raise"``, or ``"skip"`` files that cannot be read or have other genes and report them.
     memory
         Bytes for the cells that are shuffled at a time. More memory shuffles better.
-    seed
-        Seed of the order and of the held-out cells.
-    overwrite
-        Replace an existing store.
+    seed, overwrite
+        Seed of order and held-out cells; whether to replace an existing store.
 
     Returns
     -------
-    The store, opened. ``store.report`` says for every file how many cells were kept for either
-    split or left out, and how many genes were found.
+    The store; ``store.report`` says what became of the cells and the genes of every file.
 
     Raises
     ------
@@ -213,17 +206,12 @@ def write_store(
         )
     report: list[dict[str, Any]] = [source.report() for source in sources]
     report += [{"file": path, "error": error} for path, error in skipped.items()]
-    settings = {
-        "min_genes": min_genes,
-        "max_genes": max_genes,
-        "drop_duplicates": drop_duplicates,
-        "seed": seed,
-    }
+    filters = {"min_genes": min_genes, "max_genes": max_genes, "drop_duplicates": drop_duplicates}
     header = {
         "format_version": FORMAT_VERSION,
         "vocabulary": genes.to_dict(),
         "report": report,
-        "settings": settings,
+        "settings": filters | {"seed": seed},
     }
     dtype = np.uint16 if largest < 2**16 else np.uint32
     writer = _Writer(sources, genes, list(obs_columns), dtype, max(1, int(memory)), seed)
@@ -398,15 +386,18 @@ class Source:
         self.n_genes_c = np.concatenate(lengths).astype(np.int32)
         self.hash_c = np.concatenate(hashes)
 
+    def rows(self, split: str) -> np.ndarray:
+        """Return the rows of the cells of a split."""
+        is_held_out = split == "validation"
+        return np.flatnonzero((self.fate_c == KEPT) & (self.is_held_out_c == is_held_out))
+
     def report(self) -> dict[str, Any]:
         """Return what became of cells and genes."""
-        kept = self.fate_c == KEPT
         return {
             "file": self.path,
             "layer": self.layer,
             "cells": self.n_cells,
-            "train": int((kept & ~self.is_held_out_c).sum()),
-            "validation": int((kept & self.is_held_out_c).sum()),
+            **{split: len(self.rows(split)) for split in SPLITS},
             **{name: int((self.fate_c == fate).sum()) for fate, name in FATES.items()},
             **self.alignment.counts(),
         }
@@ -563,13 +554,11 @@ class _Writer:
             os.replace(partial, out)
             shutil.rmtree(before, ignore_errors=True)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(
-                    error.errno,
-                    f"The disk is full: {out} could not be written and was removed again. Free "
-                    "some space or choose another path",
-                ) from error
-            raise
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            message = f"The disk is full: {out} could not be written and was removed again. "
+            message += "Free some space or choose another path"
+            raise OSError(error.errno, message) from error
         finally:
             _open_file.cache_clear()
             shutil.rmtree(partial, ignore_errors=True)
@@ -579,10 +568,7 @@ class _Writer:
         from annbatch import write_sharded
 
         rng = np.random.default_rng((self.seed, SPLITS.index(split)))
-        rows = [
-            np.flatnonzero((s.fate_c == KEPT) & (s.is_held_out_c == (split == "validation")))
-            for s in self.sources
-        ]
+        rows = [source.rows(split) for source in self.sources]
         n_cells = sum(map(len, rows))
         with tqdm(total=n_cells, desc=f"Writing {split}", unit="cell", delay=3) as bar:
             for i, blocks in enumerate(self._deal(rows, rng)):

@@ -44,10 +44,8 @@ class Window(NamedTuple):
 class StreamPlan:
     """The batches of every epoch over a store, a pure function of the seed and the step.
 
-    An epoch deals runs of neighbouring cells to ``n_lanes`` lanes at random. Every lane reads some
-    runs at a time (a window), shuffles their cells and divides them into batches; a step of the
-    optimiser takes one batch of each lane. Processes share the lanes, so that a training can be
-    resumed with another number of devices and the same cells in every step.
+    An epoch deals runs of neighbouring cells to lanes at random. Every lane reads some runs at a
+    time (a window) and shuffles their cells; a step takes one batch of each lane.
 
     Parameters
     ----------
@@ -59,17 +57,15 @@ class StreamPlan:
         Batches per step of the optimiser, over all processes.
     window_size, chunk_size
         Cells that are shuffled together, over all lanes; neighbouring cells that are read at once.
-    seed
-        Seed of the order.
-    shuffle
-        If false, cells keep their order.
+    seed, shuffle
+        Seed of the order; without shuffling cells keep theirs.
 
     Examples
     --------
     >>> import numpy as np
     >>> plan = scxtrimo.pretraining.StreamPlan(np.full(1000, 500), batch_size=64, n_lanes=2)
-    >>> plan.n_steps, plan.cells_per_step, [w.n_cells for w in plan.windows(epoch=0, lane=1)]
-    (8, 125.0, [500])
+    >>> plan.n_steps, plan.cells_per_step, len(list(plan.windows(epoch=0, lane=1)))
+    (8, 125.0, 1)
     """
 
     def __init__(
@@ -103,8 +99,7 @@ class StreamPlan:
         starts = np.arange(0, n_cells, self.chunk_size)
         self.n_chunks = len(starts)
         fewest = self.n_chunks // n_lanes  # runs of a lane
-        n_windows = round(n_cells / window_size)
-        self.n_windows = int(np.clip(n_windows, 1, max(1, fewest // 2)))
+        self.n_windows = int(np.clip(round(n_cells / window_size), 1, max(1, fewest // 2)))
         # All windows have the same number of batches, so that batches are of the same size.
         n_steps = self.n_windows * -(-n_steps // self.n_windows)
         # No batch is empty: a lane has at least `fewest` runs, one of which may be shorter.
@@ -165,9 +160,8 @@ def _share(n_batches: int, weights: np.ndarray, sizes: np.ndarray) -> np.ndarray
 class StreamLoader:
     """Batches of one process, starting at any step.
 
-    While the cells of one window are trained on, a thread reads those of the next. Batches are
-    dictionaries of tensors as in :class:`~scxtrimo.data.RaggedDataset`, with their ``epoch`` and
-    ``lane``.
+    They are dictionaries of tensors as in :class:`~scxtrimo.data.RaggedDataset`, with their
+    ``epoch`` and ``lane``. A thread reads the cells of the next window.
 
     Parameters
     ----------
@@ -177,11 +171,9 @@ class StreamLoader:
         Steps of the optimiser, over all epochs; by default those of one epoch.
     rank, world_size
         Number of this process, and how many there are; they must share the lanes evenly.
-    on_damage
-        What to do with cells that cannot be read: ``"raise"``, or ``"skip"`` and count them in
-        ``n_skipped``. A window without readable cells gets cells from elsewhere.
-    pin_memory
-        Whether batches go to a GPU.
+    on_damage, pin_memory
+        Whether to ``"raise"`` or ``"skip"`` cells that cannot be read, and count them in
+        ``n_skipped``; whether batches go to a GPU.
 
     Examples
     --------
@@ -276,7 +268,7 @@ class StreamLoader:
 
     def _read(self, window: Window) -> tuple[sparse.csr_matrix, np.ndarray, int]:
         """Return the cells of a window, their rows in the store, and how many were lost."""
-        slices, n_lost = window.slices, 0
+        slices = window.slices
         with self._lock:  # the lanes of a process share a reader
             try:
                 counts = self.store.read(slices)
@@ -286,17 +278,17 @@ class StreamLoader:
                 slices = self.store.readable(slices)
                 n_lost = window.n_cells - len(rows_of(slices))
                 if window.n_cells - n_lost < window.n_batches:
-                    slices = slices + self._stand_ins(window)
-                counts = self.store.read(slices)
-        return counts, rows_of(slices), n_lost
+                    slices += self._stand_ins(window)
+                return self.store.read(slices), rows_of(slices), n_lost
+        return counts, rows_of(slices), 0
 
     def _stand_ins(self, window: Window) -> list[slice]:
         """Return cells from elsewhere, as every process needs a batch in every step."""
-        size, first = self.plan.chunk_size, window.slices[0].start // self.plan.chunk_size
+        size, n_cells = self.plan.chunk_size, self.store.n_cells
+        first = window.slices[0].start // size
         found: list[slice] = []
-        for i in range(1, self.plan.n_chunks):
-            start = (first + i) % self.plan.n_chunks * size
-            found += self.store.readable([slice(start, min(start + size, self.store.n_cells))])
+        for start in np.roll(np.arange(0, n_cells, size), -first)[1:].tolist():
+            found += self.store.readable([slice(start, min(start + size, n_cells))])
             if len(rows_of(found)) >= window.n_batches:
                 return found
         raise OSError(f"{self.store.path}: too few cells can be read to continue.")
@@ -366,29 +358,20 @@ class StoreDataModule(pl.LightningDataModule):
         on_damage: OnDamage = "raise",
     ) -> None:
         super().__init__()
-        self.path, self.n_lanes, self.n_steps = store, n_lanes, n_steps
-        self.seed, self.on_damage = seed, on_damage
+        self.path, self.n_steps, self.on_damage = store, n_steps, on_damage
         self._sizes: dict[str, Any] = {
             "batch_size": None if tokens_per_batch else batch_size,
             "tokens_per_batch": tokens_per_batch,
             "window_size": window_size,
             "chunk_size": chunk_size,
         }
-
-    @cached_property
-    def store(self) -> CellStore:
-        """The cells to train on."""
-        return CellStore(self.path, "train")
+        self.store = CellStore(store)
+        self.plan = StreamPlan(self.store.n_tokens, n_lanes=n_lanes, seed=seed, **self._sizes)
 
     @cached_property
     def validation_store(self) -> CellStore:
         """The cells that are held out."""
         return CellStore(self.path, "validation")
-
-    @cached_property
-    def plan(self) -> StreamPlan:
-        """Which cells are trained on when."""
-        return StreamPlan(self.store.n_tokens, n_lanes=self.n_lanes, seed=self.seed, **self._sizes)
 
     @cached_property
     def train_loader(self) -> StreamLoader:
