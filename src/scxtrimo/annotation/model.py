@@ -16,7 +16,6 @@ from anndata import AnnData
 from mudata import MuData
 from pydantic import PositiveInt
 from scvi import REGISTRY_KEYS
-from scvi.data import _constants
 
 from .._validation import check
 from ..data.columns import canonical, from_text, get_column
@@ -29,7 +28,7 @@ from ..model.training import as_epochs, default_batch_size, default_lr
 from ..model.xtrimogene import XTrimoGene
 from ..train.plan import FinetuningConfig, OptimizerConfig, XTrimoGenePlan
 from ..train.trainer import KeepBest, as_list, objective_of
-from .explanation import as_scanpy_result, cells_to_explain, integrated_gradients, rank_genes
+from .explanation import as_scanpy_result, rank_genes
 from .linear import ClassWeight
 from .module import LabelPanel, XTrimoGeneAnnotatorConfig, XTrimoGeneAnnotatorModule
 from .tools import UNKNOWN, call_labels, check_call
@@ -37,11 +36,9 @@ from .training import (
     MACRO_F1,
     AnnotationConfig,
     AnnotatorPlan,
-    HeldOut,
     Recipe,
     calibrate,
     choose_recipe,
-    finetuning_epochs,
     fit_linear_models,
     label_codes,
     label_weights,
@@ -52,17 +49,14 @@ from .training import (
 
 BATCH = "scxtrimo_batch"  # reference or query, where both are trained on
 
-UNLABELED = "unlabeled_category"  # argument of the set-up
-
 
 class XTrimoGeneAnnotator(XTrimoGeneBase):
     """Cell-type annotation with xTrimoGene.
 
-    A network is trained on all cells, labelled or not, as by :class:`XTrimoGene` (or taken from a
-    trained one). Two linear models then predict the labels, one from the cell's representation,
-    which unlabelled cells contribute to, the other from the expression of the genes; their
-    probabilities are averaged and calibrated. The network can be fine-tuned on the labels as
-    well, see :meth:`train`.
+    A network is trained on all cells, labelled or not, or taken from a trained
+    :class:`XTrimoGene`. Two linear models, on the representation of a cell and on the expression
+    of its genes, then predict the label; their probabilities are averaged and calibrated. The
+    network can be fine-tuned on the labels as well, see :meth:`train`.
 
     Parameters
     ----------
@@ -81,23 +75,26 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
     Examples
     --------
-    >>> import scxtrimo
     >>> adata = scxtrimo.datasets.pbmc68k()
     >>> scxtrimo.model.XTrimoGeneAnnotator.setup_anndata(adata, labels_key="bulk_labels")
     >>> annotator = scxtrimo.model.XTrimoGeneAnnotator(adata, size="tiny")
     >>> annotator.train(pretrain_epochs=1, enable_progress_bar=False)
+    >>> annotator.labels[0]
+    'CD4+/CD25 T Reg'
     >>> adata.obs["predicted"] = annotator.predict()
+    >>> held_out = annotator.held_out.idxmax(axis=1)
+    >>> report = scxtrimo.tl.annotation_report(annotator.held_out_labels, held_out)
     """
 
     _module_cls = XTrimoGeneAnnotatorModule
     _config_cls = XTrimoGeneAnnotatorConfig
     module: XTrimoGeneAnnotatorModule
     _annotation: AnnotationConfig | None = None  # the objective while the labels are trained on
-    _held_out: HeldOut | None = None
+    _held_out: tuple[pd.DataFrame, pd.Series] | None = None  # probabilities and labels
 
     @classmethod
     def _own_fields(cls, args: Mapping[str, Any], roles: Mapping[str, Any]) -> list[Any]:
-        return [LabelsField(args["labels_key"], args[UNLABELED])]
+        return [LabelsField(args["labels_key"], args["unlabeled_category"])]
 
     def _module_arguments(self) -> dict[str, Any]:
         return {"n_labels": self.summary_stats.n_labels}
@@ -121,10 +118,9 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         ----------
         adata
             Data with raw counts, see :meth:`XTrimoGene.setup_anndata`.
-        labels_key
-            Column of ``adata.obs`` with the labels.
-        unlabeled_category
-            Value of this column in cells without a label, besides missing values (NaN).
+        labels_key, unlabeled_category
+            Column of ``adata.obs`` with the labels, and its value in cells without one, besides
+            missing values.
         layer, batch_key, categorical_covariate_keys, gene_id_key, modality, **kwargs
             See :meth:`XTrimoGene.setup_anndata`.
 
@@ -132,12 +128,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         ------
         ValueError
             If there are fewer than two labels, or as :meth:`XTrimoGene.setup_anndata` does.
-
-        Examples
-        --------
-        >>> import scxtrimo
-        >>> adata = scxtrimo.datasets.pbmc68k()
-        >>> scxtrimo.model.XTrimoGeneAnnotator.setup_anndata(adata, labels_key="bulk_labels")
         """
         setup_args = {name: value for name, value in locals().items() if name != "kwargs"}
         cls._register(adata, cls._get_setup_method_args(**setup_args), **kwargs)
@@ -159,10 +149,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         ----------
         model
             The model. It is copied and does not change.
-        unlabeled_category
-            See :meth:`setup_anndata`.
-        labels_key
-            Column of ``adata.obs`` with the labels; by default that of the model's set-up.
+        unlabeled_category, labels_key
+            See :meth:`setup_anndata`; by default the labels of the model's set-up.
         adata
             Labelled data, with any genes in any order; by default those of the model.
         seed
@@ -187,10 +175,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         ... )
         >>> annotator.train()
         """
-        if not model.is_trained_:
-            raise ValueError("The model is not trained. Call `model.train()` first.")
-        setup_args = model.registry_[_constants._SETUP_ARGS_KEY]
-        labels_key = labels_key or setup_args["labels_key"]
+        labels_key = labels_key or model.registry_["setup_args"]["labels_key"]
         if labels_key is None:
             raise ValueError(
                 "labels_key=None: the model was set up without labels. Name the column of "
@@ -208,7 +193,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             cls,
             model,
             data,
-            {"labels_key": labels_key, UNLABELED: unlabeled_category},
+            {"labels_key": labels_key, "unlabeled_category": unlabeled_category},
             [LabelsField(labels_key, unlabeled_category)],
             XTrimoGeneAnnotatorConfig(**(asdict(model.config_) | hyperparameters)),
             seed=seed,
@@ -237,9 +222,9 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     ) -> None:
         """Train the network on all cells if it was not trained yet, then learn the labels.
 
-        The labels are those that the data have now: after correcting, renaming or adding some,
-        train again. Fine-tuning changes the cell vectors but not the latent space, which the
-        classifier relies on: for embeddings, prefer the model before fine-tuning.
+        The labels are those that the data have now: after changing some, train again. Fine-tuning
+        changes the cell vectors but not the latent space, which the classifier relies on: for
+        embeddings, prefer the model before fine-tuning.
 
         Parameters
         ----------
@@ -251,8 +236,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             ``"published"``: the last layer of the encoder, the pooling and a two-layer perceptron
             with random weights are trained with a weighted cross-entropy, without the masked
             objective :cite:p:`Gong2023`. By default ``"finetune"`` if an argument is given that
-            only applies to it, else ``"linear"``: on a few thousand cells fine-tuning was not
-            better.
+            only applies to it, else ``"linear"``.
         freeze, layer_decay, lora_rank
             What is fine-tuned, see :class:`~scxtrimo.train.FinetuningConfig`.
         class_weight, label_smoothing, reconstruction_weight
@@ -264,17 +248,13 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             Stop a fine-tuning when the macro-averaged F1 score of the validation cells has not
             risen for ``early_stopping_patience`` epochs, and go back to the best epoch.
         pretrain_epochs
-            Epochs of :meth:`XTrimoGene.train`, if the network was not trained yet; by default
-            chosen from the number of cells.
+            Epochs of :meth:`XTrimoGene.train`, if the network was not trained yet.
         train_size
-            Fraction of the cells of every label to learn from. The others calibrate the
-            probabilities; labels with fewer than five cells are only learned from. By default
-            0.9 in a fine-tuning, while linear models learn from all labelled cells and are
-            calibrated on five-fold cross-validated probabilities. Either way :attr:`held_out` has
-            the probabilities of cells that were not learned from.
-        ckpt_path
-            A ``last.ckpt`` to go on from, see :meth:`XTrimoGene.train`.
-        optimizer, datasplitter_kwargs, plan_kwargs, **kwargs
+            Fraction of the cells of every label to learn from; the others calibrate the
+            probabilities. Labels with fewer than five cells are only learned from. By default 0.9
+            in a fine-tuning, while linear models learn from all labelled cells and are calibrated
+            by five-fold cross-validation.
+        ckpt_path, optimizer, datasplitter_kwargs, plan_kwargs, **kwargs
             See :meth:`XTrimoGene.train`; ``optimizer`` and ``plan_kwargs`` apply to the
             fine-tuning only.
 
@@ -288,9 +268,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         Examples
         --------
         >>> annotator.train()
-        >>> annotator.train(
-        ...     max_epochs=1, freeze="encoder", class_weight="balanced", enable_progress_bar=False
-        ... )
+        >>> annotator.train(max_epochs=1, freeze="encoder", enable_progress_bar=False)
         """
         check("early_stopping", early_stopping, bool)
         max_epochs = as_epochs(max_epochs)
@@ -310,17 +288,14 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             finetuning = FinetuningConfig(freeze, layer_decay, lora_rank)
         elif (freeze, layer_decay, lora_rank) != (None, 1.0, 0):
             raise TypeError("Give either `finetuning` or `freeze`, `layer_decay`, `lora_rank`.")
-        given = {
-            "max_epochs": max_epochs is not None,
-            "early_stopping": early_stopping,
-            "optimizer": optimizer is not None,
-            "plan_kwargs": bool(plan_kwargs),
-        }
         recipe, annotation, finetuning = choose_recipe(
             recipe,
             AnnotationConfig(class_weight, label_smoothing, reconstruction_weight),
             finetuning,
-            given,
+            max_epochs=max_epochs,
+            early_stopping=early_stopping,
+            optimizer=optimizer,
+            plan_kwargs=plan_kwargs,
         )
         finetuning.check(self.config_.n_layers)
         with ExitStack() as stack:
@@ -335,7 +310,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             cross_validated = recipe == "linear" and train_size is None and indexing is None
             split = split_cells(codes, indexing, train_size, self.seed_, early_stopping)
             kwargs["datasplitter_kwargs"] = splitting | {"external_indexing": split}
-            train_rows, validation_rows, _ = split
             # Trained weights are moved more slowly than random ones.
             lr = default_lr(self.config_.n_hidden) * (1.0 if recipe == "published" else 0.1)
             if plan_kwargs:
@@ -356,15 +330,22 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
                 stack.enter_context(labels_unchanged_if_interrupted(self))
                 resumed = ckpt_path = None
             if resumed is None:
-                rows = np.arange(len(codes)) if cross_validated else train_rows
+                rows = np.arange(len(codes)) if cross_validated else split[0]
                 fit_linear_models(
                     self, rows, codes, recipe, annotation.class_weight, cross_validated
                 )
             if recipe != "linear":
-                self._fine_tune(
-                    annotation,
+                if max_epochs is None:
+                    batch_size = kwargs.get("batch_size") or default_batch_size(len(codes))
+                    n_steps = max(1, len(split[0]) // batch_size)
+                    max_epochs = int(np.clip(round(200 / n_steps), 3, 100))
+                if early_stopping:
+                    kwargs["callbacks"] = [*as_list(kwargs.get("callbacks")), KeepBest(MACRO_F1)]
+                    kwargs |= {"early_stopping_monitor": MACRO_F1, "early_stopping_mode": "max"}
+                self._annotation = annotation
+                stack.callback(setattr, self, "_annotation", None)
+                super().train(
                     max_epochs,
-                    len(train_rows),
                     early_stopping=early_stopping,
                     ckpt_path=ckpt_path,
                     optimizer=optimizer,
@@ -373,29 +354,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
                     **kwargs,
                 )
             if not cross_validated:
-                calibrate(self, validation_rows, codes)
-
-    def _fine_tune(
-        self,
-        annotation: AnnotationConfig,
-        max_epochs: int | None,
-        n_train: int,
-        *,
-        early_stopping: bool,
-        **kwargs: Any,
-    ) -> None:
-        """Train the network on the labels."""
-        if max_epochs is None:
-            batch_size = kwargs.get("batch_size") or default_batch_size(self.adata.n_obs)
-            max_epochs = finetuning_epochs(n_train, batch_size)
-        if early_stopping:
-            kwargs["callbacks"] = [*as_list(kwargs.get("callbacks")), KeepBest(MACRO_F1)]
-            kwargs |= {"early_stopping_monitor": MACRO_F1, "early_stopping_mode": "max"}
-        self._annotation = annotation
-        try:
-            super().train(max_epochs=max_epochs, early_stopping=early_stopping, **kwargs)
-        finally:
-            self._annotation = None
+                calibrate(self, split[1], codes)
 
     def _trained_on(self) -> dict[str, str]:
         hashes = super()._trained_on()
@@ -409,13 +368,11 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     def _plan_arguments(self) -> dict[str, Any]:
         if self._annotation is None:
             return {}
-        codes = label_codes(self)
+        codes, class_weight = label_codes(self), self._annotation.class_weight
         return {
             "annotation": self._annotation,
             "measured": self._measured_genes(self.adata),
-            "label_weights": label_weights(
-                codes[codes >= 0], len(self.labels), self._annotation.class_weight
-            ),
+            "label_weights": label_weights(codes[codes >= 0], len(self.labels), class_weight),
         }
 
     def _finish_training(self, rows: np.ndarray) -> None:
@@ -430,16 +387,12 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
     @property
     def labels(self) -> np.ndarray:
-        """The labels that the model knows, of the same type as in the training data.
-
-        Examples
-        --------
-        >>> len(annotator.labels), annotator.labels[0]
-        (10, 'CD4+/CD25 T Reg')
-        """
-        registries = self.registry_["field_registries"]
-        state = registries[REGISTRY_KEYS.LABELS_KEY]["state_registry"]
+        """The labels that the model knows, of the same type as in the training data."""
+        state = self._labels_state()
         return from_text(state[CategoryField.MAPPING_KEY], state[LabelsField.KIND_KEY])
+
+    def _labels_state(self) -> dict[str, Any]:
+        return self.registry_["field_registries"][REGISTRY_KEYS.LABELS_KEY]["state_registry"]
 
     @torch.inference_mode()
     def predict(
@@ -457,8 +410,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         Parameters
         ----------
         adata
-            Data, with any genes in any order: they are aligned by identifier. By default those of
-            the model, labelled cells included.
+            Data, with any genes in any order; by default those of the model.
         indices
             Rows (or a boolean mask) of the cells; by default all.
         soft
@@ -470,8 +422,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
         Returns
         -------
-        Array of labels, shape ``(n_cells,)``; or with ``soft`` a data frame of probabilities,
-        shape ``(n_cells, n_labels)``, calibrated on the validation cells.
+        Array of labels, or with ``soft`` a data frame of calibrated probabilities, shape
+        ``(n_cells, n_labels)``.
 
         Raises
         ------
@@ -482,8 +434,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         --------
         >>> annotator.predict(adata)[:2]
         array(['CD14+ Monocyte', 'Dendritic'], dtype=object)
-        >>> annotator.predict(adata, soft=True).shape
-        (700, 10)
         """
         if not self.module.classifier.is_fitted:
             raise ValueError(
@@ -520,16 +470,14 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         adata
             Data; by default those of the model.
         key_added
-            Column of ``adata.obs`` for the labels, as categories. ``key_added + "_confidence"``
-            gets their probabilities.
+            Column of ``adata.obs`` for the labels; their probabilities go to
+            ``key_added + "_confidence"``.
         min_confidence, unknown, hierarchy, batch_size
             See :meth:`predict`.
 
         Examples
         --------
         >>> annotator.annotate(adata, min_confidence=0.8)
-        >>> adata.obs[["xtrimo_label", "xtrimo_label_confidence"]].shape
-        (700, 2)
         """
         check_call(self.labels, min_confidence, hierarchy, unknown)
         check_key_added(key_added, self.registry_["setup_args"]["labels_key"])
@@ -552,13 +500,12 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         key_added: str = "xtrimo_label_genes",
         batch_size: int = 16,
     ) -> pd.DataFrame:
-        r"""Rank genes by what their expression adds to the log-probability of a label.
+        """Rank genes by what their expression adds to the log-probability of a label.
 
-        Integrated gradients :cite:p:`Sundararajan2017` of the log-probability of the cell's own
-        label, through the network and both classifiers, along the straight path from the average
-        expression in the training cells to that of the cell, over the genes it expresses. The
-        scores of a cell's genes add up to the change of the log-probability along this path;
-        genes that it does not express score 0. Needs the extra ``explain``.
+        Integrated gradients :cite:p:`Sundararajan2017` of the log-probability of a cell's label,
+        from the average expression in the training cells to that of the cell. The scores of a
+        cell's genes add up to the change of the log-probability along this path; genes that it
+        does not express score 0. Needs the extra ``explain``.
 
         Parameters
         ----------
@@ -573,19 +520,16 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             Points along the path. ``max_error`` in ``adata.uns[key_added]["params"]`` is the
             largest part of the scores of a batch that the sum over the genes misses.
         key_added
-            Where in ``adata.uns`` to put the result, in the form of
-            :func:`scanpy.tl.rank_genes_groups`, so that :func:`scanpy.get.rank_genes_groups_df`
-            and :func:`scanpy.pl.rank_genes_groups` read it.
+            Where in ``adata.uns`` to put the result, as :func:`scanpy.tl.rank_genes_groups` does.
         batch_size
             Cells at a time.
 
         Returns
         -------
         Data frame with the columns ``group``, ``names``, ``scores`` (mean over the cells of the
-        label, in nats), ``logfoldchanges`` (base 2, of the mean normalised expression in these
-        cells over that in the other explained cells) and ``pct_nz_group`` (part of these cells
-        that express the gene), sorted by group and score. There are no p-values: in the result
-        for scanpy they are NaN.
+        label, in nats), ``logfoldchanges`` (base 2, of the mean normalised expression against the
+        other explained cells) and ``pct_nz_group`` (part of the cells that express the gene),
+        sorted by group and score. There are no p-values.
 
         Raises
         ------
@@ -600,10 +544,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         >>> genes.columns.tolist()
         ['group', 'names', 'scores', 'logfoldchanges', 'pct_nz_group']
         """
-        integrated_gradients()  # raises if captum is missing
         data = self._validate_anndata(adata)
-        rows, codes = cells_to_explain(self, data, groupby, max_cells)
-        genes, max_error = rank_genes(self, data, rows, codes, n_steps, batch_size)
+        genes, max_error = rank_genes(self, data, groupby, max_cells, n_steps, batch_size)
         params = {
             "groupby": groupby or "predicted",
             "method": "integrated_gradients",
@@ -620,33 +562,21 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         """Probabilities of the labels in cells that were not learned from.
 
         These are all labelled cells after cross-validation, else the validation cells; shape
-        ``(n_cells, n_labels)``. Use them for an unbiased :func:`scxtrimo.tl.annotation_report` or
-        :func:`scxtrimo.tl.coverage_accuracy`. They are not saved with the model.
+        ``(n_cells, n_labels)``. They are not saved with the model.
 
         Raises
         ------
         ValueError
             If the annotator was not trained since it was loaded, or no cell was held out.
-
-        Examples
-        --------
-        >>> predicted = annotator.held_out.idxmax(axis=1)
-        >>> report = scxtrimo.tl.annotation_report(annotator.held_out_labels, predicted)
         """
-        return self._held_out_cells().probabilities
+        return self._held_out_cells()[0]
 
     @property
     def held_out_labels(self) -> pd.Series:
-        """The labels of the cells in :attr:`held_out`, in the same order.
+        """The labels of the cells in :attr:`held_out`, in the same order."""
+        return self._held_out_cells()[1]
 
-        Examples
-        --------
-        >>> annotator.held_out_labels.shape == annotator.held_out.shape[:1]
-        True
-        """
-        return self._held_out_cells().labels
-
-    def _held_out_cells(self) -> HeldOut:
+    def _held_out_cells(self) -> tuple[pd.DataFrame, pd.Series]:
         if self._held_out is None:
             raise ValueError(
                 "No cells were held out, or the annotator was not trained since it was loaded. "
@@ -689,13 +619,11 @@ def annotate_together(
 
     Parameters
     ----------
-    reference
-        Labelled cells, with raw counts.
-    query
-        Cells to annotate, with raw counts. Their labels are written to ``query.obs``.
+    reference, query
+        Labelled cells and cells to annotate, with raw counts; the labels are written to
+        ``query.obs``.
     labels_key, unlabeled_category
-        Column of ``reference.obs`` with the labels, and its value in cells without one, see
-        :meth:`XTrimoGeneAnnotator.setup_anndata`.
+        Column of ``reference.obs`` with the labels, and its value in cells without one.
     reference_layer, query_layer
         Layers with the raw counts; by default ``X``.
     gene_id_key
@@ -720,14 +648,8 @@ def annotate_together(
     Examples
     --------
     >>> reference, query = adata[:500].copy(), adata[500:].copy()
-    >>> together = scxtrimo.annotation.annotate_together(
-    ...     reference,
-    ...     query,
-    ...     "bulk_labels",
-    ...     size="tiny",
-    ...     pretrain_epochs=1,
-    ...     enable_progress_bar=False,
-    ... )
+    >>> fast = {"size": "tiny", "pretrain_epochs": 1, "enable_progress_bar": False}
+    >>> both = scxtrimo.annotation.annotate_together(reference, query, "bulk_labels", **fast)
     >>> query.obs[["xtrimo_label", "xtrimo_label_confidence"]].shape
     (200, 2)
     """
@@ -737,11 +659,10 @@ def annotate_together(
         ("reference", reference, reference_layer),
         ("query", query, query_layer),
     ):
-        part = AnnData(data.X if layer is None else data.layers[layer])
-        part.obs_names = data.obs_names
         genes = own_identifiers(data.var, gene_id_key if gene_id_key in data.var else None)
-        part.var_names = genes.tolist()
-        parts[name] = part[:, part.var_names != ""]
+        part = AnnData(data.X if layer is None else data.layers[layer])
+        part.obs_names, part.var_names = data.obs_names, genes.tolist()
+        parts[name] = part[:, genes != ""]
     both = anndata.concat(parts, label=BATCH, index_unique="-", join="inner")
     if both.n_vars == 0:
         raise ValueError(

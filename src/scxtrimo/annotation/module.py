@@ -19,17 +19,14 @@ from ..nn.xtrimogene import XTrimoGeneModule
 
 @dataclass(frozen=True)
 class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
-    """Hyper-parameters of an :class:`~scxtrimo.model.XTrimoGeneAnnotator`.
-
-    All fields of :class:`~scxtrimo.model.XTrimoGeneConfig`, and these.
+    """Hyper-parameters of an annotator, beyond :class:`~scxtrimo.model.XTrimoGeneConfig`.
 
     Parameters
     ----------
     n_classifier_hidden, classifier_dropout
         Inner width and dropout of the two-layer perceptron that fine-tuning trains.
     gene_weight
-        Weight of the linear model on genes in the averaged probabilities, from 0 to 1; 0 leaves
-        this model out.
+        Weight of the linear model on genes in the averaged probabilities; 0 leaves it out.
 
     Examples
     --------
@@ -51,11 +48,7 @@ class LabelPanel(NamedTuple):
 
 
 class CellClassifier(nn.Module):
-    """Sum of a linear model and a two-layer perceptron (Gong et al. 2023) on cell features.
-
-    The perceptron starts at zero, so that fine-tuning starts from the linear model
-    (Kumar et al. 2022).
-    """
+    """Sum of a linear model and a perceptron (Gong et al. 2023), which is zero at the start."""
 
     mean: Tensor
     scale: Tensor
@@ -117,21 +110,16 @@ class GeneClassifier(nn.Module):
     ) -> Tensor:
         """Return log-probabilities, shape ``(n_cells, n_labels)``."""
         # One weighted sum per cell, without an intermediate of shape (n_tokens, n_labels).
-        score_cl = F.embedding_bag(
+        score_cl = self.bias + F.embedding_bag(
             gene_ids_t,
             self.weight,
             cu_seqlens[:-1].long(),
             mode="sum",
             per_sample_weights=values_t,
         )
-        score_cl = score_cl + self.bias
         if offset_l is not None:
             score_cl = score_cl + offset_l
         return F.logsigmoid(score_cl).log_softmax(dim=1)
-
-    def missing(self, mean_expression: Tensor, measured: Tensor) -> Tensor:
-        """Return what unmeasured genes add to the scores of the labels if they are average."""
-        return (mean_expression * ~measured) @ self.weight
 
 
 def average_log_probabilities(
@@ -169,12 +157,8 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         n_labels: int,
     ) -> None:
         super().__init__(n_genes, n_categories, config, seed, has_batches)
-        self.classifier = CellClassifier(
-            sum(self.feature_blocks),
-            n_labels,
-            config.n_classifier_hidden,
-            config.classifier_dropout,
-        )
+        inner = config.n_classifier_hidden, config.classifier_dropout
+        self.classifier = CellClassifier(sum(self.feature_blocks), n_labels, *inner)
         self.gene_classifier = GeneClassifier(n_genes, n_labels)
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("gene_weight", torch.tensor(float(config.gene_weight)))
@@ -189,18 +173,12 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
 
     def label_panel(self, measured: Tensor) -> LabelPanel:
         """Return the panel of the measured genes: bool, shape ``(n_genes,)``."""
-        space = self.latent_space
-        return LabelPanel(
-            None if space is None else space.panel(measured),
-            self.gene_classifier.missing(self.mean_expression, measured),
-        )
+        components = None if self.latent_space is None else self.latent_space.panel(measured)
+        unmeasured = self.mean_expression * ~measured  # counts as average
+        return LabelPanel(components, unmeasured @ self.gene_classifier.weight)
 
     def features(self, batch: RaggedBatch, cells: EncodedCells, panel: LabelPanel) -> Tensor:
-        """Return the input of the cell classifier, shape ``(n_cells, n_features)``.
-
-        These are the principal components, batches integrated, and the cell vector of the
-        network; without a latent space the cell vector alone.
-        """
+        """Return integrated components, if there are any, and cell vectors, for the classifier."""
         vector_cz = cells.latent_cz.float()
         if self.latent_space is None:
             return vector_cz
@@ -222,9 +200,11 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         if self.gene_weight > 0:
             counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
             library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
-            values_t = normalize_counts(counts_t, library_size_t)
             by_genes_cl = self.gene_classifier(
-                values_t, batch["gene_ids"], cu_seqlens, panel.gene_offset_l
+                normalize_counts(counts_t, library_size_t),
+                batch["gene_ids"],
+                cu_seqlens,
+                panel.gene_offset_l,
             )
             log_p_cl = average_log_probabilities(log_p_cl, by_genes_cl, self.gene_weight)
         return (log_p_cl / self.temperature).log_softmax(dim=1)

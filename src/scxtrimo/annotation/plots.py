@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from ..pl._axes import draw_reliability, finish, new_axes
 from . import tools
 from .tools import UNCALLED, UNKNOWN, called_cells, labelled_cells
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-MAX_NAMED = 25
-DARK = 0.55
 
 
 def annotation_confusion(
@@ -28,17 +21,14 @@ def annotation_confusion(
 ) -> Axes:
     """Draw a confusion matrix.
 
-    Every row shows the predictions for the cells of a label, as fractions; the number of cells is
-    beside its name. Labels that are only predicted have no row.
+    Every row shows the predictions for the cells of a label, as fractions.
 
     Parameters
     ----------
     labels, predicted, unknown
         See :func:`scxtrimo.tl.annotation_report`.
-    ax
-        Axes to draw on; by default new ones.
-    show
-        Whether to show the figure.
+    ax, show
+        Axes to draw on, by default new ones; whether to show the figure.
 
     Returns
     -------
@@ -63,14 +53,13 @@ def annotation_confusion(
     image = ax.imshow(parts, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     ax.set_xticks(range(len(columns)), columns, rotation=90)
     ax.set_yticks(range(len(rows)), rows)
-    ax.set_xlabel("predicted")
-    ax.set_ylabel("label (cells)")
-    if len(columns) <= MAX_NAMED:
+    ax.set(xlabel="predicted", ylabel="label (cells)")
+    if len(columns) <= 25:  # otherwise the numbers do not fit
         for (i, j), part in np.ndenumerate(parts):
             if part >= 0.005:
-                color = "white" if part > DARK else "black"
-                text = f"{part:.2f}".lstrip("0")
-                ax.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
+                style = {"ha": "center", "va": "center", "fontsize": 7}
+                color = "white" if part > 0.55 else "black"
+                ax.text(j, i, f"{part:.2f}".lstrip("0"), color=color, **style)
     ax.figure.colorbar(image, ax=ax, label="fraction of the cells", shrink=0.8)
     return finish(ax, was_given, show)
 
@@ -106,9 +95,7 @@ def coverage_accuracy(
     ax = new_axes(ax, (4.2, 3.2))
     for column, label in (("coverage", "labelled"), ("accuracy", "correct among labelled")):
         ax.plot(curve["min_confidence"], curve[column], label=label)
-    ax.set_xlabel("min_confidence")
-    ax.set_ylabel("fraction of the cells")
-    ax.set_ylim(0, 1.02)
+    ax.set(xlabel="min_confidence", ylabel="fraction of the cells", ylim=(0, 1.02))
     ax.grid(alpha=0.3)
     ax.legend(loc="lower left")
     return finish(ax, was_given, show)
@@ -147,6 +134,5 @@ def calibration(
     was_given = ax is not None
     confidences, right = frame["confidence"].to_numpy(), frame["right"].to_numpy()
     ax = draw_reliability(ax, confidences, right, n_bins, low=0.5)
-    ax.set_xlabel("confidence")
-    ax.set_ylabel("accuracy")
+    ax.set(xlabel="confidence", ylabel="accuracy")
     return finish(ax, was_given, show)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import torch
 from pydantic import NonNegativeFloat
 from scipy.special import softmax
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager, _constants
+from scvi.data import AnnDataManager
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .._logging import logger
-from .._validation import Validated
+from .._validation import Validated, check
 from ..data.fields import CategoryField
 from ..data.vocabulary import preview
 from ..latent import log_normalize, read_counts
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from .model import XTrimoGeneAnnotator
 
 Recipe = Literal["linear", "finetune", "published"]
-FINETUNING_STEPS = 200
 MACRO_F1 = "macro_f1_validation"
 
 
@@ -65,8 +64,7 @@ class AnnotationConfig(Validated):
     label_smoothing
         Part of the target that is spread over all labels.
     reconstruction_weight
-        Weight of the objective of :class:`~scxtrimo.model.XTrimoGene`, on all cells, labelled or
-        not; 0 leaves it out.
+        Weight of the masked objective of :class:`~scxtrimo.model.XTrimoGene`; 0 leaves it out.
 
     Examples
     --------
@@ -78,13 +76,6 @@ class AnnotationConfig(Validated):
     class_weight: ClassWeight = None
     label_smoothing: Fraction = 0.0
     reconstruction_weight: NonNegativeFloat = 1.0
-
-
-class HeldOut(NamedTuple):
-    """Cells that were not learned from, with the same index in both tables."""
-
-    probabilities: pd.DataFrame  # (n_cells, n_labels)
-    labels: pd.Series
 
 
 class AnnotatorPlan(XTrimoGenePlan):
@@ -103,8 +94,7 @@ class AnnotatorPlan(XTrimoGenePlan):
         **kwargs: Any,
     ) -> None:
         super().__init__(module, *args, **kwargs)
-        self.annotation = annotation
-        self.measured = measured
+        self.annotation, self.measured = annotation, measured
         self.panel: LabelPanel | None = None
         self.register_buffer("label_weights", label_weights, persistent=False)
         self._validated: list[tuple[Tensor, Tensor]] = []
@@ -112,6 +102,7 @@ class AnnotatorPlan(XTrimoGenePlan):
     def _loss(self, batch: RaggedBatch, epoch: int) -> Losses:
         """Cross-entropy of labelled, unmasked cells, plus the masked objective of all cells."""
         labels_c = batch["labels"]
+        is_labelled = labels_c >= 0
         whole = batch
         if self.module.config.read_depth_aware:  # as in predictions
             target = TargetDepth("t", float(self.module.typical_depth))
@@ -122,19 +113,18 @@ class AnnotatorPlan(XTrimoGenePlan):
             if self.panel is None:  # not earlier: a checkpoint may be loaded after __init__
                 with torch.inference_mode(False), torch.no_grad():
                     self.panel = self.module.label_panel(self.measured.to(labels_c.device))
-            features_cf = self.module.features(batch, cells, self.panel)
-            logits_cl = self.module.classifier(features_cf)
-        is_labelled = labels_c >= 0
+            logits_cl = self.module.classifier(self.module.features(batch, cells, self.panel))
         if epoch == VALIDATION_EPOCH:
             self._validated.append((logits_cl[is_labelled].argmax(1), labels_c[is_labelled]))
+        labels_c = labels_c.clamp(min=0)
         cross_entropy_c = F.cross_entropy(
             logits_cl,
-            labels_c.clamp(min=0),
+            labels_c,
             weight=self.label_weights,
             label_smoothing=self.annotation.label_smoothing,
             reduction="none",
         )
-        weight_c = self.label_weights[labels_c.clamp(min=0)] * is_labelled
+        weight_c = self.label_weights[labels_c] * is_labelled
         # The clamp makes the loss of a batch without labels 0.
         cross_entropy = (cross_entropy_c * is_labelled).sum() / weight_c.sum().clamp(min=1e-8)
         metrics = {"cross_entropy": cross_entropy.detach()}
@@ -158,11 +148,9 @@ class AnnotatorPlan(XTrimoGenePlan):
 
 def label_weights(codes: np.ndarray, n_labels: int, class_weight: ClassWeight) -> Tensor:
     """Return the weight of every label in the cross-entropy, 1 for labels without cells."""
-    weights = torch.ones(n_labels)
-    if class_weight is not None:
-        present = np.unique(codes)
-        values = compute_class_weight(class_weight, classes=present, y=codes)
-        weights[torch.from_numpy(present)] = torch.from_numpy(values).float()
+    weights, present = torch.ones(n_labels), np.unique(codes)
+    values = compute_class_weight(class_weight, classes=present, y=codes)
+    weights[torch.from_numpy(present)] = torch.from_numpy(values).float()
     return weights
 
 
@@ -170,19 +158,18 @@ def choose_recipe(
     recipe: Recipe | None,
     annotation: AnnotationConfig,
     finetuning: FinetuningConfig,
-    given: dict[str, bool],
+    **others: object,
 ) -> tuple[Recipe, AnnotationConfig, FinetuningConfig]:
-    """Return the recipe with its objective; ``given`` are other arguments of a fine-tuning."""
-    only_finetuning = given | {
+    """Return the recipe with its objective; ``others`` are other arguments of a fine-tuning."""
+    only_finetuning = others | {
         "freeze, layer_decay or lora_rank": finetuning != FinetuningConfig(),
-        "label_smoothing": annotation.label_smoothing > 0,
+        "label_smoothing": annotation.label_smoothing,
         "reconstruction_weight": annotation.reconstruction_weight != 1,
     }
-    asked = [name for name, is_given in only_finetuning.items() if is_given]
+    asked = [name for name, value in only_finetuning.items() if value]
     if recipe is None:
         recipe = "finetune" if asked else "linear"
-    if recipe not in ("linear", "finetune", "published"):
-        raise ValueError(f"recipe={recipe!r} must be 'linear', 'finetune' or 'published'.")
+    check("recipe", recipe, Recipe)
     if recipe == "linear" and asked:
         raise ValueError(f"recipe='linear' does not fine-tune: leave out {asked}.")
     if recipe == "published":
@@ -198,15 +185,11 @@ def choose_recipe(
 
 
 def split_cells(
-    codes: np.ndarray,
-    external_indexing: Any,
-    train_size: float | None,
-    seed: int,
-    early_stopping: bool,
+    codes: np.ndarray, indexing: Any, train_size: float | None, seed: int, early_stopping: bool
 ) -> list[np.ndarray]:
     """Return rows of training, validation and test cells."""
-    if external_indexing is not None:
-        split = as_sets(external_indexing, len(codes))
+    if indexing is not None:
+        split = as_sets(indexing, len(codes))
     else:
         split = split_labelled(codes, 0.9 if train_size is None else train_size, seed)
     if early_stopping and not (codes[split[1]] >= 0).any():
@@ -215,12 +198,6 @@ def split_cells(
             "`train_size`, or label more cells: a label with fewer than five is only trained on."
         )
     return split
-
-
-def finetuning_epochs(n_train: int, batch_size: int) -> int:
-    """Return the default number of epochs of a fine-tuning, about 200 steps."""
-    n_steps = max(1, n_train // batch_size)
-    return int(np.clip(round(FINETUNING_STEPS / n_steps), 3, 100))
 
 
 def label_codes(model: XTrimoGeneAnnotator) -> np.ndarray:
@@ -236,9 +213,7 @@ def learn_present_labels(model: XTrimoGeneAnnotator) -> None:
     (field,) = model._own_fields(setup.setup_args, setup.setup_args)
     state = field.register_field(model.adata)
     present = state[CategoryField.MAPPING_KEY].tolist()
-    registry = model.registry_[_constants._FIELD_REGISTRIES_KEY][field.registry_key]
-    known = registry[_constants._STATE_REGISTRY_KEY][CategoryField.MAPPING_KEY]
-    if set(present) == set(known):
+    if set(present) == set(model._labels_state()[CategoryField.MAPPING_KEY]):
         return
     logger.info(f"The labels are now {preview(present, 10)}; they were {model.labels.tolist()}.")
     model.registry_ = deepcopy(model.registry_)
@@ -271,8 +246,7 @@ def labels_unchanged_if_interrupted(model: XTrimoGeneAnnotator) -> Iterator[None
 def features_of(model: XTrimoGeneAnnotator, rows: np.ndarray) -> np.ndarray:
     """Return the input of the cell classifier for the model's own cells."""
     panel = model._label_panel(model.adata)
-    # Data loaders draw from the global random state.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # data loaders draw from the global random state
         batches = model._batches(None, rows, None, "Reading features")
         parts = [
             model.module.features(batch, model._encode(batch), panel).cpu() for _, batch in batches
@@ -289,7 +263,7 @@ def fit_linear_models(
     cross_validated: bool,
 ) -> None:
     """Fit the linear models to the labelled cells among ``rows``, and calibrate if asked to."""
-    module, seed, blocks = model.module, model.seed_, model.module.feature_blocks
+    module, seed = model.module, model.seed_
     rows = draw_labelled(rows[codes[rows] >= 0], codes, seed)
     counts = np.bincount(codes[rows], minlength=len(model.labels))
     if few := [f"{model.labels[i]!r} ({counts[i]})" for i in np.flatnonzero(counts < 10)]:
@@ -297,11 +271,10 @@ def fit_linear_models(
     if (counts > 0).sum() < 2:
         raise ValueError("The cells to learn from have fewer than two labels. Raise `train_size`.")
     gene_weight = 0.0 if recipe == "published" else module.config.gene_weight
-    logged = None
-    features_cf = features_of(model, rows)
+    features_cf, logged = features_of(model, rows), None
     if gene_weight:
         logged = log_normalize(read_counts(model.adata_manager, rows, len(model.vocabulary)))
-    data = LinearData(features_cf, logged, codes[rows], class_weight)
+    data = LinearData(features_cf, logged, codes[rows], module.feature_blocks, class_weight, seed)
     models = LinearModels.copy_of(module.classifier, module.gene_classifier)
     models.classifier.reset()
     held_out = None
@@ -312,10 +285,10 @@ def fit_linear_models(
         delay=PROGRESS_SECONDS,
         disable=not model._shows_progress,
     ) as bar:
-        models.fit(data, blocks, seed)
+        models.fit(data)
         bar.update()
         if cross_validated:
-            held_out = cross_validate(models, data, blocks, gene_weight, seed, bar.update)
+            held_out = cross_validate(models, data, gene_weight, bar.update)
     if recipe == "published":
         models.classifier.start_at_random(seed)
     if not module.mean_expression.any() and logged is not None:  # as in published checkpoints
@@ -324,35 +297,34 @@ def fit_linear_models(
     module.classifier.load_state_dict(models.classifier.state_dict())
     module.gene_classifier.load_state_dict(models.gene_classifier.state_dict())
     module.gene_weight.fill_(gene_weight)
-    if held_out is not None:
+    if cross_validated:
+        if held_out is None:
+            logger.info("Too few labelled cells to calibrate the probabilities on.")
         set_temperature(model, held_out, rows, codes)
-    elif cross_validated:
-        logger.info("Too few labelled cells to calibrate the probabilities on.")
-        module.temperature.fill_(1.0)
-        model._held_out = None
 
 
 def calibrate(model: XTrimoGeneAnnotator, rows: np.ndarray, codes: np.ndarray) -> None:
     """Choose the temperature on the labelled cells among ``rows``, the validation cells."""
-    model.module.temperature.fill_(1.0)
+    set_temperature(model, None, rows, codes)
     rows = rows[codes[rows] >= 0]
-    if len(rows) == 0:
-        model._held_out = None
-        return
-    with torch.random.fork_rng(devices=[]):
-        probabilities = np.asarray(model.predict(indices=rows, soft=True))
-    set_temperature(model, np.log(np.maximum(probabilities, 1e-30)), rows, codes)
+    if len(rows):
+        with torch.random.fork_rng(devices=[]):
+            probabilities = np.asarray(model.predict(indices=rows, soft=True))
+        set_temperature(model, np.log(np.maximum(probabilities, 1e-30)), rows, codes)
 
 
 def set_temperature(
-    model: XTrimoGeneAnnotator, log_p_cl: np.ndarray, rows: np.ndarray, codes: np.ndarray
+    model: XTrimoGeneAnnotator, log_p_cl: np.ndarray | None, rows: np.ndarray, codes: np.ndarray
 ) -> None:
-    """Calibrate on cells that were not learned from, and keep their probabilities."""
-    temperature = fit_temperature(log_p_cl, codes[rows])
-    model.module.temperature.fill_(temperature)
-    probabilities = softmax(log_p_cl / temperature, axis=1)
-    names = model.adata.obs_names[rows]
-    model._held_out = HeldOut(
-        pd.DataFrame(probabilities, index=names, columns=model.labels),
-        pd.Series(model.labels[codes[rows]], index=names, name="label"),
-    )
+    """Calibrate on cells that were not learned from, if any, and keep their probabilities."""
+    model.module.temperature.fill_(1.0)
+    model._held_out = None
+    if log_p_cl is not None:
+        temperature = fit_temperature(log_p_cl, codes[rows])
+        model.module.temperature.fill_(temperature)
+        names = model.adata.obs_names[rows]
+        probabilities = softmax(log_p_cl / temperature, axis=1)
+        model._held_out = (
+            pd.DataFrame(probabilities, index=names, columns=model.labels),
+            pd.Series(model.labels[codes[rows]], index=names, name="label"),
+        )

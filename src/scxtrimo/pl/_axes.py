@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import matplotlib.pyplot as plt
 import numpy as np
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from matplotlib.axes import Axes
 
 
 def new_axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     """Return the axes to draw on, by default new ones of the given size in inches."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=size, layout="constrained")[1]
-
-
-def new_grid(
-    shape: tuple[int, int], size: tuple[float, float], for_legends: float = 0.0
-) -> np.ndarray:
-    """Return an array of new axes of the given size in inches, with room for legends."""
-    import matplotlib.pyplot as plt
-
-    n_rows, n_columns = shape
-    figsize = (size[0] * n_columns + for_legends, size[1] * n_rows)
-    return plt.subplots(*shape, figsize=figsize, layout="constrained", squeeze=False)[1]
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
 def finish(ax: Axes, was_given: bool, show: bool | None) -> Axes:
     """Show the figure if asked to, by default if it was made here, and return the axes."""
-    import matplotlib.pyplot as plt
-
     if show or (show is None and not was_given and plt.isinteractive()):
         plt.show()
     return ax
@@ -42,10 +22,7 @@ def finish(ax: Axes, was_given: bool, show: bool | None) -> Axes:
 def draw_reliability(
     ax: Axes | None, probability: np.ndarray, came_true: np.ndarray, n_bins: int, low: float
 ) -> Axes:
-    """Draw the observed fraction against the probability, in bins of equally many rows.
-
-    The diagonal starts at ``low`` at the latest. The title has the expected calibration error.
-    """
+    """Draw the observed fraction in bins of equally many rows, and a diagonal from ``low``."""
     parts = np.array_split(np.argsort(probability, kind="stable"), min(n_bins, len(probability)))
     x = np.array([probability[part].mean() for part in parts])
     y = np.array([came_true[part].mean() for part in parts])

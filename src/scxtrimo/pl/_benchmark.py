@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from ..data.vocabulary import preview
 from ._axes import finish, new_axes
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-RECORD = {"task", "data", "metric", "value"}
-"""Columns of the records that the scripts in ``benchmarks/`` write."""
+RECORD = {"task", "data", "metric", "value"}  # columns of the records of benchmarks/
 
 
 def benchmark(
@@ -33,13 +28,10 @@ def benchmark(
     Parameters
     ----------
     table
-        One row per repeat, with the method in the column ``group`` and metrics in numeric
-        columns. Or records of the scripts in ``benchmarks/`` for one task and dataset, with means
-        and standard deviations instead of repeats: see the example.
-    metric
-        Column of the metric; in records, the name of the metric.
-    group
-        Column with the method.
+        One row per repeat, with metrics in numeric columns; or the ``rows`` that a script in
+        ``benchmarks/`` writes with ``--json``, of one task and dataset.
+    metric, group
+        Columns of the metric (in records, its name) and of the method.
     ax, show
         Axes to draw on, by default new ones; whether to show the figure.
     highlight
@@ -63,17 +55,6 @@ def benchmark(
     >>> ax = scxtrimo.pl.benchmark(repeats, "ARI", show=False)
     >>> [label.get_text() for label in ax.get_yticklabels()]
     ['xTrimoGene', 'PCA']
-
-    Records as ``python benchmarks/embedding.py --json results.json`` writes them:
-
-    >>> rows = [
-    ...     {"task": "embedding", "data": "pbmc3k", "method": m, "metric": "ARI", "value": v}
-    ...     for m, v in (("PCA", 0.6), ("xTrimoGene", 0.7))
-    ... ]
-    >>> results = {"rows": rows}  # json.load(open("results.json"))
-    >>> ax = scxtrimo.pl.benchmark(pd.DataFrame(results["rows"]), "ARI", show=False)
-    >>> ax.get_title()
-    'pbmc3k'
     """
     if group not in table:
         raise ValueError(f"group={group!r} is not a column of table, which has {list(table)}.")
@@ -90,16 +71,10 @@ def benchmark(
     colors = ["C1" if name == highlight else "0.7" for name in summary.index]
     y = np.arange(len(summary))
     ax.barh(y, summary["mean"], color=colors, height=0.7)
-    has_std = summary["std"].notna().to_numpy()
-    ax.errorbar(
-        summary["mean"][has_std],
-        y[has_std],
-        xerr=summary["std"][has_std],
-        fmt="none",
-        ecolor="0.2",
-        capsize=2,
-        elinewidth=1,
-    )
+    known = np.flatnonzero(summary["std"].notna())
+    mean, std = summary.iloc[known].to_numpy().T
+    style = {"fmt": "none", "ecolor": "0.2", "capsize": 2, "elinewidth": 1}
+    ax.errorbar(mean, known, xerr=std, **style)
     if not is_summary:
         at = summary.index.get_indexer(one[group])
         n_before = one.groupby(group, observed=True).cumcount().to_numpy()
@@ -131,18 +106,13 @@ def _of_records(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the records of one metric."""
     one = table[table["metric"] == metric]
     if one.empty:
-        raise ValueError(
-            f"metric={metric!r} is not in table, which has {_names(table, 'metric')}."
-        )
+        names = preview(table["metric"].unique(), 8)
+        raise ValueError(f"metric={metric!r} is not in table, which has {names}.")
     for name in ("task", "data"):
-        if one[name].nunique() > 1:
-            first = one[name].iloc[0]
+        found = one[name].dropna().unique()
+        if len(found) > 1:
             raise ValueError(
-                f"table has several values of {name!r}: {_names(one, name)}. Choose one: "
-                f"`table[table[{name!r}] == {first!r}]`."
+                f"table has several values of {name!r}: {preview(found, 8)}. Choose one: "
+                f"`table[table[{name!r}] == {found[0]!r}]`."
             )
     return one
-
-
-def _names(table: pd.DataFrame, column: str) -> str:
-    return preview(table[column].unique(), 8)

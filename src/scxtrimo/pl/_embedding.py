@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import scanpy as sc
 from anndata import AnnData
+from matplotlib.axes import Axes
 
 from ..tl._agreement import representation
-from ._axes import finish, new_axes, new_grid
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from ._axes import finish, new_axes
 
 SEED = 0
 MAX_SIZE = 40  # of points; by default scanpy draws few cells larger than their clusters
@@ -31,17 +30,16 @@ def umap(
 ) -> Axes | np.ndarray:
     """Draw the UMAP of a representation, or of several side by side.
 
-    Neighbours and UMAP are computed by scanpy with its defaults and a fixed seed. The UMAP is kept
-    in ``adata.obsm``, for instance as ``"X_xtrimo_umap"`` for ``"X_xtrimo"``, until the
-    representation changes; ``"X_umap"`` and ``"neighbors"`` are not changed.
+    Scanpy computes it with its defaults and a fixed seed. It is kept in ``adata.obsm``, for
+    instance as ``"X_xtrimo_umap"`` for ``"X_xtrimo"``, until the representation changes.
 
     Parameters
     ----------
     adata
         Cells with representations in ``obsm``.
     color
-        What to colour by, see :func:`scanpy.pl.embedding`. Several colours make several rows, or
-        one row if there is a single representation.
+        What to colour by, see :func:`scanpy.pl.embedding`. Several make several rows, or one row
+        if there is a single representation.
     use_rep
         Representation in ``adata.obsm``. Several make several columns.
     ax, show
@@ -65,7 +63,7 @@ def umap(
     >>> adata.obsm["X_xtrimo_umap"].shape
     (700, 2)
     """
-    colors = list(color) if isinstance(color, Sequence) and not isinstance(color, str) else [color]
+    colors = [color] if color is None or isinstance(color, str) else list(color)
     names = [use_rep] if isinstance(use_rep, str) else list(use_rep)
     shape = (len(colors), len(names))
     if not colors or not names:
@@ -75,8 +73,8 @@ def umap(
             f"ax= takes one panel, not {shape[0]} x {shape[1]}: omit it, or draw one `color` and "
             "one `use_rep` at a time."
         )
-    representations = {name: representation(adata, name) for name in names}  # raises if missing
-    bases = [_ensure_umap(adata, *item) for item in representations.items()]
+    parts = [representation(adata, name) for name in names]  # raises if one is missing
+    bases = [_ensure_umap(adata, *item) for item in zip(names, parts, strict=True)]
     was_given = ax is not None
     size = min(MAX_SIZE, 120_000 / adata.n_obs)
     options = {"frameon": False, "legend_fontsize": 8, "size": size} | kwargs
@@ -85,29 +83,23 @@ def umap(
         sc.pl.embedding(adata, bases[0], color=colors[0], ax=ax, show=False, **options)
         return finish(ax, was_given, show)
     if len(names) == 1:
-        row = sc.pl.embedding(
-            adata, bases[0], color=colors, show=False, **{"wspace": 0.6} | options
-        )
+        options = {"wspace": 0.6} | options
+        row = sc.pl.embedding(adata, bases[0], color=colors, show=False, **options)
         finish(row[0], was_given, show)
         return np.array(row)[:, None]
-    axes = new_grid(shape, (3.2, 3.0), for_legends=2.0)
+    size_in = (3.2 * shape[1] + 2.0, 3.0 * shape[0])  # with room for legends
+    axes = plt.subplots(*shape, figsize=size_in, layout="constrained", squeeze=False)[1]
     for (i, j), panel in np.ndenumerate(axes):
         title = ": ".join(filter(None, (names[j], colors[i])))
-        own: dict[str, Any] = {"colorbar_loc": None, "title": title}
-        if j < len(names) - 1:  # one legend per row
-            own["legend_loc"] = "none"
+        is_last = j == len(names) - 1  # one legend per row
+        own = {"colorbar_loc": None, "title": title} | ({} if is_last else {"legend_loc": "none"})
         sc.pl.embedding(adata, bases[j], color=colors[i], ax=panel, show=False, **own | options)
-        if j == len(names) - 1 and options.get("colorbar_loc") is None:
-            _add_color_bar(panel)
+        coloured = [points for points in panel.collections if points.get_array() is not None]
+        if is_last and coloured and options.get("colorbar_loc") is None:
+            bar = panel.inset_axes((1.03, 0.1, 0.04, 0.8))
+            panel.figure.colorbar(coloured[-1], cax=bar)
     finish(axes[0, 0], was_given, show)
     return axes
-
-
-def _add_color_bar(ax: Axes) -> None:
-    """Add a colour bar right beside the panel, if it is coloured by numbers."""
-    coloured = [points for points in ax.collections if points.get_array() is not None]
-    if coloured:
-        ax.figure.colorbar(coloured[-1], cax=ax.inset_axes((1.03, 0.1, 0.04, 0.8)))
 
 
 def _ensure_umap(adata: AnnData, use_rep: str, work: AnnData) -> str:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from matplotlib.axes import Axes
 
 from ..data.vocabulary import COVERAGE_KEY, preview
 from ..tl._genes import UNASSIGNED, find_modules, gene_graph
 from ._axes import finish, new_axes
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 SEED = 0
 N_NEIGHBORS = 10
@@ -43,11 +39,6 @@ def gene_modules(
     Returns
     -------
     The axes.
-
-    Raises
-    ------
-    ValueError
-        If ``modules`` lacks genes of ``embeddings``.
 
     Examples
     --------
@@ -80,22 +71,14 @@ def gene_modules(
     palette = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
     options = {"palette": palette, "size": 30, "title": "", "na_in_legend": False}
     sc.pl.umap(genes, color="module", ax=ax, show=False, **options)
-    places: np.ndarray = np.asarray(genes.obsm["X_umap"])
-    drawn = genes.obs["module"].to_numpy()
     for label, name in zip(labels, names, strict=True):
-        x, y = np.median(places[drawn == label], axis=0)
+        x, y = np.median(genes.obsm["X_umap"][genes.obs["module"] == label], axis=0)
         box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
         ax.text(x, y, name, ha="center", va="center", fontsize=9, weight="bold", bbox=box)
     if names:
-        ax.legend(
-            loc="center left",
-            bbox_to_anchor=(1.0, 0.5),
-            fontsize=7,
-            frameon=False,
-            title="module: most central genes",
-            title_fontsize=8,
-            alignment="left",
-        )
+        style = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "alignment": "left"}
+        style |= {"fontsize": 7, "frameon": False, "title_fontsize": 8}
+        ax.legend(title="module: most central genes", **style)
     return finish(ax, was_given, show)
 
 
@@ -105,19 +88,13 @@ def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = No
     Parameters
     ----------
     adata
-        Data that a model was applied to, with the report of the alignment in
-        ``adata.uns["scxtrimo_gene_coverage"]``.
+        Data that a model was applied to, with ``adata.uns["scxtrimo_gene_coverage"]``.
     ax, show
         Axes to draw on, by default new ones; whether to show the figure.
 
     Returns
     -------
     The axes.
-
-    Raises
-    ------
-    ValueError
-        If there is no such report.
 
     Examples
     --------
@@ -132,26 +109,22 @@ def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = No
             "other data: `model.prepare_query_anndata(adata)`, or any method with `adata=`."
         )
     report = adata.uns[COVERAGE_KEY]
-    matched, renamed, missing, unused = (
-        int(report[f"n_{name}"]) for name in ("matched", "renamed", "missing", "unused")
-    )
-    bars = {
-        "genes of the model": {"missing": (missing, "C3")},
-        "genes of the data": {"not used": (unused, "0.7")},
-    }
-    shared = {"found by identifier": (matched, "C0"), "under another name": (renamed, "C9")}
+    counts = [int(report[f"n_{name}"]) for name in ("matched", "renamed", "missing", "unused")]
+    matched, renamed, missing, unused = counts
+    shared = [("found by identifier", matched, "C0"), ("under another name", renamed, "C9")]
+    bars = [[*shared, ("missing", missing, "C3")], [*shared, ("not used", unused, "0.7")]]
     was_given = ax is not None
     ax = new_axes(ax, (6.4, 2.2))
     total = matched + renamed + max(missing, unused)
-    for y, rest in enumerate(bars.values()):
+    for y, bar in enumerate(bars):
         left = 0
-        for text, (n, color) in (shared | rest).items():
-            label = text if y == 0 or text in rest else None
+        for i, (text, n, color) in enumerate(bar):
+            label = text if y == 0 or i == 2 else None
             ax.barh(y, n, left=left, color=color, height=0.6, label=label)
             if n > 0.06 * total:  # otherwise the number does not fit
                 ax.text(left + n / 2, y, f"{n:,}", ha="center", va="center", fontsize=8)
             left += n
-    ax.set_yticks(range(len(bars)), list(bars))
+    ax.set_yticks([0, 1], ["genes of the model", "genes of the data"])
     ax.invert_yaxis()
     ax.set_xlabel("genes")
     ax.set_title(

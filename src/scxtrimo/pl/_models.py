@@ -9,19 +9,22 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.ticker import MaxNLocator
 from mudata import MuData
+from pydantic import PositiveInt
+from scipy.cluster.hierarchy import leaves_list, linkage
 
+from .._validation import check
 from ._axes import finish, new_axes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from scvi.model.base import BaseModelClass
 
     from ..model.base import XTrimoGeneBase
 
 LOSSES = ("train_loss", "validation_loss")
-N_VALUES = 400
-MIN_WEIGHT = 1e-3
 MAX_NAMED = 60
 
 
@@ -70,14 +73,14 @@ def training_curves(
         raise ValueError(
             f"keys={unknown or keys} are not in model.history, which has {sorted(history)}."
         )
-    from matplotlib.ticker import MaxNLocator
-
+    words = {key: key.replace("_", " ") for key in drawn}
+    words |= dict(zip(LOSSES, ("training", "validation"), strict=True))
     was_given = ax is not None
     ax = new_axes(ax, (4.2, 3.2))
     for key in drawn:
         values = history[key].squeeze(axis=1) if history[key].ndim == 2 else history[key]
         marker = "o" if len(values) < 2 else None  # a line of one point is invisible
-        ax.plot(values.index, values, label=_text(key), marker=marker)
+        ax.plot(values.index, values, label=words[key], marker=marker)
     ax.set_xlabel(history[drawn[0]].index.name or "epoch")
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)
@@ -85,13 +88,8 @@ def training_curves(
         ax.set_ylabel("loss" if all("loss" in key for key in drawn) else "")
         ax.legend()
     else:
-        ax.set_ylabel(_text(drawn[0]))
+        ax.set_ylabel(words[drawn[0]])
     return finish(ax, was_given, show)
-
-
-def _text(key: str) -> str:
-    """Return an entry of the history in words."""
-    return {LOSSES[0]: "training", LOSSES[1]: "validation"}.get(key, key.replace("_", " "))
 
 
 def masked_prediction(
@@ -117,13 +115,8 @@ def masked_prediction(
 
     Returns
     -------
-    The axes. The title has Pearson's correlation and the mean squared error, and for comparison
-    those of each gene's mean over the training cells.
-
-    Raises
-    ------
-    ValueError
-        If the model has no such decoder, or no expressed gene was masked.
+    The axes. The title has correlation and mean squared error, and for comparison those of each
+    gene's mean over the training cells.
 
     Examples
     --------
@@ -140,20 +133,10 @@ def masked_prediction(
     was_given = ax is not None
     ax = new_axes(ax, (4.4, 3.8))
     low, high = min(0.0, float(x.min())), 1.02 * max(float(x.max()), float(y.max()))
-    image = ax.hexbin(
-        x,
-        y,
-        gridsize=45,
-        extent=(low, high, low, high),
-        bins="log",
-        mincnt=1,
-        cmap="viridis",
-        linewidths=0.1,
-    )
+    style = {"gridsize": 45, "bins": "log", "mincnt": 1, "cmap": "viridis", "linewidths": 0.1}
+    image = ax.hexbin(x, y, extent=(low, high, low, high), **style)
     ax.plot([low, high], [low, high], color="C3", linewidth=1)
-    ax.set_xlim(low, high)
-    ax.set_ylim(low, high)
-    ax.set_aspect("equal")
+    ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.set_xlabel(f"predicted ({name.replace('_', ' ')})")
     ax.set_ylabel("measured log-normalised expression")
     title = _scores("hidden genes", x, y)
@@ -178,8 +161,8 @@ def value_bins(
 ) -> Axes:
     """Draw how a model divides expression values into bins.
 
-    Every value is a mixture of bins (:class:`~scxtrimo.nn.AutoDiscretization`); the plot shows
-    their weights, with bins sorted by the value of their peak.
+    Every value is a mixture of bins, the weights of which are drawn, see
+    :class:`~scxtrimo.nn.AutoDiscretization`.
 
     Parameters
     ----------
@@ -194,50 +177,31 @@ def value_bins(
     -------
     The axes.
 
-    Raises
-    ------
-    ValueError
-        If ``n_bins`` is not positive.
-
     Examples
     --------
     >>> ax = scxtrimo.pl.value_bins(model, show=False)
     >>> ax.get_xlabel()
     'log-normalised expression'
     """
-    if n_bins is not None and n_bins < 1:
-        raise ValueError(f"n_bins={n_bins} must be positive.")
-    highest = np.log1p(1e4)  # all counts of a cell in one gene
-    values = torch.linspace(0, float(highest), N_VALUES, device=model.device)
+    check("n_bins", n_bins, PositiveInt | None)
+    highest = float(np.log1p(1e4))  # all counts of a cell in one gene
+    values = torch.linspace(0, highest, 400, device=model.device)
     with torch.no_grad():
         weights_vb = model.module.net.embedding.value.bin_weights(values).float().cpu().numpy()
     greatest = np.argsort(-weights_vb.max(axis=0), kind="stable")[:n_bins]
     weights_bv = weights_vb.T[np.sort(greatest)]
     weights_bv = weights_bv[np.argsort(weights_bv.argmax(axis=1), kind="stable")]
-    from matplotlib.colors import LogNorm
-
     was_given = ax is not None
     ax = new_axes(ax, (4.6, 3.6))
-    image = ax.imshow(
-        weights_bv,
-        extent=(0, highest, 0, len(weights_bv)),
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-        cmap="viridis",
-        norm=LogNorm(MIN_WEIGHT, 1.0, clip=True),
-    )
-    ax.set_xlabel("log-normalised expression")
-    ax.set_ylabel("bin, by the value of its peak")
+    style = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "viridis"}
+    extent, norm = (0, highest, 0, len(weights_bv)), LogNorm(1e-3, 1.0, clip=True)
+    image = ax.imshow(weights_bv, extent=extent, norm=norm, **style)
+    ax.set(xlabel="log-normalised expression", ylabel="bin, by the value of its peak")
     ax.figure.colorbar(image, ax=ax, label="weight of the bin")
     return finish(ax, was_given, show)
 
 
-def attention(
-    attention: pd.DataFrame,
-    ax: Axes | None = None,
-    show: bool | None = None,
-) -> Axes:
+def attention(attention: pd.DataFrame, ax: Axes | None = None, show: bool | None = None) -> Axes:
     """Draw the attention of the encoder from gene to gene.
 
     Parameters
@@ -251,11 +215,6 @@ def attention(
     Returns
     -------
     The axes. Names of more than 60 genes are omitted.
-
-    Raises
-    ------
-    ValueError
-        If rows and columns are not the same genes, or all values are missing.
 
     Examples
     --------
@@ -278,10 +237,8 @@ def attention(
         )
     order = np.arange(len(values))
     if len(values) > 2 and not is_missing.any():
-        from scipy.cluster import hierarchy
-
         both = np.hstack([values, values.T])  # from and to the gene
-        order = hierarchy.leaves_list(hierarchy.linkage(both, "average", optimal_ordering=True))
+        order = leaves_list(linkage(both, "average", optimal_ordering=True))
     names = attention.index.astype(str)[order]
     was_given = ax is not None
     side = 2.0 + 0.16 * len(names) if len(names) <= MAX_NAMED else 6.0
@@ -291,7 +248,6 @@ def attention(
     named = names if len(names) <= MAX_NAMED else []
     ax.set_xticks(range(len(named)), named, rotation=90, fontsize=8)
     ax.set_yticks(range(len(named)), named, fontsize=8)
-    ax.set_xlabel("to gene")
-    ax.set_ylabel("from gene")
+    ax.set(xlabel="to gene", ylabel="from gene")
     ax.figure.colorbar(image, ax=ax, label="mean attention", shrink=0.8)
     return finish(ax, was_given, show)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 from sklearn.metrics import (
@@ -36,14 +37,10 @@ def cluster_agreement(
     ----------
     adata
         Labelled cells.
-    labels_key
-        Column of ``adata.obs`` with labels.
-    use_rep
-        Representation in ``adata.obsm``.
-    resolutions
-        Leiden resolutions tried.
-    seeds
-        Leiden seeds.
+    labels_key, use_rep
+        Column of ``adata.obs`` with labels, and representation in ``adata.obsm``.
+    resolutions, seeds
+        Of the Leiden clusterings.
 
     Returns
     -------
@@ -51,7 +48,7 @@ def cluster_agreement(
 
     Examples
     --------
-    >>> import scanpy as sc, scxtrimo
+    >>> import scanpy as sc
     >>> adata = sc.datasets.pbmc68k_reduced()
     >>> result = scxtrimo.tl.cluster_agreement(adata, "bulk_labels", "X_pca", seeds=(0,))
     >>> 0 < result["ari"] < 1
@@ -64,20 +61,18 @@ def cluster_agreement(
     for seed in seeds:
         of_seed = []
         for resolution in resolutions:
-            sc.tl.leiden(
-                work,
-                resolution=resolution,
-                random_state=seed,
-                flavor="igraph",
-                n_iterations=2,
-                directed=False,
-            )
-            clusters = work.obs["leiden"]
+            clusters = leiden(work, resolution, seed)
             of_seed.append([score(labels, clusters) for score in SCORES])
         best.append(np.max(of_seed, axis=0))
-    (ari, nmi), (ari_std, nmi_std) = np.mean(best, axis=0), np.std(best, axis=0)
-    scores = {"ari": ari, "ari_std": ari_std, "nmi": nmi, "nmi_std": nmi_std}
-    return {name: float(score) for name, score in scores.items()}
+    values = np.stack([np.mean(best, axis=0), np.std(best, axis=0)], axis=1)
+    return dict(zip(("ari", "ari_std", "nmi", "nmi_std"), values.ravel().tolist(), strict=True))
+
+
+def leiden(work: AnnData, resolution: float, seed: int) -> pd.Series:
+    """Return the clusters of a graph of neighbours."""
+    options = {"flavor": "igraph", "n_iterations": 2, "directed": False}
+    sc.tl.leiden(work, resolution=resolution, random_state=seed, **options)
+    return work.obs["leiden"]
 
 
 def neighbor_agreement(
@@ -89,19 +84,16 @@ def neighbor_agreement(
     ----------
     adata, labels_key, use_rep
         See :func:`cluster_agreement`.
-    n_neighbors
-        Number of neighbours.
-    seed
-        Seed of the five folds.
+    n_neighbors, seed
+        Number of neighbours, and seed of the five folds.
 
     Returns
     -------
-    ``knn_accuracy`` and ``knn_macro_f1`` of five-fold cross-validation, and ``silhouette``. Labels
-    of fewer than five cells are not in every fold and are rarely predicted correctly.
+    ``knn_accuracy`` and ``knn_macro_f1`` of five-fold cross-validation, and ``silhouette``.
 
     Examples
     --------
-    >>> import scanpy as sc, scxtrimo
+    >>> import scanpy as sc
     >>> adata = sc.datasets.pbmc68k_reduced()
     >>> scxtrimo.tl.neighbor_agreement(adata, "bulk_labels", "X_pca")["knn_accuracy"] > 0.5
     True

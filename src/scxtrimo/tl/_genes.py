@@ -7,6 +7,8 @@ import pandas as pd
 import scanpy as sc
 from anndata import AnnData
 
+from ._agreement import leiden
+
 UNASSIGNED = "unassigned"
 
 
@@ -54,26 +56,14 @@ def gene_modules(
 
 
 def find_modules(
-    genes: AnnData,
-    index: pd.Index,
-    resolution: float = 1.0,
-    min_genes: int = 5,
-    seed: int = 0,
+    genes: AnnData, index: pd.Index, resolution: float = 1.0, min_genes: int = 5, seed: int = 0
 ) -> pd.DataFrame:
     """Return the modules in the graph of :func:`gene_graph`, with genes named by ``index``."""
-    sc.tl.leiden(
-        genes,
-        resolution=resolution,
-        random_state=seed,
-        flavor="igraph",
-        n_iterations=2,
-        directed=False,
-    )
-    clusters = genes.obs["leiden"].astype(str)
+    clusters = leiden(genes, resolution, seed).astype(str)
     sizes = clusters.value_counts()
-    kept = [name for name, size in sizes.items() if size >= min_genes]
+    kept = sizes.index[sizes >= min_genes]
     new_names = {name: str(place) for place, name in enumerate(kept)}
-    module = clusters.map(lambda name: new_names.get(name, UNASSIGNED))
+    module = clusters.map(new_names).fillna(UNASSIGNED)
     unit = genes.X / np.linalg.norm(genes.X, axis=1, keepdims=True).clip(min=1e-12)
     similarity = np.full(len(unit), np.nan)
     for name in new_names.values():
@@ -81,16 +71,14 @@ def find_modules(
         center = unit[is_in].mean(axis=0)
         similarity[is_in] = unit[is_in] @ center / max(np.linalg.norm(center), 1e-12)
     names = [*new_names.values(), *([UNASSIGNED] if len(kept) < len(sizes) else [])]
-    table = pd.DataFrame(
-        {"module": pd.Categorical(module, names), "similarity": similarity},
-        index=index,
-    )
+    columns = {"module": pd.Categorical(module, names), "similarity": similarity}
+    table = pd.DataFrame(columns, index=index)
     return table.sort_values(["module", "similarity"], ascending=[True, False], kind="stable")
 
 
 def gene_graph(embeddings: pd.DataFrame, n_neighbors: int, seed: int) -> AnnData:
     """Return genes with the graph of their nearest neighbours by cosine."""
-    if not isinstance(embeddings, pd.DataFrame) or embeddings.ndim != 2:
+    if not isinstance(embeddings, pd.DataFrame):
         raise TypeError(
             "embeddings must be a data frame with genes as index, as "
             f"`model.get_gene_embeddings()` returns it, not {type(embeddings).__name__}."
