@@ -38,8 +38,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import LinearSVC
 
 import scxtrimo
-from scxtrimo.annotation.linear import IS_L1
 from scxtrimo.annotation.tools import RARE
+from scxtrimo.annotation.training import IS_L1
 
 N_FOLDS = 5
 LABELLED = 0.1

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from scxtrimo.annotation.linear import split_labelled
 from scxtrimo.annotation.module import CellClassifier, GeneClassifier, average_log_probabilities
-from scxtrimo.annotation.training import label_weights
+from scxtrimo.annotation.training import label_weights, split_labelled
 
 
 def test_cells_are_split_within_each_label():

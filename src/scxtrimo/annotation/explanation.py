@@ -96,11 +96,7 @@ def attribute(
     target_c: Tensor,
     n_steps: int,
 ) -> tuple[Tensor, float]:
-    """Return what every token adds to the log-probability of its cell's label, and the error.
-
-    The path leads from average to measured log-normalised expression; the error is the part of
-    the total that the tokens do not account for.
-    """
+    """Return what every token adds to the log-probability of its cell's label, and the error."""
     from captum.attr import IntegratedGradients
 
     library_size_t = to_tokens(batch["library_size"], batch["cu_seqlens"], len(batch["counts"]))

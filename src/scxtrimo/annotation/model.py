@@ -28,24 +28,11 @@ from ..model.training import as_epochs, default_batch_size, default_lr
 from ..model.xtrimogene import XTrimoGene
 from ..train.plan import FinetuningConfig, OptimizerConfig, XTrimoGenePlan
 from ..train.trainer import KeepBest, as_list, objective_of
+from . import training
 from .explanation import as_scanpy_result, rank_genes
-from .linear import ClassWeight
 from .module import LabelPanel, XTrimoGeneAnnotatorConfig, XTrimoGeneAnnotatorModule
 from .tools import UNKNOWN, call_labels, check_call
-from .training import (
-    MACRO_F1,
-    AnnotationConfig,
-    AnnotatorPlan,
-    Recipe,
-    calibrate,
-    choose_recipe,
-    fit_linear_models,
-    label_codes,
-    label_weights,
-    labels_unchanged_if_interrupted,
-    learn_present_labels,
-    split_cells,
-)
+from .training import MACRO_F1, AnnotationConfig, AnnotatorPlan, ClassWeight, Recipe, label_codes
 
 BATCH = "scxtrimo_batch"  # reference or query, where both are trained on
 
@@ -54,9 +41,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     """Cell-type annotation with xTrimoGene.
 
     A network is trained on all cells, labelled or not, or taken from a trained
-    :class:`XTrimoGene`. Two linear models, on the representation of a cell and on the expression
-    of its genes, then predict the label; their probabilities are averaged and calibrated. The
-    network can be fine-tuned on the labels as well, see :meth:`train`.
+    :class:`XTrimoGene`. Two linear models, of the representation of a cell and of the expression
+    of its genes, then predict the label; their probabilities are averaged and calibrated.
 
     Parameters
     ----------
@@ -67,11 +53,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     **hyperparameters
         Fields of :class:`~scxtrimo.annotation.XTrimoGeneAnnotatorConfig` that differ from those of
         ``size``.
-
-    Raises
-    ------
-    ValueError
-        If the data were not set up, or a hyper-parameter has an impossible value.
 
     Examples
     --------
@@ -89,7 +70,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     _module_cls = XTrimoGeneAnnotatorModule
     _config_cls = XTrimoGeneAnnotatorConfig
     module: XTrimoGeneAnnotatorModule
-    _annotation: AnnotationConfig | None = None  # the objective while the labels are trained on
+    _fine_tuning: dict[str, Any] | None = None  # the objective while the labels are trained on
     _held_out: tuple[pd.DataFrame, pd.Series] | None = None  # probabilities and labels
 
     @classmethod
@@ -173,7 +154,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         >>> annotator = scxtrimo.model.XTrimoGeneAnnotator.from_xtrimogene_model(
         ...     model, labels_key="bulk_labels"
         ... )
-        >>> annotator.train()
         """
         labels_key = labels_key or model.registry_["setup_args"]["labels_key"]
         if labels_key is None:
@@ -222,26 +202,24 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     ) -> None:
         """Train the network on all cells if it was not trained yet, then learn the labels.
 
-        The labels are those that the data have now: after changing some, train again. Fine-tuning
-        changes the cell vectors but not the latent space, which the classifier relies on: for
-        embeddings, prefer the model before fine-tuning.
+        The labels are those that the data have now. Fine-tuning changes the cell vectors but not
+        the latent space: for embeddings, prefer the model before fine-tuning.
 
         Parameters
         ----------
         max_epochs
             Epochs of a fine-tuning; by default those of about 200 steps.
         recipe
-            ``"linear"``: only the two linear models are fitted and calibrated. ``"finetune"``:
-            then the network and a two-layer perceptron are trained on the labels.
-            ``"published"``: the last layer of the encoder, the pooling and a two-layer perceptron
-            with random weights are trained with a weighted cross-entropy, without the masked
-            objective :cite:p:`Gong2023`. By default ``"finetune"`` if an argument is given that
-            only applies to it, else ``"linear"``.
+            ``"linear"``: the two linear models are fitted and calibrated. ``"finetune"``: then the
+            network and a perceptron are trained on the labels. ``"published"``: the last layer of
+            the encoder, the pooling and a perceptron with random weights are trained with a
+            weighted cross-entropy alone :cite:p:`Gong2023`. By default ``"finetune"`` if an
+            argument is given that only applies to it, else ``"linear"``.
         freeze, layer_decay, lora_rank
             What is fine-tuned, see :class:`~scxtrimo.train.FinetuningConfig`.
         class_weight, label_smoothing, reconstruction_weight
-            Objective, see :class:`~scxtrimo.annotation.AnnotationConfig`. The class weight
-            applies to the linear models as well.
+            See :class:`~scxtrimo.annotation.AnnotationConfig`. The class weight applies to the
+            linear models as well.
         finetuning
             ``freeze``, ``layer_decay`` and ``lora_rank`` at once.
         early_stopping
@@ -250,13 +228,11 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         pretrain_epochs
             Epochs of :meth:`XTrimoGene.train`, if the network was not trained yet.
         train_size
-            Fraction of the cells of every label to learn from; the others calibrate the
-            probabilities. Labels with fewer than five cells are only learned from. By default 0.9
-            in a fine-tuning, while linear models learn from all labelled cells and are calibrated
-            by five-fold cross-validation.
+            Fraction of the cells of every label with at least five to learn from; the others
+            calibrate the probabilities. By default 0.9 in a fine-tuning, while linear models learn
+            from all labelled cells and are calibrated by five-fold cross-validation.
         ckpt_path, optimizer, datasplitter_kwargs, plan_kwargs, **kwargs
-            See :meth:`XTrimoGene.train`; ``optimizer`` and ``plan_kwargs`` apply to the
-            fine-tuning only.
+            See :meth:`XTrimoGene.train`; ``optimizer`` and ``plan_kwargs`` are for fine-tuning.
 
         Raises
         ------
@@ -288,7 +264,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             finetuning = FinetuningConfig(freeze, layer_decay, lora_rank)
         elif (freeze, layer_decay, lora_rank) != (None, 1.0, 0):
             raise TypeError("Give either `finetuning` or `freeze`, `layer_decay`, `lora_rank`.")
-        recipe, annotation, finetuning = choose_recipe(
+        recipe, annotation, finetuning = training.choose_recipe(
             recipe,
             AnnotationConfig(class_weight, label_smoothing, reconstruction_weight),
             finetuning,
@@ -301,14 +277,16 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         with ExitStack() as stack:
             stack.enter_context(self._progress_as_asked(kwargs))
             if self.is_trained_:
-                stack.enter_context(labels_unchanged_if_interrupted(self))
+                stack.enter_context(training.labels_unchanged_if_interrupted(self))
             if ckpt_path is None:
-                learn_present_labels(self)
+                training.learn_present_labels(self)
             codes = label_codes(self)
             splitting = dict(datasplitter_kwargs or {})
             indexing = splitting.pop("external_indexing", None)
             cross_validated = recipe == "linear" and train_size is None and indexing is None
-            split = split_cells(codes, indexing, train_size, self.seed_, early_stopping)
+            split = training.split_labelled(
+                codes, train_size, self.seed_, indexing, early_stopping
+            )
             kwargs["datasplitter_kwargs"] = splitting | {"external_indexing": split}
             # Trained weights are moved more slowly than random ones.
             lr = default_lr(self.config_.n_hidden) * (1.0 if recipe == "published" else 0.1)
@@ -327,11 +305,11 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             if resumed == XTrimoGenePlan.__name__ or not (self.is_trained_ or resumed):
                 super().train(max_epochs=pretrain_epochs, ckpt_path=ckpt_path, **kwargs)
                 # From here on, an interruption leaves the trained network as it is.
-                stack.enter_context(labels_unchanged_if_interrupted(self))
+                stack.enter_context(training.labels_unchanged_if_interrupted(self))
                 resumed = ckpt_path = None
             if resumed is None:
                 rows = np.arange(len(codes)) if cross_validated else split[0]
-                fit_linear_models(
+                training.fit_linear_models(
                     self, rows, codes, recipe, annotation.class_weight, cross_validated
                 )
             if recipe != "linear":
@@ -342,8 +320,13 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
                 if early_stopping:
                     kwargs["callbacks"] = [*as_list(kwargs.get("callbacks")), KeepBest(MACRO_F1)]
                     kwargs |= {"early_stopping_monitor": MACRO_F1, "early_stopping_mode": "max"}
-                self._annotation = annotation
-                stack.callback(setattr, self, "_annotation", None)
+                labels, weight = codes[codes >= 0], annotation.class_weight
+                self._fine_tuning = {
+                    "annotation": annotation,
+                    "measured": self._measured_genes(self.adata),
+                    "label_weights": training.label_weights(labels, len(self.labels), weight),
+                }
+                stack.callback(setattr, self, "_fine_tuning", None)
                 super().train(
                     max_epochs,
                     early_stopping=early_stopping,
@@ -354,30 +337,22 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
                     **kwargs,
                 )
             if not cross_validated:
-                calibrate(self, split[1], codes)
+                training.calibrate(self, split[1], codes)
 
     def _trained_on(self) -> dict[str, str]:
         hashes = super()._trained_on()
-        if self._annotation is not None:
+        if self._fine_tuning:
             hashes["labels"] = hash_texts((*self.labels, *label_codes(self).tolist()))
         return hashes
 
     def _plan_class(self) -> type[XTrimoGenePlan]:
-        return XTrimoGenePlan if self._annotation is None else AnnotatorPlan
+        return AnnotatorPlan if self._fine_tuning else XTrimoGenePlan
 
     def _plan_arguments(self) -> dict[str, Any]:
-        if self._annotation is None:
-            return {}
-        codes, class_weight = label_codes(self), self._annotation.class_weight
-        return {
-            "annotation": self._annotation,
-            "measured": self._measured_genes(self.adata),
-            "label_weights": label_weights(codes[codes >= 0], len(self.labels), class_weight),
-        }
+        return self._fine_tuning or {}
 
     def _finish_training(self, rows: np.ndarray) -> None:
-        # Fine-tuning trains the classifier on the latent space as it is.
-        if self._annotation is None:
+        if not self._fine_tuning:  # which trains the classifier on the latent space as it is
             super()._finish_training(rows)
 
     def _label_panel(self, adata: AnnData) -> LabelPanel:
@@ -447,9 +422,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             cells = self._encode(batch)
             log_p_cl = self.module.label_log_probabilities(batch, cells, panel)
             probabilities[place] = log_p_cl.exp().cpu().numpy()
-        frame = pd.DataFrame(
-            probabilities, index=registered.obs_names[rows], columns=pd.Index(self.labels)
-        )
+        frame = pd.DataFrame(probabilities, registered.obs_names[rows], pd.Index(self.labels))
         if soft:
             return frame
         return call_labels(frame, min_confidence, unknown, hierarchy)["label"].to_numpy()
@@ -502,10 +475,9 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     ) -> pd.DataFrame:
         """Rank genes by what their expression adds to the log-probability of a label.
 
-        Integrated gradients :cite:p:`Sundararajan2017` of the log-probability of a cell's label,
-        from the average expression in the training cells to that of the cell. The scores of a
-        cell's genes add up to the change of the log-probability along this path; genes that it
-        does not express score 0. Needs the extra ``explain``.
+        By integrated gradients :cite:p:`Sundararajan2017`, from the average expression in the
+        training cells to that of a cell; genes that it does not express score 0. Needs the extra
+        ``explain``.
 
         Parameters
         ----------
@@ -517,8 +489,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         max_cells
             Cells per label, drawn at random.
         n_steps
-            Points along the path. ``max_error`` in ``adata.uns[key_added]["params"]`` is the
-            largest part of the scores of a batch that the sum over the genes misses.
+            Points along the path; what they miss is the ``max_error`` of the ``params``.
         key_added
             Where in ``adata.uns`` to put the result, as :func:`scanpy.tl.rank_genes_groups` does.
         batch_size
@@ -527,9 +498,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         Returns
         -------
         Data frame with the columns ``group``, ``names``, ``scores`` (mean over the cells of the
-        label, in nats), ``logfoldchanges`` (base 2, of the mean normalised expression against the
-        other explained cells) and ``pct_nz_group`` (part of the cells that express the gene),
-        sorted by group and score. There are no p-values.
+        label, in nats), ``logfoldchanges`` (base 2, against the other explained cells) and
+        ``pct_nz_group`` (part of the cells that express the gene), without p-values.
 
         Raises
         ------
@@ -642,8 +612,7 @@ def annotate_together(
     Raises
     ------
     ValueError
-        If there is no such column, the two have no gene in common, or as
-        :meth:`XTrimoGeneAnnotator.setup_anndata` and :meth:`XTrimoGeneAnnotator.annotate` do.
+        If there is no such column, or the two have no gene in common.
 
     Examples
     --------
@@ -655,10 +624,8 @@ def annotate_together(
     """
     check_key_added(key_added, labels_key)
     parts = {}
-    for name, data, layer in (
-        ("reference", reference, reference_layer),
-        ("query", query, query_layer),
-    ):
+    given = ("reference", reference, reference_layer), ("query", query, query_layer)
+    for name, data, layer in given:
         genes = own_identifiers(data.var, gene_id_key if gene_id_key in data.var else None)
         part = AnnData(data.X if layer is None else data.layers[layer])
         part.obs_names, part.var_names = data.obs_names, genes.tolist()

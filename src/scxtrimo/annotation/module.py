@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
 class LabelPanel(NamedTuple):
     """What the genes measured in some data mean for the classifiers."""
 
-    components: Panel | None  # for the latent space; none if the model has no components
+    components: Panel | None  # for the latent space, if there is one
     gene_offset_l: Tensor  # what unmeasured genes add to the scores, shape (n_labels,)
 
 
@@ -60,29 +60,24 @@ class CellClassifier(nn.Module):
         self.register_buffer("scale", torch.ones(n_features))
         self.register_buffer("is_fitted", torch.zeros((), dtype=torch.bool))
         self.linear = nn.Linear(n_features, n_labels)
-        self.mlp = nn.Sequential(
-            nn.Linear(n_features, n_inner),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(n_inner, n_labels),
-        )
+        first, last = nn.Linear(n_features, n_inner), nn.Linear(n_inner, n_labels)
+        self.mlp = nn.Sequential(first, nn.GELU(), nn.Dropout(dropout), last)
         self.reset()
 
     def reset(self) -> None:
         """Set both outputs to zero: all labels are equally probable."""
         for part in (self.linear, self.mlp[-1]):
-            assert isinstance(part, nn.Linear)
-            nn.init.zeros_(part.weight)
-            nn.init.zeros_(part.bias)
+            for parameter in part.parameters():
+                nn.init.zeros_(parameter)
 
     def start_at_random(self, seed: int) -> None:
         """Drop the linear model and give the perceptron random weights."""
         self.reset()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for part in (self.mlp[0], self.mlp[-1]):
-                assert isinstance(part, nn.Linear)
-                part.reset_parameters()
+            for part in self.mlp:
+                if isinstance(part, nn.Linear):
+                    part.reset_parameters()
 
     def forward(self, features_cf: Tensor) -> Tensor:
         """Return logits, shape ``(n_cells, n_labels)``."""
@@ -106,20 +101,15 @@ class GeneClassifier(nn.Module):
         values_t: Tensor,
         gene_ids_t: Tensor,
         cu_seqlens: Tensor,
-        offset_l: Tensor | None = None,
+        offset_l: Tensor | float = 0.0,
     ) -> Tensor:
         """Return log-probabilities, shape ``(n_cells, n_labels)``."""
         # One weighted sum per cell, without an intermediate of shape (n_tokens, n_labels).
-        score_cl = self.bias + F.embedding_bag(
-            gene_ids_t,
-            self.weight,
-            cu_seqlens[:-1].long(),
-            mode="sum",
-            per_sample_weights=values_t,
+        starts_c = cu_seqlens[:-1].long()
+        score_cl = F.embedding_bag(
+            gene_ids_t, self.weight, starts_c, mode="sum", per_sample_weights=values_t
         )
-        if offset_l is not None:
-            score_cl = score_cl + offset_l
-        return F.logsigmoid(score_cl).log_softmax(dim=1)
+        return F.logsigmoid(score_cl + self.bias + offset_l).log_softmax(dim=1)
 
 
 def average_log_probabilities(
@@ -132,44 +122,26 @@ def average_log_probabilities(
 
 
 class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
-    r"""An ``XTrimoGeneModule`` with labels :math:`l` of cells :math:`c`.
-
-    .. math::
-        p_{cl} \propto \left( (1 - w) \, \mathrm{softmax}_l(C(z_c)) + w \, G_l(v_c)
-            \right)^{1 / T}
-
-    :math:`C` is the ``CellClassifier``, :math:`G` the ``GeneClassifier``, :math:`w` the
-    ``gene_weight`` and :math:`T` the temperature.
-    """
+    """An ``XTrimoGeneModule`` with two classifiers, whose probabilities are averaged."""
 
     config: XTrimoGeneAnnotatorConfig
     temperature: Tensor
     gene_weight: Tensor
 
-    def __init__(
-        self,
-        n_genes: int,
-        n_categories: tuple[int, ...],
-        config: XTrimoGeneAnnotatorConfig,
-        seed: int = 0,
-        has_batches: bool = False,
-        *,
-        n_labels: int,
-    ) -> None:
-        super().__init__(n_genes, n_categories, config, seed, has_batches)
-        inner = config.n_classifier_hidden, config.classifier_dropout
+    def __init__(self, *args: Any, n_labels: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        inner = self.config.n_classifier_hidden, self.config.classifier_dropout
         self.classifier = CellClassifier(sum(self.feature_blocks), n_labels, *inner)
-        self.gene_classifier = GeneClassifier(n_genes, n_labels)
+        self.gene_classifier = GeneClassifier(self.n_genes, n_labels)
         self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("gene_weight", torch.tensor(float(config.gene_weight)))
+        self.register_buffer("gene_weight", torch.tensor(float(self.config.gene_weight)))
 
     @property
     def feature_blocks(self) -> list[int]:
         """Sizes of the groups of features that are scaled together."""
         if not self.config.has_bottleneck:
             return [self.config.n_hidden] * 4  # S, T, maximum and mean
-        n_latent = self.config.n_latent
-        return [n_latent, n_latent] if self.config.uses_components else [n_latent]
+        return [self.config.n_latent] * (2 if self.config.uses_components else 1)
 
     def label_panel(self, measured: Tensor) -> LabelPanel:
         """Return the panel of the measured genes: bool, shape ``(n_genes,)``."""

@@ -57,9 +57,8 @@ def annotation_confusion(
     if len(columns) <= 25:  # otherwise the numbers do not fit
         for (i, j), part in np.ndenumerate(parts):
             if part >= 0.005:
-                style = {"ha": "center", "va": "center", "fontsize": 7}
-                color = "white" if part > 0.55 else "black"
-                ax.text(j, i, f"{part:.2f}".lstrip("0"), color=color, **style)
+                color, text = "white" if part > 0.55 else "black", f"{part:.2f}".lstrip("0")
+                ax.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
     ax.figure.colorbar(image, ax=ax, label="fraction of the cells", shrink=0.8)
     return finish(ax, was_given, show)
 

@@ -45,12 +45,6 @@ def call_labels(
     Data frame with the columns ``label`` and ``confidence``, the probability of the label; for
     unknown cells that of the most probable one.
 
-    Raises
-    ------
-    ValueError
-        If ``min_confidence`` is impossible, the hierarchy has a cycle or none of the labels, or a
-        label is called ``unknown``.
-
     Examples
     --------
     >>> import pandas as pd
@@ -58,9 +52,8 @@ def call_labels(
     >>> call_labels(p, 0.7, hierarchy={"CD4 T": "T", "CD8 T": "T"})["label"].tolist()
     ['B', 'T']
     """
-    check_call(probabilities.columns, min_confidence, hierarchy, unknown)
+    more_general = check_call(probabilities.columns, min_confidence, hierarchy, unknown)
     values, names = probabilities.to_numpy(), probabilities.columns.to_numpy()
-    more_general = _as_text(hierarchy)
     best = values.argmax(axis=1)
     label, confidence = names[best].astype(object), values[np.arange(len(values)), best]
     is_open = confidence < min_confidence
@@ -82,11 +75,11 @@ def check_call(
     names: Iterable[object],
     min_confidence: float,
     hierarchy: Mapping[str, str] | None,
-    unknown: str | None = UNKNOWN,
-) -> None:
-    """Raise if labels cannot be called in this way; see :func:`call_labels`."""
+    unknown: str | None,
+) -> dict[str, str]:
+    """Return the hierarchy as text; raise if labels cannot be called with these arguments."""
     labels = [canonical(name) for name in names]
-    more_general = _as_text(hierarchy)
+    more_general = {canonical(name): canonical(up) for name, up in (hierarchy or {}).items()}
     check("min_confidence", min_confidence, Probability)
     if hierarchy and not min_confidence:
         raise ValueError("A hierarchy needs a min_confidence above 0: give for instance 0.8.")
@@ -103,10 +96,7 @@ def check_call(
         )
     for name in labels:
         _ancestors(name, more_general)
-
-
-def _as_text(hierarchy: Mapping[str, str] | None) -> dict[str, str]:
-    return {canonical(name): canonical(parent) for name, parent in (hierarchy or {}).items()}
+    return more_general
 
 
 def _ancestors(name: str, hierarchy: Mapping[str, str]) -> list[str]:
@@ -126,10 +116,7 @@ def _ancestors(name: str, hierarchy: Mapping[str, str]) -> list[str]:
 def labelled_cells(
     labels: ArrayLike, predicted: ArrayLike, confidence: ArrayLike | None = None
 ) -> pd.DataFrame:
-    """Return the cells with a label, with labels as text and a column ``right``.
-
-    The arguments are matched by cell name if they are named, else by position.
-    """
+    """Return the cells with a label, matched by name if there are names, and who is ``right``."""
     columns = {"label": pd.Series(labels), "predicted": pd.Series(predicted)}
     if confidence is not None:
         columns["confidence"] = pd.Series(confidence)

@@ -1,22 +1,30 @@
-"""Learning the labels: recipes, linear models, calibration, and the fine-tuning objective."""
+"""Learning the labels: recipes, the linear models, calibration, and the fine-tuning objective."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+import sklearn
 import torch
+from packaging.version import Version
 from pydantic import NonNegativeFloat
+from scipy import sparse
+from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
+from sklearn.model_selection import StratifiedKFold
 from sklearn.utils.class_weight import compute_class_weight
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -25,32 +33,33 @@ from .._logging import logger
 from .._validation import Validated, check
 from ..data.fields import CategoryField
 from ..data.vocabulary import preview
-from ..latent import log_normalize, read_counts
+from ..latent import MAX_CELLS, log_normalize, read_counts
 from ..model.base import PROGRESS_SECONDS
 from ..model.depth import TargetDepth
 from ..model.derive import register_field
 from ..nn.ragged import RaggedBatch
-from ..nn.ranges import Fraction
+from ..nn.ranges import Fraction, PositiveProbability
 from ..nn.xtrimogene import Losses
 from ..train.plan import VALIDATION_EPOCH, FinetuningConfig, XTrimoGenePlan
 from ..train.splitter import as_sets
-from .linear import (
-    N_FOLDS,
-    ClassWeight,
-    LinearData,
-    LinearModels,
-    cross_validate,
-    draw_labelled,
-    fit_temperature,
-    split_labelled,
+from .module import (
+    CellClassifier,
+    GeneClassifier,
+    LabelPanel,
+    XTrimoGeneAnnotatorModule,
+    average_log_probabilities,
 )
-from .module import LabelPanel, XTrimoGeneAnnotatorModule
 
 if TYPE_CHECKING:
     from .model import XTrimoGeneAnnotator
 
 Recipe = Literal["linear", "finetune", "published"]
+ClassWeight = Literal["balanced"] | None
 MACRO_F1 = "macro_f1_validation"
+N_FOLDS = 5
+NEVER = -1e4  # bias of a label without training cells, which is never predicted
+# scikit-learn 1.8 deprecated `penalty`; before, `l1_ratio` did not apply to liblinear.
+IS_L1 = {"l1_ratio": 1.0} if Version(sklearn.__version__) >= Version("1.8") else {"penalty": "l1"}
 
 
 @dataclass(frozen=True)
@@ -137,9 +146,8 @@ class AnnotatorPlan(XTrimoGenePlan):
 
     def on_validation_epoch_end(self) -> None:
         """Log the macro-averaged F1 score of the validation cells."""
-        predicted, labels = (
-            torch.cat(part).cpu().numpy() for part in zip(*self._validated, strict=True)
-        )
+        parts = zip(*self._validated, strict=True)
+        predicted, labels = (torch.cat(part).cpu().numpy() for part in parts)
         self._validated.clear()
         if len(labels):
             score = f1_score(labels, predicted, labels=np.unique(labels), average="macro")
@@ -184,14 +192,25 @@ def choose_recipe(
     return recipe, annotation, finetuning
 
 
-def split_cells(
-    codes: np.ndarray, indexing: Any, train_size: float | None, seed: int, early_stopping: bool
+def split_labelled(
+    codes: np.ndarray,
+    train_size: float | None,
+    seed: int,
+    indexing: Any = None,
+    early_stopping: bool = False,
 ) -> list[np.ndarray]:
-    """Return rows of training, validation and test cells."""
+    """Return rows of training, validation and test cells, split within each label if at all."""
     if indexing is not None:
         split = as_sets(indexing, len(codes))
     else:
-        split = split_labelled(codes, 0.9 if train_size is None else train_size, seed)
+        size = 0.9 if train_size is None else check("train_size", train_size, PositiveProbability)
+        rng = np.random.default_rng(seed)
+        is_validation = np.zeros(len(codes), dtype=bool)
+        for code in np.unique(codes):  # -1, unlabelled cells, included
+            rows = rng.permutation(np.flatnonzero(codes == code))
+            n_validation = round((1 - size) * len(rows) - 1e-9)
+            is_validation[rows[:n_validation]] = len(rows) >= 5
+        split = [np.flatnonzero(~is_validation), np.flatnonzero(is_validation), np.arange(0)]
     if early_stopping and not (codes[split[1]] >= 0).any():
         raise ValueError(
             "early_stopping=True needs labelled validation cells, but there are none. Lower "
@@ -224,17 +243,14 @@ def learn_present_labels(model: XTrimoGeneAnnotator) -> None:
     fresh: Any = model._make_module().to(model.device)
     model.module.classifier = fresh.classifier
     model.module.gene_classifier = fresh.gene_classifier
-    model.module.temperature.fill_(1.0)
-    model._held_out = None
 
 
 @contextmanager
 def labels_unchanged_if_interrupted(model: XTrimoGeneAnnotator) -> Iterator[None]:
     """Restore the model, its labels and its classifiers if an exception is raised."""
     heads = model.module.classifier, model.module.gene_classifier
-    with model._unchanged_if_interrupted(
-        "registry_", "summary_stats", "_adata_manager", "_held_out"
-    ):
+    attributes = "registry_", "summary_stats", "_adata_manager", "_held_out"
+    with model._unchanged_if_interrupted(*attributes):
         try:
             yield
         except BaseException:  # the weights are restored into these modules
@@ -242,14 +258,130 @@ def labels_unchanged_if_interrupted(model: XTrimoGeneAnnotator) -> Iterator[None
             raise
 
 
+def draw_labelled(rows: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
+    """Return at most about 20,000 of the rows, keeping up to 50 cells of each label."""
+    if len(rows) <= MAX_CELLS:
+        return rows
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for code in np.unique(codes[rows]):
+        of_label = rows[codes[rows] == code]
+        n_kept = max(50, round(MAX_CELLS * len(of_label) / len(rows)))
+        drawn.append(rng.permutation(of_label)[:n_kept])
+    return np.sort(np.concatenate(drawn))
+
+
+class LinearData(NamedTuple):
+    """Labelled cells to fit linear models to, and how."""
+
+    features_cf: np.ndarray  # (n_cells, n_features)
+    logged: sparse.csr_matrix | None  # log-normalised, (n_cells, n_genes); None without genes
+    codes: np.ndarray  # labels
+    blocks: list[int]  # sizes of the groups of features with one scale
+    class_weight: ClassWeight
+    seed: int
+
+    def rows(self, rows: np.ndarray) -> LinearData:
+        """Return some of the cells."""
+        logged = None if self.logged is None else self.logged[rows]
+        return self._replace(
+            features_cf=self.features_cf[rows], logged=logged, codes=self.codes[rows]
+        )
+
+
+class LinearModels(NamedTuple):
+    """Both linear models, on the CPU."""
+
+    classifier: CellClassifier
+    gene_classifier: GeneClassifier
+
+    @classmethod
+    def copy_of(cls, classifier: CellClassifier, gene_classifier: GeneClassifier) -> LinearModels:
+        """Return copies: a fit that fails leaves the originals unchanged."""
+        return cls(deepcopy(classifier).cpu(), deepcopy(gene_classifier).cpu())
+
+    def fit(self, data: LinearData) -> None:
+        """Fit both models."""
+        fit_cell_classifier(self.classifier, data)
+        if data.logged is not None:
+            fit_gene_classifier(self.gene_classifier, data)
+
+    @torch.no_grad()
+    def log_probabilities(self, data: LinearData, gene_weight: float) -> np.ndarray:
+        """Return the log of the averaged probabilities, shape ``(n_cells, n_labels)``."""
+        log_p_cl = self.classifier(torch.from_numpy(data.features_cf)).log_softmax(dim=1)
+        if (logged := data.logged) is not None:
+            parts = (logged.data, logged.indices, logged.indptr)
+            values, gene_ids, cu_seqlens = map(torch.from_numpy, parts)
+            by_genes_cl = self.gene_classifier(values, gene_ids.long(), cu_seqlens)
+            log_p_cl = average_log_probabilities(log_p_cl, by_genes_cl, torch.tensor(gene_weight))
+        return log_p_cl.numpy()
+
+
+def cross_validate(
+    models: LinearModels, data: LinearData, gene_weight: float, after_fold: Callable[[], object]
+) -> np.ndarray | None:
+    """Return out-of-fold log-probabilities; ``None`` if the labels have too few cells."""
+    log_p_cl = np.empty((len(data.codes), len(models.gene_classifier.bias)), dtype=np.float32)
+    n_folds = min(N_FOLDS, int(np.max(np.bincount(data.codes))))
+    if n_folds < 2:
+        return None
+    folds = StratifiedKFold(n_folds, shuffle=True, random_state=data.seed)
+    with warnings.catch_warnings():  # a label with few cells may be missing in some folds
+        warnings.filterwarnings("ignore", message="The least populated class")
+        pairs = list(folds.split(data.codes, data.codes))
+    if any(len(np.unique(data.codes[fitted])) < 2 for fitted, _ in pairs):
+        return None
+    for fitted, held_out in pairs:
+        of_fold = LinearModels.copy_of(*models)
+        of_fold.fit(data.rows(fitted))
+        log_p_cl[held_out] = of_fold.log_probabilities(data.rows(held_out), gene_weight)
+        after_fold()
+    return log_p_cl
+
+
+def fit_cell_classifier(classifier: CellClassifier, data: LinearData) -> None:
+    """Fit a logistic regression to features; within a block they keep their proportions."""
+    std, mean = data.features_cf.std(axis=0), data.features_cf.mean(axis=0)
+    scales = [part.mean() for part in np.split(std, np.cumsum(data.blocks)[:-1])]
+    scale = np.maximum(np.repeat(scales, data.blocks), 1e-8)
+    with threadpool_limits(1):  # sums in a fixed order, for reproducible results
+        model = LogisticRegression(max_iter=2000, class_weight=data.class_weight)
+        model.fit((data.features_cf - mean) / scale, data.codes)
+    weight, bias = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # scikit-learn gives coefficients for the second label only
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    classifier.reset()
+    with torch.no_grad():
+        classifier.is_fitted.fill_(True)
+        classifier.mean.copy_(torch.from_numpy(mean))
+        classifier.scale.copy_(torch.from_numpy(scale))
+        classifier.linear.bias.fill_(NEVER)
+        classifier.linear.weight[model.classes_] = torch.from_numpy(weight).float()
+        classifier.linear.bias[model.classes_] = torch.from_numpy(bias).float()
+
+
+def fit_gene_classifier(classifier: GeneClassifier, data: LinearData) -> None:
+    """Fit logistic regressions with an L1 penalty, each label against the others."""
+    classifier.weight.zero_()
+    classifier.bias.fill_(NEVER)
+    options = {"solver": "liblinear", "class_weight": data.class_weight} | IS_L1
+    # Not in parallel: liblinear's random state is shared by all threads, and it copies the data.
+    for label in np.unique(data.codes):
+        model = LogisticRegression(random_state=data.seed, **options)
+        model.fit(data.logged, data.codes == label)
+        classifier.weight[:, label] = torch.from_numpy(model.coef_[0]).float()
+        classifier.bias[label] = float(model.intercept_[0])
+
+
 @torch.no_grad()
 def features_of(model: XTrimoGeneAnnotator, rows: np.ndarray) -> np.ndarray:
     """Return the input of the cell classifier for the model's own cells."""
     panel = model._label_panel(model.adata)
     with torch.random.fork_rng(devices=[]):  # data loaders draw from the global random state
-        batches = model._batches(None, rows, None, "Reading features")
         parts = [
-            model.module.features(batch, model._encode(batch), panel).cpu() for _, batch in batches
+            model.module.features(batch, model._encode(batch), panel).cpu()
+            for _, batch in model._batches(None, rows, None, "Reading features")
         ]
     return torch.cat(parts).numpy()
 
@@ -276,15 +408,10 @@ def fit_linear_models(
         logged = log_normalize(read_counts(model.adata_manager, rows, len(model.vocabulary)))
     data = LinearData(features_cf, logged, codes[rows], module.feature_blocks, class_weight, seed)
     models = LinearModels.copy_of(module.classifier, module.gene_classifier)
-    models.classifier.reset()
     held_out = None
-    with tqdm(
-        total=1 + N_FOLDS * cross_validated,
-        desc="Fitting linear models",
-        unit="fit",
-        delay=PROGRESS_SECONDS,
-        disable=not model._shows_progress,
-    ) as bar:
+    n_fits, is_hidden = 1 + N_FOLDS * cross_validated, not model._shows_progress
+    text: Any = {"desc": "Fitting linear models", "unit": "fit", "delay": PROGRESS_SECONDS}
+    with tqdm(total=n_fits, disable=is_hidden, **text) as bar:
         models.fit(data)
         bar.update()
         if cross_validated:
@@ -328,3 +455,20 @@ def set_temperature(
             pd.DataFrame(probabilities, index=names, columns=model.labels),
             pd.Series(model.labels[codes[rows]], index=names, name="label"),
         )
+
+
+def fit_temperature(log_p_cl: np.ndarray, codes: np.ndarray) -> float:
+    """Return the temperature under which held-out cells are most likely (Guo et al. 2017)."""
+    if len(codes) < 20:
+        return 1.0
+    # A label without training cells does not tell how confident the model should be.
+    is_possible = log_p_cl[np.arange(len(codes)), codes] > -60
+    log_p = torch.from_numpy(log_p_cl[is_possible]).double()
+    target = torch.from_numpy(codes[is_possible]).long()
+
+    def loss(log_temperature: float) -> float:
+        scaled = log_p / np.exp(log_temperature)
+        prior = 0.5 * (log_temperature / 0.5) ** 2  # a normal one around 0
+        return float(F.cross_entropy(scaled, target, reduction="sum")) + prior
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-2, 2), method="bounded").x))

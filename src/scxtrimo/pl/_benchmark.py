@@ -73,8 +73,7 @@ def benchmark(
     ax.barh(y, summary["mean"], color=colors, height=0.7)
     known = np.flatnonzero(summary["std"].notna())
     mean, std = summary.iloc[known].to_numpy().T
-    style = {"fmt": "none", "ecolor": "0.2", "capsize": 2, "elinewidth": 1}
-    ax.errorbar(mean, known, xerr=std, **style)
+    ax.errorbar(mean, known, xerr=std, fmt="none", ecolor="0.2", capsize=2, elinewidth=1)
     if not is_summary:
         at = summary.index.get_indexer(one[group])
         n_before = one.groupby(group, observed=True).cumcount().to_numpy()

@@ -13,7 +13,6 @@ from ..tl._genes import UNASSIGNED, find_modules, gene_graph
 from ._axes import finish, new_axes
 
 SEED = 0
-N_NEIGHBORS = 10
 
 
 def gene_modules(
@@ -51,7 +50,7 @@ def gene_modules(
             f"modules lacks {len(lost)} of the {len(embeddings)} genes of embeddings: "
             f"{preview(lost)}. Compute it with `scxtrimo.tl.gene_modules(embeddings)`."
         )
-    genes = gene_graph(embeddings, N_NEIGHBORS, SEED)
+    genes = gene_graph(embeddings, 10, SEED)
     if modules is None:
         modules = find_modules(genes, embeddings.index, seed=SEED)
     sc.tl.umap(genes, random_state=SEED)
@@ -60,9 +59,8 @@ def gene_modules(
     members = {str(name): part.index for name, part in modules.groupby("module", observed=True)}
     members.pop(UNASSIGNED, None)
     names = sorted(members, key=lambda name: (len(name), name))
-    labels = [
-        f"{name}: {', '.join(map(str, members[name][:n_labels]))}".rstrip(": ") for name in names
-    ]
+    central = [", ".join(map(str, members[name][:n_labels])) for name in names]
+    labels = [f"{name}: {text}".rstrip(": ") for name, text in zip(names, central, strict=True)]
     module_of = modules["module"].astype(str).reindex(embeddings.index)
     module_of = module_of.map(dict(zip(names, labels, strict=True)))  # missing if unassigned
     genes.obs["module"] = pd.Categorical(module_of.to_numpy(), labels)
@@ -72,13 +70,15 @@ def gene_modules(
     options = {"palette": palette, "size": 30, "title": "", "na_in_legend": False}
     sc.pl.umap(genes, color="module", ax=ax, show=False, **options)
     for label, name in zip(labels, names, strict=True):
-        x, y = np.median(genes.obsm["X_umap"][genes.obs["module"] == label], axis=0)
+        x, y = np.median(genes[genes.obs["module"] == label].obsm["X_umap"], axis=0)
         box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
         ax.text(x, y, name, ha="center", va="center", fontsize=9, weight="bold", bbox=box)
     if names:
-        style = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "alignment": "left"}
-        style |= {"fontsize": 7, "frameon": False, "title_fontsize": 8}
-        ax.legend(title="module: most central genes", **style)
+        place = (1.0, 0.5)
+        legend = ax.legend(loc="center left", bbox_to_anchor=place, fontsize=7, frameon=False)
+        legend.set_title("module: most central genes")
+        legend.get_title().set_fontsize(8)
+        legend.set_alignment("left")
     return finish(ax, was_given, show)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -115,8 +115,7 @@ def masked_prediction(
 
     Returns
     -------
-    The axes. The title has correlation and mean squared error, and for comparison those of each
-    gene's mean over the training cells.
+    The axes; the title has correlation and error, also of each gene's mean for comparison.
 
     Examples
     --------
@@ -133,8 +132,8 @@ def masked_prediction(
     was_given = ax is not None
     ax = new_axes(ax, (4.4, 3.8))
     low, high = min(0.0, float(x.min())), 1.02 * max(float(x.max()), float(y.max()))
-    style = {"gridsize": 45, "bins": "log", "mincnt": 1, "cmap": "viridis", "linewidths": 0.1}
-    image = ax.hexbin(x, y, extent=(low, high, low, high), **style)
+    style: dict[str, Any] = {"bins": "log", "mincnt": 1, "cmap": "viridis", "linewidths": 0.1}
+    image = ax.hexbin(x, y, gridsize=45, extent=(low, high, low, high), **style)
     ax.plot([low, high], [low, high], color="C3", linewidth=1)
     ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     ax.set_xlabel(f"predicted ({name.replace('_', ' ')})")
@@ -161,8 +160,7 @@ def value_bins(
 ) -> Axes:
     """Draw how a model divides expression values into bins.
 
-    Every value is a mixture of bins, the weights of which are drawn, see
-    :class:`~scxtrimo.nn.AutoDiscretization`.
+    Drawn are the weights of the bins, see :class:`~scxtrimo.nn.AutoDiscretization`.
 
     Parameters
     ----------
@@ -193,9 +191,9 @@ def value_bins(
     weights_bv = weights_bv[np.argsort(weights_bv.argmax(axis=1), kind="stable")]
     was_given = ax is not None
     ax = new_axes(ax, (4.6, 3.6))
-    style = {"origin": "lower", "aspect": "auto", "interpolation": "nearest", "cmap": "viridis"}
+    style: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
     extent, norm = (0, highest, 0, len(weights_bv)), LogNorm(1e-3, 1.0, clip=True)
-    image = ax.imshow(weights_bv, extent=extent, norm=norm, **style)
+    image = ax.imshow(weights_bv, "viridis", norm, extent=extent, **style)
     ax.set(xlabel="log-normalised expression", ylabel="bin, by the value of its peak")
     ax.figure.colorbar(image, ax=ax, label="weight of the bin")
     return finish(ax, was_given, show)
