@@ -1,5 +1,6 @@
 """Every public object is documented, with examples, and listed in the API pages."""
 
+import ast
 import doctest
 import inspect
 import re
@@ -25,7 +26,8 @@ NOT_RUN = {
     *(f"scxtrimo.datasets.{name}" for name in ("pbmc3k", "kang", "norman", "deepdds")),
     "scxtrimo.checkpoint.PublishedCheckpoint",
     *(
-        f"scxtrimo.model.{model}.{method}"
+        f"scxtrimo.{package}.{model}.{method}"
+        for package in ("annotation", "model", "perturbation")
         for model in ("XTrimoGene", "XTrimoGeneAnnotator", "XTrimoGenePerturbation")
         for method in ("compile", "push_to_hub", "from_scfoundation")
     ),
@@ -95,6 +97,19 @@ def parameters(function: object) -> list[str]:
     ]
 
 
+def fields_documented_below(documented: type) -> set[str]:
+    """Return the fields of a dataclass that have their documentation under them."""
+    (body,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(documented))).body
+    pairs = zip(body.body, body.body[1:], strict=False)
+    return {
+        node.target.id
+        for node, below in pairs
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
+
+
 def inherited_fields(documented: object) -> set[str]:
     """Return the fields that a dataclass has from others, which document them."""
     bases = documented.__mro__[1:] if inspect.isclass(documented) else ()
@@ -119,6 +134,8 @@ def faults(documented: object, needs_example: bool = True, runs: bool = True) ->
     ):
         wanted, there = parameters(documented), described(found.get("Parameters", ""))
         optional = inherited_fields(documented)
+        if is_dataclass(documented):
+            optional |= fields_documented_below(documented)
         if missing := [name for name in wanted if name not in there and name not in optional]:
             yield f"Parameters lack {', '.join(missing)}"
         if unknown := [name for name in there if name not in wanted or there.count(name) > 1]:

@@ -70,7 +70,7 @@ def _bounded(hint: Any) -> Any:
     arguments = tuple(map(_bounded, typing.get_args(hint)))
     if typing.get_origin(hint) is Annotated:
         return Annotated[(arguments[0], *(BOUNDS.get(a, a) for a in hint.__metadata__))]
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return functools.reduce(operator.or_, arguments)
     if (origin := typing.get_origin(hint)) is tuple:
         return origin[arguments]

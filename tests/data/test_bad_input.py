@@ -134,7 +134,11 @@ def test_an_anndata_that_was_not_set_up(cells):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"size": "huge"}, ValueError, "size='huge' is unknown; choose 'auto' or one of .*'tiny'"),
+        (
+            {"size": "giant"},
+            ValueError,
+            "size='giant' is unknown; choose 'auto' or one of .*'tiny'",
+        ),
         ({"n_layer": 3}, TypeError, r"Unknown hyper-parameters \['n_layer'\].*'n_layers'"),
         (
             {"n_hidden": 30, "n_heads": 4},

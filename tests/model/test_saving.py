@@ -177,7 +177,7 @@ def test_headers_that_lack_something_or_know_more(saved):
 
 
 def test_prefixes_that_are_no_file_names_are_refused(model, tmp_path):
-    with pytest.raises(ValueError, match="prefix='run 1/' may hold letters"):
+    with pytest.raises(ValueError, match="prefix='run 1/' may have letters"):
         model.save(tmp_path, prefix="run 1/")
 
 

@@ -108,8 +108,8 @@ def test_cross_attention_asked_for_all_genes_of_all_cells_answers_as_for_one_gen
 
 def test_a_layer_uses_its_own_hooks():
     class Doubled(EncoderLayer):
-        def _after_attention(self, x_td, attended_the):
-            return 2 * super()._after_attention(x_td, attended_the)
+        def update(self, x_td, attended_the):
+            return 2 * super().update(x_td, attended_the)
 
     torch.manual_seed(0)
     layer, doubled = EncoderLayer(8, 2), Doubled(8, 2)

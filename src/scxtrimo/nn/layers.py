@@ -367,16 +367,19 @@ class EncoderLayer(nn.Module):
     def forward(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
         """Let the tokens of every cell attend to each other, shape ``(n_tokens, n_hidden)``."""
         q, k, v = self.project(x_td)
-        attended_the = ragged_attention(q, k, v, cells, cells)
+        return self.update(x_td, ragged_attention(q, k, v, cells, cells))
+
+    def project(self, x_td: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values of all tokens."""
+        return self.attention.project(self.attention_norm(x_td) if self.norm_first else x_td)
+
+    def update(self, x_td: Tensor, attended_the: Tensor) -> Tensor:
+        """Return the tokens after what the heads attended to and the feed-forward part."""
         x_td = x_td + self.dropout(self.attention.merge(attended_the))
         if self.norm_first:
             return x_td + self.dropout(self.feed_forward(self.feed_forward_norm(x_td)))
         x_td = self.attention_norm(x_td)
         return self.feed_forward_norm(x_td + self.dropout(self.feed_forward(x_td)))
-
-    def project(self, x_td: Tensor) -> tuple[Tensor, ...]:
-        """Return queries, keys and values of all tokens."""
-        return self.attention.project(self.attention_norm(x_td) if self.norm_first else x_td)
 
 
 class Encoder(nn.Module):

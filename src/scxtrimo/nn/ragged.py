@@ -9,6 +9,7 @@ dimensions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, TypedDict
 
@@ -58,7 +59,8 @@ class RaggedBatch(TypedDict, total=False):
     """Epoch of the batch, where a store says so."""
 
 
-class CellBoundaries(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CellBoundaries:
     """Where the cells of a ragged batch begin and end, on the device and on the host.
 
     Reading ``lengths`` from a GPU waits for all work before it, so it is read once per pass.
