@@ -93,9 +93,8 @@ class DrugModelBase:
     def _make_module(self) -> DrugModule:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            n_genes = len(self.panel.gene_ids)
-            sizes = len(self.smiles), len(self.line_names), n_genes, len(self.drug_keys)
-            return DrugModule(*sizes, self.config).eval()
+            sizes = len(self.panel.gene_ids), len(self.drug_keys)
+            return DrugModule(len(self.smiles), len(self.line_names), *sizes, self.config).eval()
 
     @classmethod
     def setup_anndata(
@@ -214,8 +213,7 @@ class DrugModelBase:
             module.base.fit(target_n)
         self.module = module
         rows = self._training_rows()
-        trained, held_out = rows.at(is_trained_n), rows.at(is_held_out_n)
-        return fit_rows(module, trained, held_out)
+        return fit_rows(module, rows.at(is_trained_n), rows.at(is_held_out_n))
 
     def _own_weights(
         self, fit_rows: partial[Losses], is_trained_n: np.ndarray, parents_d: np.ndarray
@@ -224,8 +222,8 @@ class DrugModelBase:
         drugs_nd, lines_n, target_n = self._screen
         default = torch.full((2,), 0.5)
         newcomers = fitting.draw_newcomers(parents_d[drugs_nd], lines_n, is_trained_n, self.seed)
-        has_base = isinstance(self.module.base, ResponseBase)  # which predicts what is new
-        if newcomers is None or has_base:
+        # Models of responses have a base that predicts what is new.
+        if newcomers is None or isinstance(self.module.base, ResponseBase):
             return default
         is_known_n, has_new_drug_n, has_new_line_n = newcomers
         known = np.random.default_rng(self.seed).permutation(np.flatnonzero(is_known_n))
@@ -302,8 +300,10 @@ class DrugModelBase:
         names = tables.smiles_by_name(drugs, self.drugs_by_name)
         smiles, drugs_nd = tables.drugs_of(pairs, self.drug_keys, names)
         lines = self._query_lines if lines is None else lines
-        values_lg = None if lines is None else self._read_lines(lines, min_gene_overlap)
-        line_names = self.line_names if lines is None else [str(name) for name in lines.obs_names]
+        line_names, values_lg = self.line_names, self.module.line_values.cpu()
+        if lines is not None:
+            values_lg = torch.from_numpy(self._read_lines(lines, min_gene_overlap))
+            line_names = [str(name) for name in lines.obs_names]
         lines_n = tables.places_of(line_names, pairs[self.line_key])
         known = self._rows(drugs_nd, lines_n)
         molecules = dict(zip(self.smiles, self.molecules, strict=True))
@@ -313,7 +313,7 @@ class DrugModelBase:
             known,
             molecules=[molecules[text] for text in smiles],
             known_d=_look_up(smiles, self.smiles, known.known_d),
-            values_lg=known.values_lg if values_lg is None else torch.from_numpy(values_lg),
+            values_lg=values_lg,
             known_l=_look_up(line_names, self.line_names, known.known_l),
         )
         return self._add_predictions(pairs, rows, known)
@@ -359,7 +359,7 @@ class DrugModelBase:
 
     @property
     def validation(self) -> pd.DataFrame:
-        """Truth and predictions of the validation rows, unless the model was loaded.
+        """Truth and predictions of the validation rows, which a loaded model lacks.
 
         Examples
         --------

@@ -19,7 +19,7 @@ DESCRIPTORS = (
     *("NumAliphaticRings", "NumHeteroatoms"),
 )
 ELEMENTS = ("C", "N", "O", "S", "F", "Cl", "P", "B", "Br", "I")
-# Numbers of features
+# Numbers of features of an atom, a bond and a molecule
 N_PER_ATOM, N_PER_BOND, N_PER_DRUG = 29, 7, FINGERPRINT_BITS + len(DESCRIPTORS)
 
 
