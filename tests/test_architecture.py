@@ -14,7 +14,7 @@ import scxtrimo
 PACKAGE = Path(scxtrimo.__file__).parent
 WINGS = ("annotation", "perturbation", "drugs", "pretraining")
 FACES = ("cli", "demo", "module")  # they bring everything together; nothing imports them
-MAX_LINES = 19_000
+MAX_LINES = 20_300
 
 
 def module_name(path: Path) -> str:
