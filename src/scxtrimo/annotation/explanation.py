@@ -122,7 +122,8 @@ def attribute(
 def as_scanpy_result(genes: pd.DataFrame, params: dict[str, Any]) -> dict[str, Any]:
     """Return a ranking in the form of ``scanpy.tl.rank_genes_groups``, without p-values."""
     genes = genes.assign(pvals=np.nan, pvals_adj=np.nan)
-    result: dict[str, Any] = {"params": params}
+    method = {"method": "integrated_gradients", "reference": "average expression"}
+    result: dict[str, Any] = {"params": params | method | {"use_raw": False}}
     for column in ("names", "scores", "logfoldchanges", "pvals", "pvals_adj"):
         by_group = genes.groupby("group", sort=False)[column]
         table = pd.DataFrame({name: values.to_numpy() for name, values in by_group})

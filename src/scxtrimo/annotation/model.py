@@ -238,8 +238,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         ------
         ValueError
             If an argument has an impossible value or does not go with the recipe.
-        FileNotFoundError
-            If ``ckpt_path`` does not exist.
 
         Examples
         --------
@@ -386,12 +384,10 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         ----------
         adata
             Data, with any genes in any order; by default those of the model.
-        indices
-            Rows (or a boolean mask) of the cells; by default all.
+        indices, batch_size
+            Rows (or a boolean mask) of the cells, by default all; cells per forward pass.
         soft
             Return the probabilities of all labels instead.
-        batch_size
-            Cells per forward pass.
         min_confidence, unknown, hierarchy
             When to give no label or a more general one, see :func:`scxtrimo.tl.call_labels`.
 
@@ -419,8 +415,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         panel = self._label_panel(registered)
         probabilities = np.empty((len(rows), len(self.labels)), dtype=np.float32)
         for place, batch in self._batches(registered, rows, batch_size, "Annotating"):
-            cells = self._encode(batch)
-            log_p_cl = self.module.label_log_probabilities(batch, cells, panel)
+            log_p_cl = self.module.label_log_probabilities(batch, self._encode(batch), panel)
             probabilities[place] = log_p_cl.exp().cpu().numpy()
         frame = pd.DataFrame(probabilities, registered.obs_names[rows], pd.Index(self.labels))
         if soft:
@@ -505,8 +500,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         ------
         ImportError
             If captum is not installed.
-        ValueError
-            If no cell has a label that the model knows.
 
         Examples
         --------
@@ -516,14 +509,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         """
         data = self._validate_anndata(adata)
         genes, max_error = rank_genes(self, data, groupby, max_cells, n_steps, batch_size)
-        params = {
-            "groupby": groupby or "predicted",
-            "method": "integrated_gradients",
-            "reference": "average expression",
-            "use_raw": False,
-            "n_steps": n_steps,
-            "max_error": max_error,
-        }
+        params = {"groupby": groupby or "predicted", "n_steps": n_steps, "max_error": max_error}
         data.uns[key_added] = as_scanpy_result(genes, params)
         return genes
 
@@ -608,11 +594,6 @@ def annotate_together(
     Returns
     -------
     The annotator; its ``adata`` has the cells of the reference, then those of the query.
-
-    Raises
-    ------
-    ValueError
-        If there is no such column, or the two have no gene in common.
 
     Examples
     --------

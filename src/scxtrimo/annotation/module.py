@@ -170,13 +170,9 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         """Return calibrated log-probabilities, shape ``(n_cells, n_labels)``."""
         log_p_cl = self.classifier(self.features(batch, cells, panel)).log_softmax(dim=1)
         if self.gene_weight > 0:
-            counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
+            counts_t, ids_t, cu_seqlens = batch["counts"], batch["gene_ids"], batch["cu_seqlens"]
             library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
-            by_genes_cl = self.gene_classifier(
-                normalize_counts(counts_t, library_size_t),
-                batch["gene_ids"],
-                cu_seqlens,
-                panel.gene_offset_l,
-            )
+            values_t = normalize_counts(counts_t, library_size_t)
+            by_genes_cl = self.gene_classifier(values_t, ids_t, cu_seqlens, panel.gene_offset_l)
             log_p_cl = average_log_probabilities(log_p_cl, by_genes_cl, self.gene_weight)
         return (log_p_cl / self.temperature).log_softmax(dim=1)

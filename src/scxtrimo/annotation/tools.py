@@ -42,8 +42,8 @@ def call_labels(
 
     Returns
     -------
-    Data frame with the columns ``label`` and ``confidence``, the probability of the label; for
-    unknown cells that of the most probable one.
+    Data frame with the columns ``label`` and ``confidence``, its probability (for unknown cells
+    that of the most probable label).
 
     Examples
     --------

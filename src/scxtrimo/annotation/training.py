@@ -221,8 +221,7 @@ def split_labelled(
 
 def label_codes(model: XTrimoGeneAnnotator) -> np.ndarray:
     """Return the labels of the model's own cells as numbers, -1 for unlabelled cells."""
-    assert model.adata_manager is not None
-    state = model.adata_manager.get_state_registry(REGISTRY_KEYS.LABELS_KEY)
+    state = model._manager_of(model.adata).get_state_registry(REGISTRY_KEYS.LABELS_KEY)
     return np.asarray(state[CategoryField.CODES_KEY])
 
 
@@ -408,7 +407,6 @@ def fit_linear_models(
         logged = log_normalize(read_counts(model.adata_manager, rows, len(model.vocabulary)))
     data = LinearData(features_cf, logged, codes[rows], module.feature_blocks, class_weight, seed)
     models = LinearModels.copy_of(module.classifier, module.gene_classifier)
-    held_out = None
     n_fits, is_hidden = 1 + N_FOLDS * cross_validated, not model._shows_progress
     text: Any = {"desc": "Fitting linear models", "unit": "fit", "delay": PROGRESS_SECONDS}
     with tqdm(total=n_fits, disable=is_hidden, **text) as bar:

@@ -9,8 +9,6 @@ from matplotlib.axes import Axes
 from ..data.vocabulary import preview
 from ._axes import finish, new_axes
 
-RECORD = {"task", "data", "metric", "value"}  # columns of the records of benchmarks/
-
 
 def benchmark(
     table: pd.DataFrame,
@@ -58,7 +56,7 @@ def benchmark(
     """
     if group not in table:
         raise ValueError(f"group={group!r} is not a column of table, which has {list(table)}.")
-    of_records = metric not in table and set(table) >= RECORD
+    of_records = metric not in table and set(table) >= {"task", "data", "metric", "value"}
     one = _of_records(table, metric) if of_records else _of_repeats(table, metric, group)
     grouped = one.groupby(group, sort=False, observed=True)["value"]
     summary = pd.DataFrame({"mean": grouped.mean(), "std": grouped.std()})

@@ -19,14 +19,13 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 SCORES = (adjusted_rand_score, normalized_mutual_info_score)
-RESOLUTIONS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4)
 
 
 def cluster_agreement(
     adata: AnnData,
     labels_key: str,
     use_rep: str,
-    resolutions: Sequence[float] = RESOLUTIONS,
+    resolutions: Sequence[float] = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.4),
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
 ) -> dict[str, float]:
     """Compare Leiden clusters of a representation with labels.

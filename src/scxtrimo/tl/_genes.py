@@ -25,25 +25,18 @@ def gene_modules(
     ----------
     embeddings
         Genes x dimensions, as of :meth:`scxtrimo.model.XTrimoGene.get_gene_embeddings`.
-    n_neighbors
-        Nearest neighbours per gene, by cosine.
+    n_neighbors, seed
+        Nearest neighbours per gene, by cosine, and seed of neighbours and clustering.
     resolution
         Resolution of the Leiden clustering; higher values give more and smaller modules.
     min_genes
         Genes of smaller clusters are ``"unassigned"``.
-    seed
-        Seed of neighbours and clustering.
 
     Returns
     -------
     Data frame with genes as index, sorted by the columns ``module`` (categorical; ``"0"`` is the
     largest, ``"unassigned"`` comes last) and ``similarity``, the cosine between a gene and the
     centre of its module (NaN if unassigned).
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than three genes, a gene is repeated, or a value is missing.
 
     Examples
     --------
