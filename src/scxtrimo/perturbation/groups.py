@@ -60,6 +60,11 @@ class PerturbationNames:
         Returns
         -------
         The genes, sorted; none for control cells.
+
+        Raises
+        ------
+        ValueError
+            If a name is empty or a gene is named twice.
         """
         if isinstance(name, Real):
             name = canonical(name)

@@ -204,15 +204,9 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             "population_key": population_key,
             "library_size_key": library_size_key,
         }
+        fields, config = perturbation_fields(own), model.config_
         return derive_model(
-            cls,
-            model,
-            adata,
-            own,
-            perturbation_fields(own),
-            model.config_,
-            seed=seed,
-            min_gene_overlap=min_gene_overlap,
+            cls, model, adata, own, fields, config, seed=seed, min_gene_overlap=min_gene_overlap
         )
 
     def train(  # type: ignore[override]
@@ -268,17 +262,14 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             )
         targets = sorted({target for names in conditions for target in names})
         named = feature_table(target_features, relations, targets)
-        uses_encoder = (
+        encode = (
             len(cells.populations) > 1
             or self._n_embedding(targets) > 0
             or may_correct(config, len(conditions))
         )
-        self._train_encoder(uses_encoder, max_epochs, kwargs)
+        self._train_encoder(encode, max_epochs, kwargs)
         with self._progress_as_asked(kwargs):
-            learned, query, observed = self._measure_effects(
-                adata, cells, targets, named, uses_encoder
-            )
-        model = learned.model
+            model, query, observed = self._measure_effects(adata, cells, targets, named, encode)
         with tqdm(
             total=n_stages(model, config),
             desc="Learning effects",
@@ -298,11 +289,9 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             f"without and with unseen targets: {weights}."
         )
 
-    def _train_encoder(
-        self, uses_encoder: bool, max_epochs: int | None, arguments: dict[str, Any]
-    ) -> None:
+    def _train_encoder(self, encode: bool, max_epochs: int | None, arguments: Any) -> None:
         """Train the encoder if effects use it and it was not trained yet."""
-        if uses_encoder and not self.is_trained_:
+        if encode and not self.is_trained_:
             super().train(max_epochs, **arguments)
             return
         unused = sorted(arguments.keys() - {"enable_progress_bar"})
@@ -330,14 +319,13 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         cells: CellGroups,
         targets: list[str],
         named: pd.DataFrame,
-        uses_encoder: bool,
-    ) -> tuple[Effects, Query, tuple[np.ndarray, np.ndarray]]:
+        encode: bool,
+    ) -> tuple[EffectModel, Query, tuple[np.ndarray, np.ndarray]]:
         """Return an effect model with all that is measured, its groups, and their effects."""
         genes = np.flatnonzero(self._measured_genes(adata).cpu().numpy())
         perturbed = self._cells(adata).moments(cells.codes, genes)
-        moments, latent, context = self._read_controls(
-            adata, cells.control_codes, genes, uses_encoder
-        )
+        codes = cells.control_codes
+        moments, latent, context = self._read_controls(adata, codes, genes, encode)
         names = EffectNames(tuple(targets), tuple(cells.populations), tuple(named.index))
         named_blocks = named.columns.get_level_values(0).value_counts(sort=False)
         sizes = EffectSizes(
@@ -353,7 +341,6 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             named_blocks=tuple(named_blocks.tolist()),
         )
         model = EffectModel(sizes, names)
-        effects = self._effects_of(model)
         sd = pooled_sd(perturbed, moments)
         model.gene_ids.copy_(torch.from_numpy(genes))
         model.named_features.copy_(torch.tensor(named.to_numpy(np.float32)))
@@ -362,14 +349,15 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         controls = model.controls_of(moments, latent, context)
         model.set_controls(controls)
         everyone = torch.arange(len(cells.populations))
-        query = effects.query(cells.groups, controls, everyone, torch.from_numpy(moments.n_cells))
+        n_controls = torch.from_numpy(moments.n_cells)
+        query = self._effects_of(model).query(cells.groups, controls, everyone, n_controls)
         observed = perturbed.mean - moments.mean[[p for p, _ in cells.groups]]
         model.mixed.set(
             query.design,
             torch.from_numpy(observed).float() / model.gene_sd,
             torch.from_numpy(perturbed.n_cells).float(),
         )
-        return effects, query, (observed, sd / np.sqrt(perturbed.n_cells)[:, None])
+        return model, query, (observed, sd / np.sqrt(perturbed.n_cells)[:, None])
 
     def _held_out_anndata(
         self,
@@ -413,9 +401,15 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         perturbations (``obs["left_out"] == "perturbation"``), without all perturbations with one
         of its targets (``"target"``) and, if there are several populations, with this perturbation
         in others only (``"population"``); ``obs["unseen_targets"]`` are those of its targets not
-        seen at all. The layers ``observed`` and ``observed_std`` are the measured effect and its
-        standard error. Not saved with the model, and not for publication: the weight of the
-        correction and the calibration were chosen on it.
+        seen at all. The layer ``observed`` is the measured effect, ``observed_std`` its standard
+        error without the noise of the control cells. Of large screens it has a random part. It is
+        not saved with the model, and not for publication: the weight of the correction and the
+        calibration were chosen on it.
+
+        Raises
+        ------
+        ValueError
+            If the model was not trained since it was loaded.
 
         Examples
         --------
@@ -502,9 +496,8 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         model = effects.model
         if unknown_targets not in ("raise", "average"):
             raise ValueError(f"unknown_targets={unknown_targets!r} must be 'raise' or 'average'.")
-        targets = parse_perturbations(
-            self._names, self.perturbations if perturbations is None else perturbations
-        )
+        asked = self.perturbations if perturbations is None else perturbations
+        targets = parse_perturbations(self._names, asked)
         if unknown_targets == "raise":
             effects.check_known(targets)
         if adata is not None and population is not None:
@@ -516,9 +509,8 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         else:
             data = self._validate_anndata(adata)
             codes, populations = self._control_codes(data)
-            moments, latent, context = self._read_controls(
-                data, codes, model.gene_ids.numpy(), model.uses_encoder
-            )
+            genes, encode = model.gene_ids.numpy(), model.uses_encoder
+            moments, latent, context = self._read_controls(data, codes, genes, encode)
             n_missing = int(np.isnan(moments.mean[0]).sum())
             if n_missing and self.registry_["setup_args"]["library_size_key"] is None:
                 logger.warning(
@@ -528,10 +520,10 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
                 )
             controls, n_cells = model.controls_of(moments, latent, context), moments.n_cells
             trained = np.full(len(populations), -1)
-        groups = [(p, genes) for p in range(len(populations)) for genes in targets]
-        query = effects.query(
-            groups, controls, torch.from_numpy(trained), torch.from_numpy(n_cells)
-        ).as_seen_in(model.mixed.design)
+        groups = [(p, names) for p in range(len(populations)) for names in targets]
+        in_training, n_controls = torch.from_numpy(trained), torch.from_numpy(n_cells)
+        query = effects.query(groups, controls, in_training, n_controls)
+        query = query.as_seen_in(model.mixed.design)
         parts = [
             model.predict(query.rows(rows), controls)
             for rows in torch.arange(len(groups)).split(GROUPS_PER_PREDICTION)
@@ -541,16 +533,16 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         known = set(model.names.targets)
         obs = pd.DataFrame(
             {
-                "perturbation": [self._names.name(genes) for _, genes in groups],
+                "perturbation": [self._names.name(names) for _, names in groups],
                 "population": [populations[p] for p in row],
-                "n_targets": [len(genes) for _, genes in groups],
-                "n_unknown": [sum(gene not in known for gene in genes) for _, genes in groups],
+                "n_targets": [len(names) for _, names in groups],
+                "n_unknown": [len(set(names) - known) for _, names in groups],
                 "n_control_cells": n_cells[row],
                 "is_trained": model.mixed.is_trained(query.design).numpy(),
             }
         )
-        genes = np.asarray(self.vocabulary.gene_ids)[model.gene_ids]
-        return effects_anndata(obs, genes, effect, std, score, controls.mean_pn.numpy()[row])
+        gene_ids = np.asarray(self.vocabulary.gene_ids)[model.gene_ids]
+        return effects_anndata(obs, gene_ids, effect, std, score, controls.mean_pn.numpy()[row])
 
     def predict_cells(
         self,
@@ -716,12 +708,12 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         return np.where(is_control, np.searchsorted(kept, codes), -1), [names[i] for i in kept]
 
     def _read_controls(
-        self, adata: AnnData, codes: np.ndarray, genes: np.ndarray, uses_encoder: bool
+        self, adata: AnnData, codes: np.ndarray, genes: np.ndarray, encode: bool
     ) -> tuple[GroupMoments, torch.Tensor, torch.Tensor]:
         """Return expression, latent representation and gene embeddings (0 and NaN if unused)."""
         moments = self._cells(adata).moments(codes, genes)
         n_populations = len(moments.n_cells)
-        if not uses_encoder:
+        if not encode:
             shape = (n_populations, len(genes), self.config_.n_hidden)
             return moments, torch.zeros(n_populations, 1), torch.full(shape, torch.nan)
         names = np.asarray(self.vocabulary.gene_ids)[genes]

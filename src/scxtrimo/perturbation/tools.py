@@ -218,9 +218,8 @@ def genetic_interactions(
         raise ValueError("effects and singles must have the same genes in the same order.")
     of_single = dict(zip(_pairs(single_effects), _effects(single_effects), strict=True))
     rows = {}
-    for row, (population, name), pair in zip(
-        effects.obs_names, _pairs(effects), _effects(effects), strict=True
-    ):
+    named = zip(effects.obs_names, _pairs(effects), _effects(effects), strict=True)
+    for row, (population, name), pair in named:
         parts = [(population, gene) for gene in name.split(separator)]
         if len(parts) != 2 or not all(part in of_single for part in parts):
             continue
