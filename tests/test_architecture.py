@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import scxtrimo
+from scxtrimo._lazy import RENAMED
 
 PACKAGE = Path(scxtrimo.__file__).parent
 WINGS = ("annotation", "perturbation", "drugs", "pretraining")
@@ -182,3 +183,13 @@ def test_mypy_finds_a_misspelt_method_of_a_model(tmp_path):
     assert '"XTrimoGene" has no attribute "get_latent_representatoin"' in report
     assert '"XTrimoGeneAnnotator" has no attribute "predcit"' in report
     assert report.count("error:") == 2, report
+
+
+def test_former_names_lead_to_the_new_ones_with_a_warning():
+    for package, moved in RENAMED.items():
+        former = import_module(f"scxtrimo.{package}")
+        for new, names in moved.items():
+            for name in names.split():
+                with pytest.warns(FutureWarning, match=rf"use scxtrimo\.{new}\.{name}\."):
+                    value = getattr(former, name)
+                assert value is getattr(import_module(f"scxtrimo.{new}"), name)

@@ -229,6 +229,43 @@ class GroupMoments(NamedTuple):
     expressing: np.ndarray
 
 
+def group_moments(
+    chunks: Iterable[sparse.csr_matrix],
+    codes: np.ndarray,
+    n_groups: int,
+    totals: np.ndarray | None = None,
+    columns: np.ndarray | None = None,
+) -> GroupMoments:
+    """Return moments of log-normalised counts, which come in chunks, of groups numbered from 0.
+
+    The code of cells of no group is -1. ``totals`` of the cells are by default the sums of the
+    rows; ``columns`` are those to look at after normalisation.
+    """
+    sums = np.zeros(0)
+    start = 0
+    for chunk in chunks:
+        rows = slice(start, start := start + chunk.shape[0])
+        logged = log_normalized(chunk, None if totals is None else totals[rows])
+        if columns is not None:
+            logged = logged[:, columns]
+        if not start - chunk.shape[0]:
+            sums = np.zeros((3, n_groups, logged.shape[1]))
+        squares, ones = logged.copy(), logged.copy()
+        squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
+        members = np.flatnonzero(codes[rows] >= 0)
+        present, place = np.unique(codes[rows][members], return_inverse=True)
+        of_group = sparse.csr_matrix(
+            (np.ones(len(members)), (place, members)), shape=(len(present), chunk.shape[0])
+        )
+        for total, values in zip(sums, (logged, squares, ones), strict=True):
+            total[present] += (of_group @ values).toarray()
+    n_cells = np.bincount(codes[codes >= 0], minlength=n_groups)
+    mean, mean_square, expressing = sums / np.maximum(n_cells, 1)[:, None]
+    variance = np.maximum(mean_square - mean**2, 0)
+    variance *= (n_cells / np.maximum(n_cells - 1, 1))[:, None]
+    return GroupMoments(n_cells, mean, variance, expressing)
+
+
 def pooled_sd(*groups: GroupMoments) -> np.ndarray:
     """Return the standard deviation of genes within groups of cells, shape ``(n_genes,)``."""
     degrees = [moments.n_cells - 1 for moments in groups]
@@ -250,27 +287,12 @@ class CellCounts(NamedTuple):
         """
         columns = self.columns[genes]
         is_measured = columns >= 0
-        n_cells = np.bincount(codes[codes >= 0])
-        sums = np.zeros((3, len(n_cells), is_measured.sum()))
-        start = 0
-        for chunk in self.reader.chunks():
-            rows = slice(start, start := start + chunk.shape[0])
-            logged = log_normalized(chunk, None if self.totals is None else self.totals[rows])
-            logged = logged[:, columns[is_measured]]
-            squares, ones = logged.copy(), logged.copy()
-            squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
-            members = np.flatnonzero(codes[rows] >= 0)
-            present, place = np.unique(codes[rows][members], return_inverse=True)
-            of_group = sparse.csr_matrix(
-                (np.ones(len(members)), (place, members)), shape=(len(present), chunk.shape[0])
-            )
-            for total, values in zip(sums, (logged, squares, ones), strict=True):
-                total[present] += (of_group @ values).toarray()
-        mean, mean_square, expressing = sums / n_cells[:, None]
-        variance = np.maximum(mean_square - mean**2, 0)
-        variance *= (n_cells / np.maximum(n_cells - 1, 1))[:, None]
-        moments = np.full((3, len(n_cells), len(genes)), np.nan)
-        moments[:, :, is_measured] = mean, variance, expressing
+        chunks, n_groups = self.reader.chunks(), int(codes.max()) + 1
+        n_cells, *measured = group_moments(
+            chunks, codes, n_groups, self.totals, columns[is_measured]
+        )
+        moments = np.full((3, n_groups, len(genes)), np.nan)
+        moments[:, :, is_measured] = measured
         return GroupMoments(n_cells, *moments)
 
     def expression(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
