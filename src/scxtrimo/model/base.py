@@ -39,7 +39,7 @@ from ..nn.masking import Masking, mask_batch
 from ..nn.performer import PerformerDecoder
 from ..nn.ragged import EncodedCells, RaggedBatch, cells_of, lengths_of, sum_per_cell, to_tokens
 from ..nn.ranges import OpenInterval
-from ..nn.xtrimogene import POOLS, pool_tokens, target_values
+from ..nn.xtrimogene import POOLS, Pool, pool_tokens, target_values
 from .depth import TargetDepth
 from .registration import select_modality
 from .training import TrainedModel
@@ -49,7 +49,6 @@ GENES_PER_BATCH = 2**17
 PROGRESS_SECONDS = 3
 DecoderName = Literal["bottleneck", "cross_attention", "performer"]
 Depth = Literal["cell", "bulk"]
-Pool = Literal["all", "max", "mean", "s", "t"]
 Precision = Literal["32-true", "bf16-mixed"]
 
 

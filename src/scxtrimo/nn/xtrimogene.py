@@ -12,7 +12,7 @@ the bottleneck decoder and the cross-attention decoder are ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ from .ragged import (
 from .ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
 PUBLISHED_TARGET_DEPTH = 4.0
-POOLS = ("all", "max", "mean", "s", "t")
+Pool = Literal["all", "max", "mean", "s", "t"]
+POOLS: tuple[str, ...] = get_args(Pool)
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ def pool_tokens(cells: EncodedCells, pool: str, n_special: int) -> Tensor:
     genes_td, cu_genes = drop_first_tokens(tokens_td, cu_seqlens, n_special)
     if pool == "mean":
         return mean_per_cell(genes_td, cu_genes)
+    if pool != "all":
+        raise ValueError(f"pool={pool!r} must be one of {list(POOLS)}.")
     parts = [pool_tokens(cells, "s", n_special), pool_tokens(cells, "t", n_special)]
     parts += [max_per_cell(genes_td, cu_genes), mean_per_cell(genes_td, cu_genes)]
     return torch.cat(parts, dim=-1)
