@@ -1,10 +1,8 @@
 """Hyper-parameters of a model, and the sizes that go by a name."""
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from ._validation import Validated
 from .nn.ranges import PositiveInt, Probability
@@ -82,13 +80,13 @@ class XTrimoGeneConfig(Validated, NetConfig):
         return self.has_bottleneck and self.latent_space == "components"
 
     @classmethod
-    def from_size(cls, size: str, **overrides: Any) -> XTrimoGeneConfig:
+    def from_size(cls, size: str, **overrides: Any) -> Self:
         """Make the configuration of a named size, with some fields replaced.
 
         Parameters
         ----------
         size
-            One of :data:`SIZES`.
+            One of :data:`~scxtrimo.model.SIZES`.
         **overrides
             Fields to replace.
 

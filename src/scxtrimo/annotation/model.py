@@ -529,7 +529,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
     @property
     def held_out_labels(self) -> pd.Series:
-        """The labels of the cells in :attr:`held_out`, in the same order."""
+        """The labels of the cells in ``held_out``, in the same order."""
         return self._held_out_cells()[1]
 
     def _held_out_cells(self) -> tuple[pd.DataFrame, pd.Series]:
@@ -585,11 +585,11 @@ def annotate_together(
     gene_id_key
         Column of ``var`` with gene identifiers; ``var_names`` where there is no such column.
     key_added, min_confidence, unknown, hierarchy, batch_size
-        See :meth:`XTrimoGeneAnnotator.annotate`.
+        See :meth:`~scxtrimo.model.XTrimoGeneAnnotator.annotate`.
     size, seed
-        See :class:`XTrimoGeneAnnotator`.
+        See :class:`~scxtrimo.model.XTrimoGeneAnnotator`.
     **train_kwargs
-        Passed to :meth:`XTrimoGeneAnnotator.train`.
+        Passed to :meth:`~scxtrimo.model.XTrimoGeneAnnotator.train`.
 
     Returns
     -------

@@ -256,7 +256,7 @@ def attention_among(q_the: Tensor, k_the: Tensor, chosen_n: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Projections of multi-head self-attention; :func:`ragged_attention` lies between them."""
+    """Projections of multi-head self-attention; ``ragged_attention`` lies between them."""
 
     def __init__(self, n_hidden: int, n_heads: int) -> None:
         super().__init__()
@@ -383,12 +383,12 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of :class:`EncoderLayer` and a final layer norm.
+    """A stack of ``EncoderLayer`` and a final layer norm.
 
     Gong et al. 2023, section 3.3: it "only focuses on the non-zero and non-masked" genes, so its
     cost does not depend on the number of genes in the panel. With ``recompute``, only the input of
     every layer is kept for the backward pass: a third more time, a fraction of the memory.
-    ``options`` are those of :class:`EncoderLayer`.
+    ``options`` are those of ``EncoderLayer``.
     """
 
     def __init__(self, n_layers: int, n_hidden: int, n_heads: int, **options: Any) -> None:

@@ -160,7 +160,7 @@ class PerformerLayer(nn.Module):
 
 
 class Performer(nn.Module):
-    """A stack of :class:`PerformerLayer` and a final layer norm."""
+    """A stack of ``PerformerLayer`` and a final layer norm."""
 
     def __init__(
         self, n_layers: int, n_hidden: int, n_heads: int, head_width: int, seed: int = 0

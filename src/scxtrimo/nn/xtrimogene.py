@@ -9,8 +9,6 @@ the bottleneck decoder and the cross-attention decoder are ours.
                                                -> Cross-attention or Performer -> masked genes
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -124,7 +122,7 @@ class CellPooling(nn.Module):
 def pool_tokens(cells: EncodedCells, pool: str, n_special: int) -> Tensor:
     """Summarise the tokens of every cell without parameters, as the published code does.
 
-    ``pool`` is one of :data:`POOLS`: the token of the source or target depth (``"s"``, ``"t"``),
+    ``pool`` is one of ``POOLS``: the token of the source or target depth (``"s"``, ``"t"``),
     the maximum over all tokens, the mean over the genes; ``"all"`` is S, T, maximum and mean over
     the genes, shape ``(n_cells, 4 * n_hidden)``. ``n_special`` tokens precede the genes.
     """
@@ -318,7 +316,7 @@ class XTrimoGeneNet(nn.Module):
         )
 
     def inputs(self, batch: RaggedBatch) -> dict[str, Any]:
-        """Return what :meth:`embed` takes of a batch: what is visible."""
+        """Return what ``embed`` takes of a batch: what is visible."""
         # Where counts were taken away, the encoder sees what is left.
         counts_t = batch.get("input_counts", batch["counts"])
         library_size_c = batch.get("input_library_size", batch["library_size"])

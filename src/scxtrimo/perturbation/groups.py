@@ -241,7 +241,7 @@ def group_moments(
     The code of cells of no group is -1. ``totals`` of the cells are by default the sums of the
     rows; ``columns`` are those to look at after normalisation.
     """
-    sums = np.zeros(0)
+    sums: np.ndarray = np.zeros((3, n_groups, 0))
     start = 0
     for chunk in chunks:
         rows = slice(start, start := start + chunk.shape[0])

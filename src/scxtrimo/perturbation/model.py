@@ -553,7 +553,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         n_cells: int | None = None,
         seed: int | None = None,
     ) -> AnnData:
-        """Draw perturbed cells from control cells, with the mean of :meth:`predict`.
+        """Draw perturbed cells from control cells, with the mean of ``predict``.
 
         Of a gene that goes down, expressing cells lose their expression at random; of one that
         goes up, other cells take over that of expressing ones, or, where all express it, all are
