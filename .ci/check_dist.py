@@ -35,9 +35,10 @@ def check_wheel(path: Path) -> str:
         names = wheel.namelist()
         metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
         text = wheel.read(metadata).decode()
-    check("scxtrimo/py.typed" in names, "the wheel has no scxtrimo/py.typed")
+    for name in ("scxtrimo/py.typed", "scxtrimo/__init__.pyi"):
+        check(name in names, f"the wheel has no {name}")
     package = [name for name in names if ".dist-info/" not in name]
-    strange = [n for n in package if not re.fullmatch(r"scxtrimo/(.*\.py|py\.typed)", n)]
+    strange = [n for n in package if not re.fullmatch(r"scxtrimo/(.*\.pyi?|py\.typed)", n)]
     check(not strange, f"the wheel holds more than the package: {strange}")
     tests = [name for name in package if re.search(r"(^|/)(tests?|conftest)(_|/|\.)", name)]
     check(not tests, f"the wheel holds tests: {tests}")
