@@ -388,13 +388,15 @@ class Encoder(nn.Module):
     Gong et al. 2023, section 3.3: it "only focuses on the non-zero and non-masked" genes, so its
     cost does not depend on the number of genes in the panel. With ``recompute``, only the input of
     every layer is kept for the backward pass: a third more time, a fraction of the memory.
-    ``options`` are those of ``EncoderLayer``.
+    Further arguments are those of ``EncoderLayer``.
     """
 
-    def __init__(self, n_layers: int, n_hidden: int, n_heads: int, **options: Any) -> None:
+    def __init__(
+        self, n_layers: int, n_hidden: int, n_heads: int, *options: Any, **named: Any
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            EncoderLayer(n_hidden, n_heads, **options) for _ in range(n_layers)
+            EncoderLayer(n_hidden, n_heads, *options, **named) for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(n_hidden)
         self.recompute = False
