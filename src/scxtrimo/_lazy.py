@@ -32,7 +32,6 @@ RENAMED: dict[str, dict[str, str]] = {
     "nn": {
         "annotation.module": "CellClassifier GeneClassifier average_log_probabilities",
         "drugs.module": "DrugTower LineTower MoleculeAttention ResponseHead",
-        "drugs.molecules": "MoleculeWidths",
         "perturbation.effects": "Design EffectNet MixedEffects Prediction",
     },
     "train": {
