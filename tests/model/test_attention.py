@@ -49,11 +49,11 @@ def test_it_is_the_softmax_over_all_tokens_averaged_over_cells(trained, layer):
     n_cells = (~np.isnan(single)).sum(axis=0)
     with np.errstate(invalid="ignore"):
         expected = np.nansum(single, axis=0) / n_cells
-    table = model.get_attention(genes, cells, rows, layer)
+    table = model.get_attention(genes, cells, rows, layer=layer)
     at = model.vocabulary.index_of(genes)
     assert list(table.index) == list(table.columns) == genes
     np.testing.assert_allclose(table, expected[np.ix_(at, at)], rtol=1e-4)
-    every = model.get_attention(list(cells.var_names), cells, rows, layer, batch_size=1)
+    every = model.get_attention(list(cells.var_names), cells, rows, layer=layer, batch_size=1)
     np.testing.assert_allclose(every, expected, rtol=1e-4)
 
 

@@ -603,3 +603,15 @@ def test_models_of_another_kind_are_refused(model, tmp_path):
     model.save(tmp_path / "model")
     with pytest.raises(ValueError, match="holds a model of class XTrimoGenePerturbation"):
         XTrimoGene.load(tmp_path / "model")
+
+
+def test_what_follows_from_perturbations_that_are_unknown_is_said(caplog):
+    cells = make_perturbed_cells(10, 20)
+    XTrimoGenePerturbation.setup_anndata(cells, "condition")
+    model = XTrimoGenePerturbation(cells, size="tiny")
+    query = cells.copy()
+    query.obs["condition"] = query.obs["condition"].replace({"GENE2": "GENE19"})
+    model.prepare_query_anndata(query)
+    (message,) = [text for text in caplog.messages if "unknown to the model" in text]
+    assert "GENE19" in message
+    assert message.endswith("their effects are neither learned from nor needed.")

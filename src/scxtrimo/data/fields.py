@@ -151,6 +151,7 @@ class CategoryField(BaseAnnDataField):
     attr_name = "obs"
     attr_key: str | None = None
     is_empty = False
+    of_unknown = "expression is predicted for the average category"  # what follows, in messages
 
     def __init__(self, registry_key: str, obs_key: str | None) -> None:
         super().__init__()
@@ -192,7 +193,7 @@ class CategoryField(BaseAnnDataField):
         unseen = state[self.CODES_KEY] < 0
         if self.obs_key is None or not unseen.any():
             return state
-        consequence = "expression is predicted for the average category"
+        consequence = self.of_unknown
         if self.registry_key == REGISTRY_KEYS.BATCH_KEY:
             consequence += "; only `map_query` integrates them"
         if not is_there:

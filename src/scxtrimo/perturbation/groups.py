@@ -101,6 +101,8 @@ class PerturbationNames:
 class PerturbationField(CategoryField):
     """A column of ``adata.obs`` with the perturbation of every cell."""
 
+    of_unknown = "their effects are neither learned from nor needed"
+
     def __init__(self, obs_key: str, names: PerturbationNames) -> None:
         super().__init__("perturbation", obs_key)
         self.names = names
@@ -118,9 +120,6 @@ class PerturbationField(CategoryField):
                 "and name combinations with it."
             )
         return super().register_field(adata)
-
-    def _consequence(self) -> str:
-        return "their effects are neither learned from nor needed."
 
 
 class LibrarySizeField(CategoryField):

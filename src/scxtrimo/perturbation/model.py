@@ -726,7 +726,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             vectors = self.get_latent_representation(adata, rows.tolist())
             latent.append(np.asarray(vectors).mean(axis=0))
             embedded = self.get_contextual_gene_embeddings(
-                adata, rows.tolist(), list(names), source="encoder"
+                adata, rows.tolist(), gene_list=list(names), source="encoder"
             )
             context.append(np.asarray(embedded, dtype=np.float32))
         latent_pz = torch.from_numpy(np.stack(latent).astype(np.float32))
