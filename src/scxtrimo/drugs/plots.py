@@ -55,8 +55,8 @@ def probability_calibration(
     if not frame["truth"].isin([0, 1]).all():
         raise ValueError("`truth` must hold 0 and 1 only.")
     columns = frame["predicted"].to_numpy(), frame["truth"].to_numpy()
-    labels = {"xlabel": "predicted probability", "ylabel": "fraction synergistic"}
-    return draw_reliability(*columns, n_bins, 0.0, ax, show, **labels)
+    labels = "predicted probability", "fraction synergistic"
+    return draw_reliability(*columns, n_bins, 0.0, labels, ax, show)
 
 
 @documents_axes
