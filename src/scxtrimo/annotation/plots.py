@@ -118,6 +118,4 @@ def calibration(
     """
     frame = labelled_cells(labels, predicted, confidence)
     columns = frame["confidence"].to_numpy(), frame["right"].to_numpy()
-    return draw_reliability(
-        *columns, n_bins, 0.5, ax, show, xlabel="confidence", ylabel="accuracy"
-    )
+    return draw_reliability(*columns, n_bins, 0.5, ("confidence", "accuracy"), ax, show)

@@ -39,9 +39,8 @@ def perturbation_effects(
     Examples
     --------
     >>> observed = scxtrimo.tl.perturbation_effects(perturbed_cells, "condition")
-    >>> ax = scxtrimo.pl.perturbation_effects(
-    ...     perturbation_model.predict(), observed, "GENE1", show=False
-    ... )
+    >>> predicted = perturbation_model.predict()
+    >>> ax = scxtrimo.pl.perturbation_effects(predicted, observed, "GENE1", show=False)
     >>> ax.get_xlabel()
     'observed effect'
     """

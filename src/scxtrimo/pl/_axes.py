@@ -47,9 +47,9 @@ def draw_reliability(
     came_true: np.ndarray,
     n_bins: int,
     low: float,
+    labels: tuple[str, str],
     ax: Axes | None,
     show: bool | None,
-    **labels: str,
 ) -> Axes:
     """Draw the observed fraction in bins of equally many rows, and a diagonal from ``low``."""
     parts = np.array_split(np.argsort(probability, kind="stable"), min(n_bins, len(probability)))
@@ -60,7 +60,7 @@ def draw_reliability(
     low = min(x.min(), y.min(), low)
     ax.plot([low, 1], [low, 1], color="0.6", linewidth=1)
     ax.plot(x, y, marker="o")
-    ax.set(**labels)
+    ax.set(xlabel=labels[0], ylabel=labels[1])
     ax.set_title(f"expected calibration error {error:.3f}", fontsize=10)
     ax.grid(alpha=0.3)
     return finish(ax, show)

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from ..model.base import XTrimoGeneBase
 
-LOSSES = ("train_loss", "validation_loss")
+LOSSES = {"train_loss": "training", "validation_loss": "validation"}
 MAX_NAMED = 60
 
 
 @documents_axes
 def training_curves(
     model: BaseModelClass,
-    keys: Sequence[str] = LOSSES,
+    keys: Sequence[str] = tuple(LOSSES),
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
@@ -58,13 +58,12 @@ def training_curves(
         )
     keys = [keys] if isinstance(keys, str) else list(keys)
     drawn = [key for key in keys if key in history]
-    unknown = [key for key in keys if key not in history and key != LOSSES[1]]
+    unknown = [key for key in keys if key not in history and key != "validation_loss"]
     if unknown or not drawn:
         raise ValueError(
             f"keys={unknown or keys} are not in model.history, which has {sorted(history)}."
         )
-    words = {key: key.replace("_", " ") for key in drawn}
-    words |= dict(zip(LOSSES, ("training", "validation"), strict=True))
+    words = {key: LOSSES.get(key, key.replace("_", " ")) for key in drawn}
     ax, show = new_axes(ax, show, (4.2, 3.2))
     for key in drawn:
         values = history[key]
