@@ -65,9 +65,7 @@ def pbmc68k() -> AnnData:
 
 
 def pbmc3k() -> AnnData:
-    """Return 2,638 labelled PBMCs of 10x Genomics with raw counts.
-
-    The labels are based on clusters and marker genes.
+    """Return 2,638 PBMCs of 10x Genomics with raw counts, labelled by clusters and marker genes.
 
     Returns
     -------

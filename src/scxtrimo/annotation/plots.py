@@ -20,9 +20,7 @@ def annotation_confusion(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw a confusion matrix.
-
-    Every row shows the predictions for the cells of a label, as fractions.
+    """Draw a confusion matrix: the fractions of the predictions, by label in rows.
 
     Parameters
     ----------

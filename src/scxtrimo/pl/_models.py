@@ -145,9 +145,7 @@ def value_bins(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw how a model divides expression values into bins.
-
-    Drawn are the weights of the bins, see :class:`~scxtrimo.nn.AutoDiscretization`.
+    """Draw the weights of the bins of values, see :class:`~scxtrimo.nn.AutoDiscretization`.
 
     Parameters
     ----------
