@@ -22,31 +22,22 @@ __all__ = ["deepdds", "kang", "norman", "pbmc3k", "pbmc68k", "recover_counts"]
 
 DATA_VARIABLE = "SCXTRIMO_DATA"
 
-KANG = (
-    "kang_ifnb.h5ad",
-    "https://exampledata.scverse.org/pertpy/kang_2018.h5ad",
-    "e6a5adac64dcdeb36eaba27db49b63e0c64bb0ed4a64c6705971506b41c39830",
-)
-NORMAN = (
-    "norman_mcfaline.h5ad",
-    "https://raw.githubusercontent.com/altoslabs/perturbench/"
-    "4dd6a03c54ef348f6be6e46e21ea7f80eb2daaa2/src/perturbench/data/resources/devel.h5ad",
-    None,
-)
-DEEPDDS = (
-    "https://raw.githubusercontent.com/Sinwang404/DeepDDs/"
-    "f62ed22eb9a505c2c71e7616b12b5427f924f25b/data/"
-)
-DEEPDDS_LABELS = (
-    "new_labels_0_10.csv",
-    DEEPDDS + "new_labels_0_10.csv",
-    "45db760db38066bf5e66013e210e578ca426f6e53a69e8c17a2da063177e8f03",
-)
-DEEPDDS_LINES = (
-    "new_cell_features_954.csv",
-    DEEPDDS + "new_cell_features_954.csv",
-    "8a049aa2cacbe7c12de1b4d7614a5b70650352d81da8d66f35877a3666cc78f7",
-)
+GITHUB = "https://raw.githubusercontent.com"
+PERTURBENCH = f"{GITHUB}/altoslabs/perturbench/4dd6a03c54ef348f6be6e46e21ea7f80eb2daaa2/src"
+DEEPDDS = f"{GITHUB}/Sinwang404/DeepDDs/f62ed22eb9a505c2c71e7616b12b5427f924f25b/data"
+URLS = {
+    "kang_ifnb.h5ad": "https://exampledata.scverse.org/pertpy/kang_2018.h5ad",
+    "norman_mcfaline.h5ad": f"{PERTURBENCH}/perturbench/data/resources/devel.h5ad",
+    "new_labels_0_10.csv": f"{DEEPDDS}/new_labels_0_10.csv",
+    "new_cell_features_954.csv": f"{DEEPDDS}/new_cell_features_954.csv",
+}
+SHA256 = {
+    "kang_ifnb.h5ad": "e6a5adac64dcdeb36eaba27db49b63e0c64bb0ed4a64c6705971506b41c39830",
+    "new_labels_0_10.csv": "45db760db38066bf5e66013e210e578ca426f6e53a69e8c17a2da063177e8f03",
+    "new_cell_features_954.csv": (
+        "8a049aa2cacbe7c12de1b4d7614a5b70650352d81da8d66f35877a3666cc78f7"
+    ),
+}
 
 
 def pbmc68k() -> AnnData:
@@ -74,19 +65,12 @@ def pbmc68k() -> AnnData:
 
 
 def pbmc3k() -> AnnData:
-    """Return 2,638 labelled PBMCs of 10x Genomics with raw counts.
-
-    The labels are based on clusters and marker genes.
+    """Return 2,638 PBMCs of 10x Genomics with raw counts, labelled by clusters and marker genes.
 
     Returns
     -------
     AnnData of shape ``(2638, 32738)``: counts in ``X`` (CSR, float32), gene symbols as
     ``var_names``, eight types in ``obs["cell_type"]``.
-
-    Raises
-    ------
-    RuntimeError
-        If there is no local copy and the download fails.
 
     Examples
     --------
@@ -107,10 +91,8 @@ def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
 
     Parameters
     ----------
-    n_cells
-        Number of cells to sample; ``None`` for all.
-    seed
-        Seed of the sample.
+    n_cells, seed
+        Number of cells to sample, ``None`` for all, and seed of the sample.
 
     Returns
     -------
@@ -122,7 +104,7 @@ def kang(n_cells: int | None = 2000, seed: int = 0) -> AnnData:
     --------
     >>> pbmc = scxtrimo.datasets.kang()  # doctest: +SKIP
     """
-    adata = anndata.read_h5ad(_file(*KANG))
+    adata = anndata.read_h5ad(_file("kang_ifnb.h5ad"))
     if "condition" in adata.obs:
         condition = adata.obs["condition"]
     else:  # the public file
@@ -152,7 +134,7 @@ def norman() -> AnnData:
     --------
     >>> screen = scxtrimo.datasets.norman()  # doctest: +SKIP
     """
-    adata = anndata.read_h5ad(_file(*NORMAN))
+    adata = anndata.read_h5ad(_file("norman_mcfaline.h5ad"))
     adata = adata[(adata.obs["dataset"] == "norman19").to_numpy()].copy()
     adata.obs_names_make_unique()
     adata.X = recover_counts(adata.X)
@@ -176,8 +158,8 @@ def deepdds() -> tuple[AnnData, pd.DataFrame]:
     --------
     >>> lines, screen = scxtrimo.datasets.deepdds()  # doctest: +SKIP
     """
-    screen = pd.read_csv(_file(*DEEPDDS_LABELS))
-    table = pd.read_csv(_file(*DEEPDDS_LINES), index_col=0, skiprows=[1])
+    screen = pd.read_csv(_file("new_labels_0_10.csv"))
+    table = pd.read_csv(_file("new_cell_features_954.csv"), index_col=0, skiprows=[1])
     lines = AnnData(table.astype(np.float32))
     pair = [tuple(sorted(drugs)) for drugs in zip(screen["drug1"], screen["drug2"], strict=True)]
     same = screen.assign(pair=pair).groupby(["pair", "cell"])["label"]
@@ -195,12 +177,7 @@ def recover_counts(values: np.ndarray | sparse.spmatrix) -> sparse.csr_matrix:
 
     Returns
     -------
-    Integers as float32.
-
-    Raises
-    ------
-    RuntimeError
-        If recovered values differ from integers by more than 0.15 % or 0.25.
+    Integers as float32, within 0.15 % or 0.25 of the values.
 
     Examples
     --------
@@ -238,8 +215,6 @@ def _cells(adata: AnnData, **obs: pd.Series) -> AnnData:
         var=pd.DataFrame(index=adata.var_names),
     )
     cells.strings_to_categoricals()
-    for name in pd.DataFrame(cells.obs).select_dtypes("category"):
-        cells.obs[name] = cells.obs[name].cat.remove_unused_categories()
     return cells
 
 
@@ -254,15 +229,14 @@ def _local(name: str) -> Path | None:
     return next(found, None)
 
 
-def _file(name: str, url: str, digest: str | None) -> Path:
+def _file(name: str) -> Path:
     """Return the local copy of a file, or download it once."""
     if (local := _local(name)) is not None:
         return local
     import pooch
 
-    known = None if digest is None else f"sha256:{digest}"
-    cache = pooch.os_cache("scxtrimo")
-    return Path(_download(lambda: pooch.retrieve(url, known, name, cache, progressbar=True), name))
+    where = URLS[name], SHA256.get(name), name, pooch.os_cache("scxtrimo")
+    return Path(_download(lambda: pooch.retrieve(*where, progressbar=True), name))
 
 
 def _download(download: Callable[[], Any], name: str) -> Any:

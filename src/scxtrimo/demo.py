@@ -19,7 +19,7 @@ from .data.columns import get_column
 from .data.reading import read_cells
 from .datasets import pbmc68k
 from .model.xtrimogene import XTrimoGene
-from .tl._agreement import cluster_agreement
+from .tl._agreement import cluster_agreement, leiden
 
 __all__ = ["run_demo"]
 
@@ -120,8 +120,7 @@ def run_demo(
 
     sc.pp.neighbors(cells, use_rep=EMBEDDING)
     sc.tl.umap(cells, random_state=seed)
-    usual = {"flavor": "igraph", "n_iterations": 2, "directed": False}
-    sc.tl.leiden(cells, key_added=CLUSTERS, random_state=seed, **usual)
+    leiden(cells, 1, seed, CLUSTERS)
     _draw(cells, [key for key in (labels_key, batch_key, CLUSTERS) if key], out / "umap.png")
     _add_results(adata, cells)
     model.save(out / "model", overwrite=True)

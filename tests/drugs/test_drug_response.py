@@ -3,10 +3,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 import torch
-from drug_screens import FAST, SMALL, SMILES, make_lines, make_responses
+from drug_screens import FAST, SMALL, SMILES, make_lines, make_responses, make_screen
 
-from scxtrimo.drugs.model import XTrimoGeneDrugResponse
+import scxtrimo
+from scxtrimo.drugs.model import XTrimoGeneDrugResponse, XTrimoGeneSynergy
 from scxtrimo.drugs.module import ResponseBase, tanimoto
 from scxtrimo.drugs.molecules import canonical_smiles
 
@@ -110,6 +112,28 @@ def test_saved_and_loaded_it_predicts_the_same(model, screen, lines, tmp_path):
         model.predict(new.head(2))["predicted_response"],
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("kind", [XTrimoGeneDrugResponse, XTrimoGeneSynergy])
+def test_history_state_and_seed_are_kept_as_in_other_models(lines, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(scvi.settings, "_seed", 5)
+    screen = make_screen(lines, 4) if kind is XTrimoGeneSynergy else make_responses(lines)
+    kind.setup_anndata(lines, expression="values")
+    model = kind(lines, screen, **SMALL)
+    assert (model.history, model.is_trained_, model.seed_) == (None, False, 5)
+    assert kind(lines, screen, seed=3, **SMALL).seed_ == 3
+    model.save(tmp_path)
+    assert kind.load(tmp_path).history is None
+    model.train(2, **FAST)
+    model.save(tmp_path, overwrite=True)
+    loaded = kind.load(tmp_path)
+    assert (loaded.is_trained_, loaded.is_trained, loaded.seed_) == (True, True, 5)
+    assert list(model.history) == ["train_loss", "validation_loss"]
+    for name, losses in model.history.items():
+        assert (list(losses), losses.index.name, len(losses)) == ([name], "epoch", 2)
+        pd.testing.assert_frame_equal(loaded.history[name], losses)
+    assert len(scxtrimo.pl.training_curves(loaded, show=False).lines) == 2
+    assert list(loaded.predict(screen, lines)) == list(loaded.predict(screen))
 
 
 def test_names_with_one_structure_are_one_drug(lines, screen):

@@ -35,3 +35,26 @@ def test_measured_and_predicted_are_drawn_on_given_axes():
 def test_what_does_not_fit_is_refused(truth, predicted, message):
     with pytest.raises(ValueError, match=message):
         scxtrimo.pl.probability_calibration(truth, predicted, show=False)
+
+
+@pytest.mark.parametrize(
+    ("is_interactive", "on_given", "show", "is_shown"),
+    [
+        (False, False, None, False),
+        (True, False, None, True),
+        (True, True, None, False),
+        (True, False, False, False),
+        (False, True, True, True),
+    ],
+)
+def test_a_figure_is_shown_if_asked_to_or_made_interactively(
+    monkeypatch, is_interactive, on_given, show, is_shown
+):
+    import matplotlib.pyplot as plt
+
+    shown = []
+    ax = plt.subplots()[1] if on_given else None
+    monkeypatch.setattr(plt, "isinteractive", lambda: is_interactive)
+    monkeypatch.setattr(plt, "show", lambda: shown.append(True))
+    scxtrimo.pl.observed_predicted([1.0, 2, 4], [2.0, 4, 8], ax=ax, show=show)
+    assert bool(shown) == is_shown

@@ -7,11 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ..pl._axes import draw_reliability, finish, new_axes
+from ..pl._axes import documents_axes, draw_reliability, finish, new_axes
 from . import tools
 from .tools import UNCALLED, UNKNOWN, called_cells, labelled_cells
 
 
+@documents_axes
 def annotation_confusion(
     labels: ArrayLike,
     predicted: ArrayLike,
@@ -19,20 +20,12 @@ def annotation_confusion(
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw a confusion matrix.
-
-    Every row shows the predictions for the cells of a label, as fractions.
+    """Draw a confusion matrix: the fractions of the predictions, by label in rows.
 
     Parameters
     ----------
     labels, predicted, unknown
         See :func:`scxtrimo.tl.annotation_report`.
-    ax, show
-        Axes to draw on, by default new ones; whether to show the figure.
-
-    Returns
-    -------
-    The axes.
 
     Examples
     --------
@@ -48,8 +41,7 @@ def annotation_confusion(
     uncalled = [UNCALLED] if UNCALLED in parts.columns else []
     parts = parts.reindex(columns=[*parts.index, *others, *uncalled], fill_value=0.0)
     columns = [(unknown or UNKNOWN) if name == UNCALLED else name for name in parts.columns]
-    was_given = ax is not None
-    ax = new_axes(ax, (2.2 + 0.42 * len(columns), 1.6 + 0.38 * len(rows)))
+    ax, show = new_axes(ax, show, (2.2 + 0.42 * len(columns), 1.6 + 0.38 * len(rows)))
     image = ax.imshow(parts, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     ax.set_xticks(range(len(columns)), columns, rotation=90)
     ax.set_yticks(range(len(rows)), rows)
@@ -60,9 +52,10 @@ def annotation_confusion(
                 color, text = "white" if part > 0.55 else "black", f"{part:.2f}".lstrip("0")
                 ax.text(j, i, text, ha="center", va="center", color=color, fontsize=7)
     ax.figure.colorbar(image, ax=ax, label="fraction of the cells", shrink=0.8)
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
+@documents_axes
 def coverage_accuracy(
     labels: ArrayLike,
     predicted: ArrayLike,
@@ -76,12 +69,6 @@ def coverage_accuracy(
     ----------
     labels, predicted, confidence
         See :func:`scxtrimo.tl.coverage_accuracy`.
-    ax, show
-        See :func:`annotation_confusion`.
-
-    Returns
-    -------
-    The axes.
 
     Examples
     --------
@@ -90,16 +77,16 @@ def coverage_accuracy(
     'fraction of the cells'
     """
     curve = tools.coverage_accuracy(labels, predicted, confidence)
-    was_given = ax is not None
-    ax = new_axes(ax, (4.2, 3.2))
+    ax, show = new_axes(ax, show, (4.2, 3.2))
     for column, label in (("coverage", "labelled"), ("accuracy", "correct among labelled")):
         ax.plot(curve["min_confidence"], curve[column], label=label)
     ax.set(xlabel="min_confidence", ylabel="fraction of the cells", ylim=(0, 1.02))
     ax.grid(alpha=0.3)
     ax.legend(loc="lower left")
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
+@documents_axes
 def calibration(
     labels: ArrayLike,
     predicted: ArrayLike,
@@ -116,8 +103,6 @@ def calibration(
         See :func:`scxtrimo.tl.coverage_accuracy`.
     n_bins
         Number of bins, with equal numbers of cells.
-    ax, show
-        See :func:`annotation_confusion`.
 
     Returns
     -------
@@ -130,8 +115,5 @@ def calibration(
     'confidence'
     """
     frame = labelled_cells(labels, predicted, confidence)
-    was_given = ax is not None
-    confidences, right = frame["confidence"].to_numpy(), frame["right"].to_numpy()
-    ax = draw_reliability(ax, confidences, right, n_bins, low=0.5)
-    ax.set(xlabel="confidence", ylabel="accuracy")
-    return finish(ax, was_given, show)
+    columns = frame["confidence"].to_numpy(), frame["right"].to_numpy()
+    return draw_reliability(*columns, n_bins, 0.5, ("confidence", "accuracy"), ax, show)

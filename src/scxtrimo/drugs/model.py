@@ -10,14 +10,14 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+import scvi
 import torch
 from anndata import AnnData
-from pydantic import NonNegativeInt
 from scvi.model._utils import parse_device_args
 
 from .. import __version__
 from .._logging import logger
-from .._validation import check
+from .._validation import Seed, check
 from ..checkpoint.native import read_model, write_model
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP
 from ..model.files import _load_tensors
@@ -26,14 +26,10 @@ from . import training as fitting
 from .module import DrugConfig, DrugModule, ResponseBase
 from .molecules import FINGERPRINT_BITS, canonical_smiles, parent_smiles, read_molecules
 from .screen import Expression, LinePanel, LineSetup
-from .training import DrugRows, DrugTraining
+from .training import DrugRows, DrugTraining, History
 
-SAVED = (
-    *("seed", "task", "is_trained", "line_names", "drugs_by_name"),
-    *("drug_keys", "line_key", "target_key"),
-)
-REQUIRED = {*SAVED, "config", "setup", "genes", "smiles", "history"}
-Losses = dict[str, list[float]]
+SAVED = ("task", "line_names", "drugs_by_name", "drug_keys", "line_key", "target_key")
+REQUIRED = {*SAVED, "seed", "is_trained", "config", "setup", "genes", "smiles", "history"}
 parse_device = partial(parse_device_args, return_device="torch", validate_single_device=True)
 
 
@@ -42,17 +38,17 @@ class DrugModelBase:
 
     training_defaults: ClassVar[dict[str, Any]] = {}
     result_name: ClassVar[str]
+    adata: AnnData | None
+    history: dict[str, pd.DataFrame] | None  # losses by epoch, as scvi-tools has them
 
     def __init__(
         self,
         lines: AnnData,
         screen: pd.DataFrame,
-        drug_keys: list[str],
-        line_key: str,
-        target_key: str,
+        keys: tuple[list[str], str, str],
         drugs: Mapping[str, str] | pd.Series | None,
         task: str,
-        seed: int,
+        seed: int | None,
         hyperparameters: dict[str, Any],
     ) -> None:
         setup = tables.setup_of(lines) if isinstance(lines, AnnData) else None
@@ -61,11 +57,11 @@ class DrugModelBase:
                 f"Call `{type(self).__name__}.setup_anndata(lines)` first, with the AnnData of "
                 "cell lines x genes."
             )
+        self.drug_keys, self.line_key, self.target_key = drug_keys, line_key, target_key = keys
         tables.check_table(screen, [*drug_keys, line_key, target_key])
-        self.drug_keys, self.line_key, self.target_key = drug_keys, line_key, target_key
         names = tables.smiles_by_name(drugs)
-        self.setup, self.seed = setup, check("seed", seed, NonNegativeInt)
-        self.adata: AnnData | None = lines
+        self.seed_ = check("seed", scvi.settings.seed or 0 if seed is None else seed, Seed)
+        self.adata, self.setup = lines, setup
         self.config = DrugConfig(**hyperparameters)
         target_n, self.task = tables.target_of(screen, target_key, task)
         logger.info(f"{type(self).__name__}: {target_key!r} is learned by {self.task}.")
@@ -86,13 +82,11 @@ class DrugModelBase:
         read = np.sort(np.argsort(-self.panel.scale_g, kind="stable")[:n_genes])
         self.module.read_genes.copy_(torch.from_numpy(read))
         self._screen: Any = drugs_nd, lines_n, target_n  # a loaded model has none
-        self._query_lines: AnnData | None = None
-        self.is_trained = False
-        self.history: dict[str, pd.Series] = {}
+        self.is_trained_, self.history = False, None
 
     def _make_module(self) -> DrugModule:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.manual_seed(self.seed_)
             sizes = len(self.panel.gene_ids), len(self.drug_keys)
             return DrugModule(len(self.smiles), len(self.line_names), *sizes, self.config).eval()
 
@@ -118,11 +112,6 @@ class DrugModelBase:
             any is negative or none above 100, ``"counts"`` if all are whole, else ``"tpm"``.
         gene_id_key
             Column of ``adata.var`` with gene identifiers, or ``"var_names"``, the default.
-
-        Raises
-        ------
-        ValueError
-            If values are missing, infinite or negative, or names of lines or genes not unique.
         """
         tables.setup_lines(adata, LineSetup(layer, expression, gene_id_key))
 
@@ -157,8 +146,6 @@ class DrugModelBase:
 
         Raises
         ------
-        ValueError
-            If an argument is invalid, or there are too few rows.
         FloatingPointError
             If the loss is NaN or infinite.
         """
@@ -170,10 +157,10 @@ class DrugModelBase:
             training["max_epochs"] = max_epochs
         how = DrugTraining(**(self.training_defaults | training))
         on = {"device": parse_device(accelerator, device)[2], "progress_bar": enable_progress_bar}
-        fit_rows = partial(fitting.fit, training=how, seed=self.seed, **on)
+        fit_rows = partial(fitting.fit, training=how, seed=self.seed_, **on)
         drugs_nd, lines_n, target_n = self._screen
         parents_d = pd.factorize(np.array(parent_smiles(self.smiles.tolist())))[0]
-        split = validate_on, validation_size, self.seed
+        split = validate_on, validation_size, self.seed_
         is_held_out_n = tables.split_rows(drugs_nd, lines_n, parents_d, *split)
         if len(np.unique(target_n[~is_held_out_n])) < 2:
             raise ValueError(
@@ -181,22 +168,18 @@ class DrugModelBase:
                 f"{self.target_key!r}. Lower `validation_size`, or choose another `validate_on` "
                 "or `seed`."
             )
-        before = self.module
-        try:
-            own_weight = self._own_weights(fit_rows, ~is_held_out_n, parents_d)
-            losses = self._fit(fit_rows, ~is_held_out_n, is_held_out_n)
-            self.module.own_weight.copy_(own_weight)
-            if self.task == "classification":
-                fitting.calibrate(self.module, self._training_rows().at(is_held_out_n))
-        except BaseException:
-            self.module = before  # an earlier training stays intact
-            raise
-        self.history, self.is_trained = _by_epoch(losses), True
+        own_weight = self._own_weights(fit_rows, ~is_held_out_n, parents_d)
+        module, history = self._fit(fit_rows, ~is_held_out_n, is_held_out_n)
+        module.own_weight.copy_(own_weight)
+        if self.task == "classification":
+            fitting.calibrate(module, self._training_rows(module).at(is_held_out_n))
+        # An earlier training stays intact unless all this comes to an end.
+        self.module, self.history, self.is_trained_ = module, history, True
         self.validation_rows = np.flatnonzero(is_held_out_n)
 
     def _fit(
-        self, fit_rows: partial[Losses], is_trained_n: np.ndarray, is_held_out_n: np.ndarray
-    ) -> Losses:
+        self, fit_rows: partial[History], is_trained_n: np.ndarray, is_held_out_n: np.ndarray
+    ) -> tuple[DrugModule, History]:
         """Train a new module on some rows, with early stopping by others."""
         drugs_nd, lines_n, target_n = (part[is_trained_n] for part in self._screen)
         module = self._make_module()
@@ -208,48 +191,45 @@ class DrugModelBase:
         module.start_from_data(features_df)
         if isinstance(module.base, ResponseBase):
             of_items = features_df[:, :FINGERPRINT_BITS], module.line_values.numpy()
-            module.base.fit(*of_items, drugs_nd[:, 0], lines_n, target_n, self.seed)
+            module.base.fit(*of_items, drugs_nd[:, 0], lines_n, target_n, self.seed_)
         elif self.task == "regression":
             module.base.fit(target_n)
-        self.module = module
-        rows = self._training_rows()
-        return fit_rows(module, rows.at(is_trained_n), rows.at(is_held_out_n))
+        rows = self._training_rows(module)
+        return module, fit_rows(module, rows.at(is_trained_n), rows.at(is_held_out_n))
 
     def _own_weights(
-        self, fit_rows: partial[Losses], is_trained_n: np.ndarray, parents_d: np.ndarray
+        self, fit_rows: partial[History], is_trained_n: np.ndarray, parents_d: np.ndarray
     ) -> torch.Tensor:
         """Return ``own_weight``, chosen with a training without a quarter of drugs and lines."""
         drugs_nd, lines_n, target_n = self._screen
         default = torch.full((2,), 0.5)
-        newcomers = fitting.draw_newcomers(parents_d[drugs_nd], lines_n, is_trained_n, self.seed)
+        newcomers = fitting.draw_newcomers(parents_d[drugs_nd], lines_n, is_trained_n, self.seed_)
         # Models of responses have a base that predicts what is new.
         if newcomers is None or isinstance(self.module.base, ResponseBase):
             return default
         is_known_n, has_new_drug_n, has_new_line_n = newcomers
-        known = np.random.default_rng(self.seed).permutation(np.flatnonzero(is_known_n))
-        is_held_out_n = np.zeros(len(lines_n), dtype=bool)
-        is_held_out_n[known[: max(len(known) // 10, 1)]] = True
+        known = np.random.default_rng(self.seed_).permutation(np.flatnonzero(is_known_n))
+        is_held_out_n = np.isin(np.arange(len(lines_n)), known[: max(len(known) // 10, 1)])
         is_fitted_n = is_known_n & ~is_held_out_n
         if len(np.unique(target_n[is_fitted_n])) < 2:
             return default
         fit_rows = partial(fit_rows, description="Training without some drugs and lines")
-        self._fit(fit_rows, is_fitted_n, is_held_out_n)
-        rows = self._training_rows()
-        return fitting.own_weights(self.module, rows.at(has_new_drug_n), rows.at(has_new_line_n))
+        module, _ = self._fit(fit_rows, is_fitted_n, is_held_out_n)
+        rows = self._training_rows(module)
+        return fitting.own_weights(module, rows.at(has_new_drug_n), rows.at(has_new_line_n))
 
-    def _training_rows(self) -> DrugRows:
+    def _training_rows(self, module: DrugModule) -> DrugRows:
         *places, target_n = self._screen
-        rows = self._rows(*places)
+        rows = self._rows(module, *places)
         if self.task == "regression":
-            offset_n, scale_n = fitting.offset_and_scale(self.module, rows)
+            offset_n, scale_n = fitting.offset_and_scale(module, rows)
             target_n = (target_n - offset_n) / scale_n
         rows.target_n = torch.from_numpy(target_n).float()
         rows.has_classes = self.task == "classification"
         return rows
 
-    def _rows(self, drugs_nd: np.ndarray, lines_n: np.ndarray) -> DrugRows:
+    def _rows(self, module: DrugModule, drugs_nd: np.ndarray, lines_n: np.ndarray) -> DrugRows:
         """Return rows of the drugs and lines of the model, by place."""
-        module = self.module
         places = torch.from_numpy(drugs_nd), torch.from_numpy(lines_n)
         are_known = module.drug_is_known.cpu(), module.line_is_known.cpu()
         known_d, known_l = (torch.where(x, torch.arange(len(x)), -1) for x in are_known)
@@ -283,29 +263,25 @@ class DrugModelBase:
         ``"predicted_score"`` or ``"predicted_response"`` in the unit of the screen, and with
         ``"predicted_std"``, the uncertainty of the model (not the noise of the measurement).
 
-        Raises
-        ------
-        ValueError
-            If the model is not trained, or a column, a name or genes are missing.
-
         Examples
         --------
         >>> table = synergy.predict(screen.head(3))
         >>> [column for column in table if column not in screen]
         ['probability', 'predicted_std']
         """
-        if not self.is_trained:
+        if not self.is_trained_:
             raise ValueError("The model is not trained. Call `model.train()` first.")
         tables.check_table(pairs, [*self.drug_keys, self.line_key], "pairs")
         names = tables.smiles_by_name(drugs, self.drugs_by_name)
         smiles, drugs_nd = tables.drugs_of(pairs, self.drug_keys, names)
-        lines = self._query_lines if lines is None else lines
+        if lines is None and self._screen is None:
+            lines = self.adata
         line_names, values_lg = self.line_names, self.module.line_values.cpu()
         if lines is not None:
             values_lg = torch.from_numpy(self._read_lines(lines, min_gene_overlap))
             line_names = [str(name) for name in lines.obs_names]
         lines_n = tables.places_of(line_names, pairs[self.line_key])
-        known = self._rows(drugs_nd, lines_n)
+        known = self._rows(self.module, drugs_nd, lines_n)
         molecules = dict(zip(self.smiles, self.molecules, strict=True))
         new = [text for text in smiles if text not in molecules]
         molecules |= zip(new, read_molecules(new), strict=True)
@@ -358,6 +334,11 @@ class DrugModelBase:
         return result
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the model was trained."""
+        return self.is_trained_
+
+    @property
     def validation(self) -> pd.DataFrame:
         """Truth and predictions of the validation rows, which a loaded model lacks.
 
@@ -366,13 +347,13 @@ class DrugModelBase:
         >>> synergy.validation.columns.tolist()
         ['truth', 'probability', 'predicted_std']
         """
-        if not self.is_trained or self._screen is None:
+        if not self.is_trained_ or self._screen is None:
             raise ValueError(
                 "The model has no validation rows: it was loaded, or not trained. Train it first."
             )
         held_out = self.validation_rows
         truth = pd.DataFrame({"truth": self._screen[2][held_out]}, held_out)
-        return self._add_predictions(truth, self._training_rows().at(held_out))
+        return self._add_predictions(truth, self._training_rows(self.module).at(held_out))
 
     def to_device(self, device: str | int | torch.device) -> None:
         """Move the model.
@@ -398,11 +379,6 @@ class DrugModelBase:
         dir_path, prefix, overwrite
             See :meth:`scxtrimo.model.XTrimoGene.save`.
 
-        Raises
-        ------
-        FileExistsError
-            If there is a model already and ``overwrite`` is false.
-
         Examples
         --------
         >>> synergy.save("my_synergy")
@@ -410,11 +386,13 @@ class DrugModelBase:
         metadata = {name: getattr(self, name) for name in SAVED} | {
             "model_class": type(self).__name__,
             "scxtrimo_version": __version__,
+            "seed": self.seed_,
+            "is_trained": self.is_trained_,
             "config": asdict(self.config),
             "setup": self.setup._asdict(),
             "genes": list(self.panel.gene_ids),
             "smiles": self.smiles.tolist(),
-            "history": {name: values.tolist() for name, values in self.history.items()},
+            "history": {k: losses[k].tolist() for k, losses in (self.history or {}).items()},
         }
         tensors = self.module.state_dict() | {
             "panel.mean": torch.from_numpy(self.panel.mean_g),
@@ -444,13 +422,6 @@ class DrugModelBase:
         -------
         The model, ready to predict.
 
-        Raises
-        ------
-        FileNotFoundError
-            If there is no model.
-        ValueError
-            If the files are damaged, foreign, from a newer version or of another class.
-
         Examples
         --------
         >>> synergy.save("my_synergy")
@@ -466,6 +437,7 @@ class DrugModelBase:
             raise ValueError(f"{dir_path} lacks {missing} and cannot be loaded. Save again.")
         model = cls.__new__(cls)
         vars(model).update({name: metadata[name] for name in SAVED})
+        model.seed_, model.is_trained_ = metadata["seed"], metadata["is_trained"]
         try:
             model.config = DrugConfig(**metadata["config"])
             model.setup = LineSetup(**metadata["setup"])
@@ -480,24 +452,23 @@ class DrugModelBase:
         smiles = canonical_smiles(metadata["smiles"], f"SMILES of the model in {dir_path}")
         model.smiles = np.array([smiles[text] for text in metadata["smiles"]], dtype=str)
         model.molecules = read_molecules(metadata["smiles"])
-        model.history = _by_epoch(metadata["history"])
+        model.history = fitting.by_epoch(metadata["history"]) or None
         model.module = model._make_module()
         _load_tensors(model, tensors, dir_path)
         model.module.to(parse_device(accelerator, device)[2]).eval()
-        model.adata = model._screen = model._query_lines = None
+        model._screen, model.adata = None, adata
         if adata is not None:
             model._read_lines(adata, DEFAULT_MIN_GENE_OVERLAP)  # raises if they do not fit
-            model.adata = model._query_lines = adata
         return model
 
     def __repr__(self) -> str:
         n_parameters = sum(p.numel() for p in self.module.parameters())
         return (
             f"{type(self).__name__} for {self.task} with {n_parameters:,} parameters, "
-            f"{'' if self.is_trained else 'not '}trained\n"
+            f"{'' if self.is_trained_ else 'not '}trained\n"
             f"  drugs: {len(self.smiles):,} ({self.config.drug_input}); cell lines: "
             f"{len(self.line_names):,} ({self.setup.expression}); genes: "
-            f"{len(self.panel.gene_ids):,}\n  members: {self.config.n_members}; seed: {self.seed}"
+            f"{len(self.panel.gene_ids):,}\n  members: {self.config.n_members}; seed: {self.seed_}"
         )
 
 
@@ -505,10 +476,6 @@ def _look_up(wanted: Iterable[str], names: Iterable[str], known: torch.Tensor) -
     """Return the entries of ``known`` under the wanted names, -1 for others."""
     found = dict(zip(names, known.tolist(), strict=True))
     return torch.tensor([found.get(name, -1) for name in wanted])
-
-
-def _by_epoch(losses: Losses) -> dict[str, pd.Series]:
-    return {str(k): v for k, v in pd.DataFrame(losses).rename_axis("epoch").items()}
 
 
 class XTrimoGeneSynergy(DrugModelBase):
@@ -536,14 +503,12 @@ class XTrimoGeneSynergy(DrugModelBase):
     task
         ``"classification"``, ``"regression"``, or ``"auto"``: classification if all are 0 or 1.
     seed
-        Random seed; the same seed gives the same model.
+        Random seed, by default ``scvi.settings.seed``; the same seed gives the same model.
     **hyperparameters
         Fields of :class:`~scxtrimo.drugs.DrugConfig`.
 
     Raises
     ------
-    ValueError
-        If a column, drug or cell line is missing, or a SMILES, label or option invalid.
     ImportError
         If RDKit or PyTorch Geometric is missing: ``pip install "scxtrimo[drug]"``.
 
@@ -552,6 +517,8 @@ class XTrimoGeneSynergy(DrugModelBase):
     >>> scxtrimo.model.XTrimoGeneSynergy.setup_anndata(lines, expression="values")
     >>> model = scxtrimo.model.XTrimoGeneSynergy(lines, screen, n_members=2)
     >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> model.is_trained, len(model.history["validation_loss"])
+    (True, 1)
     >>> swapped = screen.rename(columns={"drug1": "drug2", "drug2": "drug1"})
     >>> bool((model.predict(screen)["probability"] == model.predict(swapped)["probability"]).all())
     True
@@ -570,13 +537,13 @@ class XTrimoGeneSynergy(DrugModelBase):
         drugs: Mapping[str, str] | pd.Series | None = None,
         *,
         task: str = "auto",
-        seed: int = 0,
+        seed: int | None = None,
         **hyperparameters: Any,
     ) -> None:
         if drug1_key == drug2_key:
             raise ValueError(f"drug1_key and drug2_key are both {drug1_key!r}: name two columns.")
         keys = [drug1_key, drug2_key], line_key, label_key
-        super().__init__(lines, screen, *keys, drugs, task, seed, hyperparameters)
+        super().__init__(lines, screen, keys, drugs, task, seed, hyperparameters)
 
 
 class XTrimoGeneDrugResponse(DrugModelBase):
@@ -607,6 +574,8 @@ class XTrimoGeneDrugResponse(DrugModelBase):
     ...     lines, screen, drug_key="drug1", response_key="score", n_members=2
     ... )
     >>> model.train(max_epochs=1, enable_progress_bar=False)
+    >>> model.is_trained, len(model.history["validation_loss"])
+    (True, 1)
     >>> model.predict(screen).columns[-2:].tolist()
     ['predicted_response', 'predicted_std']
     """
@@ -624,9 +593,9 @@ class XTrimoGeneDrugResponse(DrugModelBase):
         response_key: str = "y",
         drugs: Mapping[str, str] | pd.Series | None = None,
         *,
-        seed: int = 0,
+        seed: int | None = None,
         **hyperparameters: Any,
     ) -> None:
         keys = [drug_key], line_key, response_key
         settings = {"drug_input": "fingerprint", "n_members": 2} | hyperparameters
-        super().__init__(lines, screen, *keys, drugs, "regression", seed, settings)
+        super().__init__(lines, screen, keys, drugs, "regression", seed, settings)

@@ -95,12 +95,10 @@ def _read(molecule: Any, generator: Any, functions: dict[str, Any]) -> Molecule:
     ends: list[tuple[int, int]] = []
     bonds: list[list[float]] = []
     for bond in molecule.GetBonds():
-        order = bond.GetBondTypeAsDouble()
         first, second = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
         ends += [(first, second), (second, first)]
-        bonds += 2 * [
-            _one_hot(order, (1.0, 1.5, 2.0, 3.0)) + [bond.GetIsConjugated(), bond.IsInRing()]
-        ]
+        order = _one_hot(bond.GetBondTypeAsDouble(), (1.0, 1.5, 2.0, 3.0))
+        bonds += 2 * [[*order, bond.GetIsConjugated(), bond.IsInRing()]]
     counts = generator.GetCountFingerprintAsNumPy(molecule).astype(np.float32)
     descriptors = np.array([functions[name](molecule) for name in DESCRIPTORS], dtype=np.float32)
     return Molecule(

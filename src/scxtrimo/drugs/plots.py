@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from ..pl._axes import draw_reliability, finish, new_axes
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from ..pl._axes import documents_axes, draw_reliability, finish, new_axes
 
 
 def _same_length(truth: ArrayLike, predicted: ArrayLike) -> pd.DataFrame:
@@ -28,6 +24,7 @@ def _same_length(truth: ArrayLike, predicted: ArrayLike) -> pd.DataFrame:
     return frame
 
 
+@documents_axes
 def probability_calibration(
     truth: ArrayLike,
     probability: ArrayLike,
@@ -43,17 +40,10 @@ def probability_calibration(
         Classes, 0 and 1, and predicted probabilities of class 1.
     n_bins
         Number of bins with equal numbers of rows.
-    ax, show
-        Axes to draw on, by default new ones, and whether to show the figure.
 
     Returns
     -------
     The axes. The title has the expected calibration error: the mean distance from the diagonal.
-
-    Raises
-    ------
-    ValueError
-        If lengths differ, values are missing, or truth is not 0 or 1.
 
     Examples
     --------
@@ -64,12 +54,12 @@ def probability_calibration(
     frame = _same_length(truth, probability)
     if not frame["truth"].isin([0, 1]).all():
         raise ValueError("`truth` must hold 0 and 1 only.")
-    predicted, came_true = (frame[name].to_numpy() for name in ("predicted", "truth"))
-    drawn = draw_reliability(ax, predicted, came_true, n_bins, low=0.0)
-    drawn.set(xlabel="predicted probability", ylabel="fraction synergistic")
-    return finish(drawn, ax is not None, show)
+    columns = frame["predicted"].to_numpy(), frame["truth"].to_numpy()
+    labels = "predicted probability", "fraction synergistic"
+    return draw_reliability(*columns, n_bins, 0.0, labels, ax, show)
 
 
+@documents_axes
 def observed_predicted(
     truth: ArrayLike,
     predicted: ArrayLike,
@@ -85,8 +75,6 @@ def observed_predicted(
         Measured and predicted responses of the same rows.
     unit
         Name and unit of the response, for the axes.
-    ax, show
-        See :func:`probability_calibration`.
 
     Returns
     -------
@@ -100,11 +88,11 @@ def observed_predicted(
     """
     frame = _same_length(truth, predicted)
     truth_n, predicted_n = frame["truth"], frame["predicted"]
-    drawn = new_axes(ax, (3.6, 3.4))
+    ax, show = new_axes(ax, show, (3.6, 3.4))
     ends = [frame.min().min(), frame.max().max()]
-    drawn.plot(ends, ends, color="0.6", linewidth=1)
-    drawn.scatter(predicted_n, truth_n, s=4, alpha=0.4, linewidths=0, rasterized=True)
-    drawn.set(xlabel=f"predicted {unit}", ylabel=f"measured {unit}")
-    drawn.set_title(f"Pearson {truth_n.corr(predicted_n):.3f}", fontsize=10)
-    drawn.grid(alpha=0.3)
-    return finish(drawn, ax is not None, show)
+    ax.plot(ends, ends, color="0.6", linewidth=1)
+    ax.scatter(predicted_n, truth_n, s=4, alpha=0.4, linewidths=0, rasterized=True)
+    ax.set(xlabel=f"predicted {unit}", ylabel=f"measured {unit}")
+    ax.set_title(f"Pearson {truth_n.corr(predicted_n):.3f}", fontsize=10)
+    ax.grid(alpha=0.3)
+    return finish(ax, show)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from sklearn.linear_model import LogisticRegression
@@ -24,6 +25,7 @@ from .molecules import Molecule, collate_molecules
 WARM_UP = 0.1
 MAX_STAND_INS = 32
 MIN_JUDGED = 30
+History = dict[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def fit(
     device: torch.device,
     progress_bar: bool = True,
     description: str = "Training",
-) -> dict[str, list[float]]:
+) -> History:
     """Train a module in place, keep the best weights on the held-out rows, and return losses."""
     history: dict[str, list[float]] = {"train_loss": [], "validation_loss": []}
     module.to(device)
@@ -147,7 +149,13 @@ def fit(
         bar.close()
     module.load_state_dict(weights)
     module.eval()
-    return history
+    return by_epoch(history)
+
+
+def by_epoch(losses: Mapping[str, Sequence[float]]) -> History:
+    """Return losses as scvi-tools has them, a data frame for each."""
+    table = pd.DataFrame(losses).rename_axis("epoch")
+    return {name: table[[name]] for name in losses}
 
 
 def _batches(lines_n: Tensor, training: DrugTraining) -> list[np.ndarray]:

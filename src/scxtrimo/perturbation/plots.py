@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from anndata import AnnData
+from matplotlib.axes import Axes
 
 from ..data.columns import preview
-from ..pl._axes import finish, new_axes
+from ..pl._axes import documents_axes, finish, new_axes
 from .tools import check_effects, perturbation_scores, rank_perturbed_genes
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
-
+@documents_axes
 def perturbation_effects(
     predicted: AnnData,
     observed: AnnData,
@@ -38,26 +35,12 @@ def perturbation_effects(
         Population of cells, if there are several.
     n_labels
         Maximum number of genes to label, those with effects of at least a tenth of the largest.
-    ax
-        Axes to draw on; by default new ones.
-    show
-        Whether to show the figure.
-
-    Returns
-    -------
-    The axes.
-
-    Raises
-    ------
-    ValueError
-        If the perturbation is not in both, or in several populations and none is chosen.
 
     Examples
     --------
     >>> observed = scxtrimo.tl.perturbation_effects(perturbed_cells, "condition")
-    >>> ax = scxtrimo.pl.perturbation_effects(
-    ...     perturbation_model.predict(), observed, "GENE1", show=False
-    ... )
+    >>> predicted = perturbation_model.predict()
+    >>> ax = scxtrimo.pl.perturbation_effects(predicted, observed, "GENE1", show=False)
     >>> ax.get_xlabel()
     'observed effect'
     """
@@ -67,8 +50,7 @@ def perturbation_effects(
     genes = truth.var_names[truth.var_names.isin(one.var_names)]
     x, x_std = (np.asarray(truth[:, genes].layers[name])[0] for name in ("effect", "std"))
     y, y_std = (np.asarray(one[:, genes].layers[name])[0] for name in ("effect", "std"))
-    was_given = ax is not None
-    ax = new_axes(ax, (4.6, 4.4))
+    ax, show = new_axes(ax, show, (4.6, 4.4))
     largest = max(np.abs(x).max(), np.abs(y).max(), 1e-6)
     limits = min(x.min(), y.min()) - 0.1 * largest, max(x.max(), y.max()) + 0.2 * largest
     ax.plot(limits, limits, color="0.75", linewidth=1, zorder=0)
@@ -82,9 +64,10 @@ def perturbation_effects(
         ax.annotate(genes[i], (x[i], y[i]), (3, 3), textcoords="offset points", fontsize=7)
     ax.set(xlim=limits, ylim=limits, xlabel="observed effect", ylabel="predicted effect")
     ax.set_title(f"{perturbation}: r = {scores['pearson']:.2f}, MSE = {scores['mse']:.2g}")
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
+@documents_axes
 def perturbed_genes(
     effects: AnnData,
     perturbation: str,
@@ -99,14 +82,10 @@ def perturbed_genes(
     ----------
     effects
         Effects, observed or predicted.
-    perturbation, population, ax, show
+    perturbation, population
         See :func:`perturbation_effects`.
     n_genes
         Number of genes.
-
-    Returns
-    -------
-    The axes.
 
     Examples
     --------
@@ -116,15 +95,14 @@ def perturbed_genes(
     """
     one = effects[[_row(effects, "effects", perturbation, population)]]
     ranked = rank_perturbed_genes(one, n_genes).sort_values("effect").reset_index()
-    was_given = ax is not None
-    ax = new_axes(ax, (4.2, 0.9 + 0.2 * len(ranked)))
+    ax, show = new_axes(ax, show, (4.2, 0.9 + 0.2 * len(ranked)))
     colors = np.where(ranked["effect"] > 0, "C3", "C0")
     ax.barh(ranked.index, ranked["effect"], xerr=ranked["std"], color=colors, ecolor="0.4")
     ax.set_yticks(ranked.index, ranked["gene"], fontsize=8)
     ax.margins(y=0.01)
     ax.axvline(0, color="0.3", linewidth=0.8)
     ax.set(xlabel="effect on log-normalised expression", title=perturbation)
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
 def _row(effects: AnnData, argument: str, perturbation: str, population: str | None) -> int:

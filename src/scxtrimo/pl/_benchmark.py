@@ -7,9 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..data.vocabulary import preview
-from ._axes import finish, new_axes
+from ._axes import documents_axes, finish, new_axes
 
 
+@documents_axes
 def benchmark(
     table: pd.DataFrame,
     metric: str,
@@ -30,21 +31,10 @@ def benchmark(
         ``benchmarks/`` writes with ``--json``, of one task and dataset.
     metric, group
         Columns of the metric (in records, its name) and of the method.
-    ax, show
-        Axes to draw on, by default new ones; whether to show the figure.
     highlight
         Method to highlight by colour.
     lower_is_better
         Whether low values are better.
-
-    Returns
-    -------
-    The axes.
-
-    Raises
-    ------
-    ValueError
-        If there is no such metric or column, or records are of several tasks or datasets.
 
     Examples
     --------
@@ -64,8 +54,7 @@ def benchmark(
     if is_summary and "spread" in one:
         summary["std"] = one.set_index(group)["spread"]
     summary = summary.sort_values("mean", ascending=lower_is_better, kind="stable")
-    was_given = ax is not None
-    ax = new_axes(ax, (4.6, 0.9 + 0.32 * len(summary)))
+    ax, show = new_axes(ax, show, (4.6, 0.9 + 0.32 * len(summary)))
     colors = ["C1" if name == highlight else "0.7" for name in summary.index]
     y = np.arange(len(summary))
     ax.barh(y, summary["mean"], color=colors, height=0.7)
@@ -85,7 +74,7 @@ def benchmark(
         ax.set_title(str(one["data"].iloc[0]), fontsize=10)
     ax.grid(alpha=0.3, axis="x")
     ax.set_axisbelow(True)
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
 def _of_repeats(table: pd.DataFrame, metric: str, group: str) -> pd.DataFrame:

@@ -13,13 +13,14 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from ..tl._agreement import representation
-from ._axes import finish, new_axes
+from ._axes import documents_axes, finish, new_axes
 
 SEED = 0
 MAX_SIZE = 40  # of points; by default scanpy draws few cells larger than their clusters
 SOURCES_KEY = "scxtrimo_umap"
 
 
+@documents_axes
 def umap(
     adata: AnnData,
     color: str | Sequence[str] | None = None,
@@ -42,19 +43,12 @@ def umap(
         if there is a single representation.
     use_rep
         Representation in ``adata.obsm``. Several make several columns.
-    ax, show
-        Axes to draw a single panel on, by default new ones; whether to show the figure.
     **kwargs
         Passed to :func:`scanpy.pl.embedding`.
 
     Returns
     -------
     The axes; for several panels an array of shape ``(n_colors, n_representations)``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such representation, or ``ax`` is given for several panels.
 
     Examples
     --------
@@ -75,17 +69,17 @@ def umap(
         )
     parts = [representation(adata, name) for name in names]  # raises if one is missing
     bases = [_ensure_umap(adata, *item) for item in zip(names, parts, strict=True)]
-    was_given = ax is not None
     size = min(MAX_SIZE, 120_000 / adata.n_obs)
     options = {"frameon": False, "legend_fontsize": 8, "size": size} | kwargs
     if shape == (1, 1):
-        ax = new_axes(ax, (5.0, 3.6))
+        ax, show = new_axes(ax, show, (5.0, 3.6))
         sc.pl.embedding(adata, bases[0], color=colors[0], ax=ax, show=False, **options)
-        return finish(ax, was_given, show)
+        return finish(ax, show)
+    show = plt.isinteractive() if show is None else show
     if len(names) == 1:
         options = {"wspace": 0.6} | options
         row = sc.pl.embedding(adata, bases[0], color=colors, show=False, **options)
-        finish(row[0], was_given, show)
+        finish(row[0], show)
         return np.array(row)[:, None]
     size_in = (3.2 * shape[1] + 2.0, 3.0 * shape[0])  # with room for legends
     axes = plt.subplots(*shape, figsize=size_in, layout="constrained", squeeze=False)[1]
@@ -98,7 +92,7 @@ def umap(
         if is_last and coloured and options.get("colorbar_loc") is None:
             bar = panel.inset_axes((1.03, 0.1, 0.04, 0.8))
             panel.figure.colorbar(coloured[-1], cax=bar)
-    finish(axes[0, 0], was_given, show)
+    finish(axes[0, 0], show)
     return axes
 
 

@@ -10,11 +10,12 @@ from matplotlib.axes import Axes
 
 from ..data.vocabulary import COVERAGE_KEY, preview
 from ..tl._genes import UNASSIGNED, find_modules, gene_graph
-from ._axes import finish, new_axes
+from ._axes import documents_axes, finish, new_axes
 
 SEED = 0
 
 
+@documents_axes
 def gene_modules(
     embeddings: pd.DataFrame,
     modules: pd.DataFrame | None = None,
@@ -32,12 +33,6 @@ def gene_modules(
         See :func:`scxtrimo.tl.gene_modules`; by default with its defaults.
     n_labels
         Number of genes to name per module.
-    ax, show
-        Axes to draw on, by default new ones; whether to show the figure.
-
-    Returns
-    -------
-    The axes.
 
     Examples
     --------
@@ -64,8 +59,7 @@ def gene_modules(
     module_of = modules["module"].astype(str).reindex(embeddings.index)
     module_of = module_of.map(dict(zip(names, labels, strict=True)))  # missing if unassigned
     genes.obs["module"] = pd.Categorical(module_of.to_numpy(), labels)
-    was_given = ax is not None
-    ax = new_axes(ax, (7.0, max(4.0, 0.22 * len(names) + 0.6)))
+    ax, show = new_axes(ax, show, (7.0, max(4.0, 0.22 * len(names) + 0.6)))
     palette = sc.pl.palettes.default_20 if len(names) <= 20 else sc.pl.palettes.default_102
     options = {"palette": palette, "size": 30, "title": "", "na_in_legend": False}
     sc.pl.umap(genes, color="module", ax=ax, show=False, **options)
@@ -79,9 +73,10 @@ def gene_modules(
         legend.set_title("module: most central genes")
         legend.get_title().set_fontsize(8)
         legend.set_alignment("left")
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
+@documents_axes
 def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = None) -> Axes:
     """Draw how many genes of a model were found in other data.
 
@@ -89,12 +84,6 @@ def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = No
     ----------
     adata
         Data that a model was applied to, with ``adata.uns["scxtrimo_gene_coverage"]``.
-    ax, show
-        Axes to draw on, by default new ones; whether to show the figure.
-
-    Returns
-    -------
-    The axes.
 
     Examples
     --------
@@ -113,8 +102,7 @@ def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = No
     matched, renamed, missing, unused = counts
     shared = [("found by identifier", matched, "C0"), ("under another name", renamed, "C9")]
     bars = [[*shared, ("missing", missing, "C3")], [*shared, ("not used", unused, "0.7")]]
-    was_given = ax is not None
-    ax = new_axes(ax, (6.4, 2.2))
+    ax, show = new_axes(ax, show, (6.4, 2.2))
     total = matched + renamed + max(missing, unused)
     for y, bar in enumerate(bars):
         left = 0
@@ -133,4 +121,4 @@ def gene_coverage(adata: AnnData, ax: Axes | None = None, show: bool | None = No
         fontsize=10,
     )
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=4, fontsize=8, frameon=False)
-    return finish(ax, was_given, show)
+    return finish(ax, show)

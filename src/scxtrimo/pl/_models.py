@@ -17,20 +17,21 @@ from pydantic import PositiveInt
 from scipy.cluster.hierarchy import leaves_list, linkage
 
 from .._validation import check
-from ._axes import finish, new_axes
+from ._axes import documents_axes, finish, new_axes
 
 if TYPE_CHECKING:
     from scvi.model.base import BaseModelClass
 
     from ..model.base import XTrimoGeneBase
 
-LOSSES = ("train_loss", "validation_loss")
+LOSSES = {"train_loss": "training", "validation_loss": "validation"}
 MAX_NAMED = 60
 
 
+@documents_axes
 def training_curves(
     model: BaseModelClass,
-    keys: Sequence[str] = LOSSES,
+    keys: Sequence[str] = tuple(LOSSES),
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
@@ -42,17 +43,6 @@ def training_curves(
         A trained model of any class of ``scxtrimo.model``.
     keys
         Entries of ``model.history``. ``"validation_loss"`` is omitted if there is none.
-    ax, show
-        Axes to draw on, by default new ones; whether to show the figure.
-
-    Returns
-    -------
-    The axes.
-
-    Raises
-    ------
-    ValueError
-        If the model was not trained, or has no such entry.
 
     Examples
     --------
@@ -68,19 +58,17 @@ def training_curves(
         )
     keys = [keys] if isinstance(keys, str) else list(keys)
     drawn = [key for key in keys if key in history]
-    unknown = [key for key in keys if key not in history and key != LOSSES[1]]
+    unknown = [key for key in keys if key not in history and key != "validation_loss"]
     if unknown or not drawn:
         raise ValueError(
             f"keys={unknown or keys} are not in model.history, which has {sorted(history)}."
         )
-    words = {key: key.replace("_", " ") for key in drawn}
-    words |= dict(zip(LOSSES, ("training", "validation"), strict=True))
-    was_given = ax is not None
-    ax = new_axes(ax, (4.2, 3.2))
+    words = {key: LOSSES.get(key, key.replace("_", " ")) for key in drawn}
+    ax, show = new_axes(ax, show, (4.2, 3.2))
     for key in drawn:
-        values = history[key].squeeze(axis=1) if history[key].ndim == 2 else history[key]
+        values = history[key]
         marker = "o" if len(values) < 2 else None  # a line of one point is invisible
-        ax.plot(values.index, values, label=words[key], marker=marker)
+        ax.plot(values.index, np.ravel(values), label=words[key], marker=marker)
     ax.set_xlabel(history[drawn[0]].index.name or "epoch")
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.3)
@@ -89,9 +77,10 @@ def training_curves(
         ax.legend()
     else:
         ax.set_ylabel(words[drawn[0]])
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
+@documents_axes
 def masked_prediction(
     model: XTrimoGeneBase,
     adata: AnnData | MuData | None = None,
@@ -110,8 +99,6 @@ def masked_prediction(
         Cells; by default the validation cells of the model's own data.
     decoder
         Decoder, see :meth:`~scxtrimo.model.XTrimoGene.get_normalized_expression`.
-    ax, show
-        Axes to draw on, by default new ones; whether to show the figure.
 
     Returns
     -------
@@ -129,8 +116,7 @@ def masked_prediction(
     if table.empty:
         raise ValueError("No expressed gene of these cells was masked; choose more cells.")
     x, y = table[name].to_numpy(), table["measured"].to_numpy()
-    was_given = ax is not None
-    ax = new_axes(ax, (4.4, 3.8))
+    ax, show = new_axes(ax, show, (4.4, 3.8))
     low, high = min(0.0, float(x.min())), 1.02 * max(float(x.max()), float(y.max()))
     style: dict[str, Any] = {"bins": "log", "mincnt": 1, "cmap": "viridis", "linewidths": 0.1}
     image = ax.hexbin(x, y, gridsize=45, extent=(low, high, low, high), **style)
@@ -143,7 +129,7 @@ def masked_prediction(
         title += "\n" + _scores("gene mean", table["gene mean"].to_numpy(), y)
     ax.set_title(title, fontsize=10)
     ax.figure.colorbar(image, ax=ax, label="hidden genes", shrink=0.8)
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
 def _scores(name: str, predicted: np.ndarray, truth: np.ndarray) -> str:
@@ -152,15 +138,14 @@ def _scores(name: str, predicted: np.ndarray, truth: np.ndarray) -> str:
     return f"{name}: r = {r:.2f}, MSE = {np.square(predicted - truth).mean():.2f}"
 
 
+@documents_axes
 def value_bins(
     model: XTrimoGeneBase,
     n_bins: int | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
 ) -> Axes:
-    """Draw how a model divides expression values into bins.
-
-    Drawn are the weights of the bins, see :class:`~scxtrimo.nn.AutoDiscretization`.
+    """Draw the weights of the bins of values, see :class:`~scxtrimo.nn.AutoDiscretization`.
 
     Parameters
     ----------
@@ -168,12 +153,6 @@ def value_bins(
         A model.
     n_bins
         Draw only the bins with the greatest weights; by default all.
-    ax, show
-        Axes to draw on, by default new ones; whether to show the figure.
-
-    Returns
-    -------
-    The axes.
 
     Examples
     --------
@@ -189,16 +168,16 @@ def value_bins(
     greatest = np.argsort(-weights_vb.max(axis=0), kind="stable")[:n_bins]
     weights_bv = weights_vb.T[np.sort(greatest)]
     weights_bv = weights_bv[np.argsort(weights_bv.argmax(axis=1), kind="stable")]
-    was_given = ax is not None
-    ax = new_axes(ax, (4.6, 3.6))
+    ax, show = new_axes(ax, show, (4.6, 3.6))
     style: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
     extent, norm = (0, highest, 0, len(weights_bv)), LogNorm(1e-3, 1.0, clip=True)
     image = ax.imshow(weights_bv, "viridis", norm, extent=extent, **style)
     ax.set(xlabel="log-normalised expression", ylabel="bin, by the value of its peak")
     ax.figure.colorbar(image, ax=ax, label="weight of the bin")
-    return finish(ax, was_given, show)
+    return finish(ax, show)
 
 
+@documents_axes
 def attention(attention: pd.DataFrame, ax: Axes | None = None, show: bool | None = None) -> Axes:
     """Draw the attention of the encoder from gene to gene.
 
@@ -207,8 +186,6 @@ def attention(attention: pd.DataFrame, ax: Axes | None = None, show: bool | None
     attention
         Genes x genes, see :meth:`scxtrimo.model.XTrimoGene.get_attention`. Unless values are
         missing, genes with similar attention are put side by side.
-    ax, show
-        Axes to draw on, by default new ones; whether to show the figure.
 
     Returns
     -------
@@ -238,9 +215,8 @@ def attention(attention: pd.DataFrame, ax: Axes | None = None, show: bool | None
         both = np.hstack([values, values.T])  # from and to the gene
         order = leaves_list(linkage(both, "average", optimal_ordering=True))
     names = attention.index.astype(str)[order]
-    was_given = ax is not None
     side = 2.0 + 0.16 * len(names) if len(names) <= MAX_NAMED else 6.0
-    ax = new_axes(ax, (side + 1.2, side))
+    ax, show = new_axes(ax, show, (side + 1.2, side))
     ax.set_facecolor("0.85")  # missing values
     image = ax.imshow(values[np.ix_(order, order)], cmap="viridis", vmin=0)
     named = names if len(names) <= MAX_NAMED else []
@@ -248,4 +224,4 @@ def attention(attention: pd.DataFrame, ax: Axes | None = None, show: bool | None
     ax.set_yticks(range(len(named)), named, fontsize=8)
     ax.set(xlabel="to gene", ylabel="from gene")
     ax.figure.colorbar(image, ax=ax, label="mean attention", shrink=0.8)
-    return finish(ax, was_given, show)
+    return finish(ax, show)

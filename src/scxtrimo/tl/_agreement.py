@@ -47,9 +47,8 @@ def cluster_agreement(
 
     Examples
     --------
-    >>> import scanpy as sc
-    >>> adata = sc.datasets.pbmc68k_reduced()
-    >>> result = scxtrimo.tl.cluster_agreement(adata, "bulk_labels", "X_pca", seeds=(0,))
+    >>> adata.obsm["X_xtrimo"] = model.get_latent_representation()
+    >>> result = scxtrimo.tl.cluster_agreement(adata, "bulk_labels", "X_xtrimo", seeds=(0,))
     >>> 0 < result["ari"] < 1
     True
     """
@@ -58,20 +57,18 @@ def cluster_agreement(
     sc.pp.neighbors(work, use_rep="X")
     best = []
     for seed in seeds:
-        of_seed = []
-        for resolution in resolutions:
-            clusters = leiden(work, resolution, seed)
-            of_seed.append([score(labels, clusters) for score in SCORES])
+        clusterings = (leiden(work, resolution, seed) for resolution in resolutions)
+        of_seed = [[score(labels, clusters) for score in SCORES] for clusters in clusterings]
         best.append(np.max(of_seed, axis=0))
     values = np.stack([np.mean(best, axis=0), np.std(best, axis=0)], axis=1)
     return dict(zip(("ari", "ari_std", "nmi", "nmi_std"), values.ravel().tolist(), strict=True))
 
 
-def leiden(work: AnnData, resolution: float, seed: int) -> pd.Series:
-    """Return the clusters of a graph of neighbours."""
+def leiden(work: AnnData, resolution: float, seed: int, key: str = "leiden") -> pd.Series:
+    """Return the clusters of a graph of neighbours, which ``work.obs`` gets as well."""
     options = {"flavor": "igraph", "n_iterations": 2, "directed": False}
-    sc.tl.leiden(work, resolution=resolution, random_state=seed, **options)
-    return work.obs["leiden"]
+    sc.tl.leiden(work, resolution=resolution, random_state=seed, key_added=key, **options)
+    return work.obs[key]
 
 
 def neighbor_agreement(
@@ -92,10 +89,9 @@ def neighbor_agreement(
 
     Examples
     --------
-    >>> import scanpy as sc
-    >>> adata = sc.datasets.pbmc68k_reduced()
-    >>> scxtrimo.tl.neighbor_agreement(adata, "bulk_labels", "X_pca")["knn_accuracy"] > 0.5
-    True
+    >>> adata.obsm["X_xtrimo"] = model.get_latent_representation()
+    >>> sorted(scxtrimo.tl.neighbor_agreement(adata, "bulk_labels", "X_xtrimo"))
+    ['knn_accuracy', 'knn_macro_f1', 'silhouette']
     """
     x = representation(adata, use_rep).X
     labels = adata.obs[labels_key].astype(str).to_numpy()
