@@ -15,6 +15,7 @@ from ..data.columns import get_column
 from ..nn.layers import normalize_counts
 from ..nn.ragged import RaggedBatch, cells_of, to_tokens
 from .module import LabelPanel
+from .training import draw_per_label
 
 if TYPE_CHECKING:
     from .model import XTrimoGeneAnnotator
@@ -36,7 +37,7 @@ def rank_genes(
     rows, codes = cells_to_explain(model, data, groupby, max_cells)
     panel = model._label_panel(data)
     n_genes, n_labels = len(model.vocabulary), len(model.labels)
-    scores, expressed, expression = torch.zeros(3, n_labels * n_genes, dtype=torch.float64)
+    sums = torch.zeros(3, n_labels * n_genes, dtype=torch.float64)
     max_error = 0.0
     for place, batch in model._batches(data, rows, batch_size, "Explaining"):
         target_c = torch.from_numpy(codes[place]).to(model.device)
@@ -45,13 +46,12 @@ def rank_genes(
         cells_t = cells_of(batch["cu_seqlens"], len(scores_t))
         flat_t = (target_c[cells_t] * n_genes + batch["gene_ids"]).cpu()
         share_t = batch["counts"] / batch["library_size"][cells_t]
-        scores.index_add_(0, flat_t, scores_t.cpu().double())
-        expression.index_add_(0, flat_t, share_t.cpu().double())
-        expressed += flat_t.bincount(minlength=len(expressed))
+        for part, values_t in zip(
+            sums, (scores_t, share_t, torch.ones_like(share_t)), strict=True
+        ):
+            part.index_add_(0, flat_t, values_t.cpu().double())
     n_cells = np.bincount(codes, minlength=n_labels)
-    scores_lg, expressed_lg, expression_lg = (
-        part.view(n_labels, n_genes).numpy() for part in (scores, expressed, expression)
-    )
+    scores_lg, expression_lg, expressed_lg = sums.view(3, n_labels, n_genes).numpy()
     frames = []
     for label in np.flatnonzero(n_cells):
         others = np.arange(n_labels) != label
@@ -77,15 +77,13 @@ def cells_to_explain(
     """Return rows of at most ``max_cells`` cells per label, and the codes of their labels."""
     labels = model.predict(data) if groupby is None else get_column(data.obs, "adata.obs", groupby)
     codes = pd.Index(model.labels).get_indexer(pd.Index(labels))
-    known = np.unique(codes[codes >= 0])
-    if not len(known):
+    rows = np.flatnonzero(codes >= 0)
+    if not len(rows):
         raise ValueError(
             f"None of the labels in adata.obs[{groupby!r}] is one of the model's: "
             f"{model.labels.tolist()}."
         )
-    rng = np.random.default_rng(model.seed_)
-    drawn = [rng.permutation(np.flatnonzero(codes == code))[:max_cells] for code in known]
-    rows = np.sort(np.concatenate(drawn))
+    rows = rows[draw_per_label(codes[rows], model.seed_, lambda n: max_cells)]
     return rows, codes[rows]
 
 
@@ -115,8 +113,8 @@ def attribute(
         internal_batch_size=1,
         return_convergence_delta=True,
     )
-    size = float(scores_st.abs().sum())
-    return scores_st[0].detach(), float(delta.abs().sum()) / max(size, 1e-8)
+    error = float(delta.abs().sum()) / max(float(scores_st.abs().sum()), 1e-8)
+    return scores_st[0].detach(), error
 
 
 def as_scanpy_result(genes: pd.DataFrame, params: dict[str, Any]) -> dict[str, Any]:

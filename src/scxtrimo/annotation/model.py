@@ -97,18 +97,11 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
         Parameters
         ----------
-        adata
-            Data with raw counts, see :meth:`XTrimoGene.setup_anndata`.
         labels_key, unlabeled_category
-            Column of ``adata.obs`` with the labels, and its value in cells without one, besides
-            missing values.
-        layer, batch_key, categorical_covariate_keys, gene_id_key, modality, **kwargs
+            Column of ``adata.obs`` with the labels, at least two of them, and its value in cells
+            without one, besides missing values.
+        adata, layer, batch_key, categorical_covariate_keys, gene_id_key, modality, **kwargs
             See :meth:`XTrimoGene.setup_anndata`.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer than two labels, or as :meth:`XTrimoGene.setup_anndata` does.
         """
         setup_args = {name: value for name, value in locals().items() if name != "kwargs"}
         cls._register(adata, cls._get_setup_method_args(**setup_args), **kwargs)
@@ -144,11 +137,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         -------
         The annotator, to be trained on the labels.
 
-        Raises
-        ------
-        ValueError
-            If the model was not trained, there are no data or no labels, or the data do not fit.
-
         Examples
         --------
         >>> annotator = scxtrimo.model.XTrimoGeneAnnotator.from_xtrimogene_model(
@@ -169,15 +157,10 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             raise TypeError(
                 f"{foreign} cannot be changed in a trained model; choose from {sorted(own)}."
             )
-        return derive_model(
-            cls,
-            model,
-            data,
-            {"labels_key": labels_key, "unlabeled_category": unlabeled_category},
-            [LabelsField(labels_key, unlabeled_category)],
-            XTrimoGeneAnnotatorConfig(**(asdict(model.config_) | hyperparameters)),
-            seed=seed,
-        )
+        own_args = {"labels_key": labels_key, "unlabeled_category": unlabeled_category}
+        fields = cls._own_fields(own_args, own_args)
+        config = XTrimoGeneAnnotatorConfig(**(asdict(model.config_) | hyperparameters))
+        return derive_model(cls, model, data, own_args, fields, config, seed=seed)
 
     def train(  # type: ignore[override]
         self,
@@ -215,13 +198,12 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             the encoder, the pooling and a perceptron with random weights are trained with a
             weighted cross-entropy alone :cite:p:`Gong2023`. By default ``"finetune"`` if an
             argument is given that only applies to it, else ``"linear"``.
-        freeze, layer_decay, lora_rank
-            What is fine-tuned, see :class:`~scxtrimo.train.FinetuningConfig`.
+        freeze, layer_decay, lora_rank, finetuning
+            What is fine-tuned, as single values or all at once, see
+            :class:`~scxtrimo.train.FinetuningConfig`.
         class_weight, label_smoothing, reconstruction_weight
             See :class:`~scxtrimo.annotation.AnnotationConfig`. The class weight applies to the
             linear models as well.
-        finetuning
-            ``freeze``, ``layer_decay`` and ``lora_rank`` at once.
         early_stopping
             Stop a fine-tuning when the macro-averaged F1 score of the validation cells has not
             risen for ``early_stopping_patience`` epochs, and go back to the best epoch.
@@ -233,11 +215,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             from all labelled cells and are calibrated by five-fold cross-validation.
         ckpt_path, optimizer, datasplitter_kwargs, plan_kwargs, **kwargs
             See :meth:`XTrimoGene.train`; ``optimizer`` and ``plan_kwargs`` are for fine-tuning.
-
-        Raises
-        ------
-        ValueError
-            If an argument has an impossible value or does not go with the recipe.
 
         Examples
         --------
@@ -382,10 +359,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
         Parameters
         ----------
-        adata
-            Data, with any genes in any order; by default those of the model.
-        indices, batch_size
-            Rows (or a boolean mask) of the cells, by default all; cells per forward pass.
+        adata, indices, batch_size
+            See :meth:`XTrimoGene.get_latent_representation`.
         soft
             Return the probabilities of all labels instead.
         min_confidence, unknown, hierarchy
@@ -395,11 +370,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         -------
         Array of labels, or with ``soft`` a data frame of calibrated probabilities, shape
         ``(n_cells, n_labels)``.
-
-        Raises
-        ------
-        ValueError
-            If the annotator was not trained, or the data do not fit.
 
         Examples
         --------
@@ -435,12 +405,10 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
         Parameters
         ----------
-        adata
-            Data; by default those of the model.
         key_added
             Column of ``adata.obs`` for the labels; their probabilities go to
             ``key_added + "_confidence"``.
-        min_confidence, unknown, hierarchy, batch_size
+        adata, min_confidence, unknown, hierarchy, batch_size
             See :meth:`predict`.
 
         Examples
@@ -476,8 +444,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
         Parameters
         ----------
-        adata
-            Data; by default those of the model.
+        adata, batch_size
+            See :meth:`predict`.
         groupby
             Column of ``adata.obs`` with the labels to explain; cells whose label the model does
             not know are left out. By default the predicted labels.
@@ -487,19 +455,12 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
             Points along the path; what they miss is the ``max_error`` of the ``params``.
         key_added
             Where in ``adata.uns`` to put the result, as :func:`scanpy.tl.rank_genes_groups` does.
-        batch_size
-            Cells at a time.
 
         Returns
         -------
-        Data frame with the columns ``group``, ``names``, ``scores`` (mean over the cells of the
-        label, in nats), ``logfoldchanges`` (base 2, against the other explained cells) and
-        ``pct_nz_group`` (part of the cells that express the gene), without p-values.
-
-        Raises
-        ------
-        ImportError
-            If captum is not installed.
+        Data frame with the columns ``group``, ``names``, ``scores`` (mean over the cells, in
+        nats), ``logfoldchanges`` (base 2, against the other explained cells) and ``pct_nz_group``
+        (part of the cells that express the gene), without p-values.
 
         Examples
         --------
@@ -519,11 +480,6 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
         These are all labelled cells after cross-validation, else the validation cells; shape
         ``(n_cells, n_labels)``. They are not saved with the model.
-
-        Raises
-        ------
-        ValueError
-            If the annotator was not trained since it was loaded, or no cell was held out.
         """
         return self._held_out_cells()[0]
 

@@ -117,9 +117,8 @@ def labelled_cells(
     labels: ArrayLike, predicted: ArrayLike, confidence: ArrayLike | None = None
 ) -> pd.DataFrame:
     """Return the cells with a label, matched by name if there are names, and who is ``right``."""
-    columns = {"label": pd.Series(labels), "predicted": pd.Series(predicted)}
-    if confidence is not None:
-        columns["confidence"] = pd.Series(confidence)
+    given = {"label": labels, "predicted": predicted, "confidence": confidence}
+    columns = {name: pd.Series(values) for name, values in given.items() if values is not None}
     named = [n for n, c in columns.items() if not isinstance(c.index, pd.RangeIndex)]
     for name in named[1:]:
         index, first = columns[name].index, columns[named[0]].index

@@ -192,6 +192,13 @@ def choose_recipe(
     return recipe, annotation, finetuning
 
 
+def draw_per_label(codes: np.ndarray, seed: int, n_of: Callable[[int], int]) -> np.ndarray:
+    """Return places of ``n_of(n)`` of the n cells of every label, drawn at random and sorted."""
+    rng = np.random.default_rng(seed)
+    places = [rng.permutation(np.flatnonzero(codes == code)) for code in np.unique(codes)]
+    return np.sort(np.concatenate([of_label[: n_of(len(of_label))] for of_label in places]))
+
+
 def split_labelled(
     codes: np.ndarray,
     train_size: float | None,
@@ -204,13 +211,10 @@ def split_labelled(
         split = as_sets(indexing, len(codes))
     else:
         size = 0.9 if train_size is None else check("train_size", train_size, PositiveProbability)
-        rng = np.random.default_rng(seed)
-        is_validation = np.zeros(len(codes), dtype=bool)
-        for code in np.unique(codes):  # -1, unlabelled cells, included
-            rows = rng.permutation(np.flatnonzero(codes == code))
-            n_validation = round((1 - size) * len(rows) - 1e-9)
-            is_validation[rows[:n_validation]] = len(rows) >= 5
-        split = [np.flatnonzero(~is_validation), np.flatnonzero(is_validation), np.arange(0)]
+        validation = draw_per_label(  # of unlabelled cells, too
+            codes, seed, lambda n: round((1 - size) * n - 1e-9) if n >= 5 else 0
+        )
+        split = [np.delete(np.arange(len(codes)), validation), validation, np.arange(0)]
     if early_stopping and not (codes[split[1]] >= 0).any():
         raise ValueError(
             "early_stopping=True needs labelled validation cells, but there are none. Lower "
@@ -248,26 +252,14 @@ def learn_present_labels(model: XTrimoGeneAnnotator) -> None:
 def labels_unchanged_if_interrupted(model: XTrimoGeneAnnotator) -> Iterator[None]:
     """Restore the model, its labels and its classifiers if an exception is raised."""
     heads = model.module.classifier, model.module.gene_classifier
-    attributes = "registry_", "summary_stats", "_adata_manager", "_held_out"
-    with model._unchanged_if_interrupted(*attributes):
+    with model._unchanged_if_interrupted(
+        "registry_", "summary_stats", "_adata_manager", "_held_out"
+    ):
         try:
             yield
         except BaseException:  # the weights are restored into these modules
             model.module.classifier, model.module.gene_classifier = heads
             raise
-
-
-def draw_labelled(rows: np.ndarray, codes: np.ndarray, seed: int) -> np.ndarray:
-    """Return at most about 20,000 of the rows, keeping up to 50 cells of each label."""
-    if len(rows) <= MAX_CELLS:
-        return rows
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for code in np.unique(codes[rows]):
-        of_label = rows[codes[rows] == code]
-        n_kept = max(50, round(MAX_CELLS * len(of_label) / len(rows)))
-        drawn.append(rng.permutation(of_label)[:n_kept])
-    return np.sort(np.concatenate(drawn))
 
 
 class LinearData(NamedTuple):
@@ -278,6 +270,7 @@ class LinearData(NamedTuple):
     codes: np.ndarray  # labels
     blocks: list[int]  # sizes of the groups of features with one scale
     class_weight: ClassWeight
+    gene_weight: float
     seed: int
 
     def rows(self, rows: np.ndarray) -> LinearData:
@@ -294,34 +287,33 @@ class LinearModels(NamedTuple):
     classifier: CellClassifier
     gene_classifier: GeneClassifier
 
-    @classmethod
-    def copy_of(cls, classifier: CellClassifier, gene_classifier: GeneClassifier) -> LinearModels:
-        """Return copies: a fit that fails leaves the originals unchanged."""
-        return cls(deepcopy(classifier).cpu(), deepcopy(gene_classifier).cpu())
-
-    def fit(self, data: LinearData) -> None:
-        """Fit both models."""
-        fit_cell_classifier(self.classifier, data)
+    def fitted(self, data: LinearData) -> LinearModels:
+        """Return fitted copies: a fit that fails leaves the originals unchanged."""
+        models = deepcopy(self)
+        for model in models:
+            model.cpu()
+        fit_cell_classifier(models.classifier, data)
         if data.logged is not None:
-            fit_gene_classifier(self.gene_classifier, data)
+            fit_gene_classifier(models.gene_classifier, data)
+        return models
 
     @torch.no_grad()
-    def log_probabilities(self, data: LinearData, gene_weight: float) -> np.ndarray:
+    def log_probabilities(self, data: LinearData) -> np.ndarray:
         """Return the log of the averaged probabilities, shape ``(n_cells, n_labels)``."""
         log_p_cl = self.classifier(torch.from_numpy(data.features_cf)).log_softmax(dim=1)
         if (logged := data.logged) is not None:
-            parts = (logged.data, logged.indices, logged.indptr)
+            parts = logged.data, logged.indices, logged.indptr
             values, gene_ids, cu_seqlens = map(torch.from_numpy, parts)
             by_genes_cl = self.gene_classifier(values, gene_ids.long(), cu_seqlens)
-            log_p_cl = average_log_probabilities(log_p_cl, by_genes_cl, torch.tensor(gene_weight))
+            gene_weight = torch.tensor(data.gene_weight)
+            log_p_cl = average_log_probabilities(log_p_cl, by_genes_cl, gene_weight)
         return log_p_cl.numpy()
 
 
 def cross_validate(
-    models: LinearModels, data: LinearData, gene_weight: float, after_fold: Callable[[], object]
+    models: LinearModels, data: LinearData, after_fold: Callable[[], object]
 ) -> np.ndarray | None:
     """Return out-of-fold log-probabilities; ``None`` if the labels have too few cells."""
-    log_p_cl = np.empty((len(data.codes), len(models.gene_classifier.bias)), dtype=np.float32)
     n_folds = min(N_FOLDS, int(np.max(np.bincount(data.codes))))
     if n_folds < 2:
         return None
@@ -331,10 +323,10 @@ def cross_validate(
         pairs = list(folds.split(data.codes, data.codes))
     if any(len(np.unique(data.codes[fitted])) < 2 for fitted, _ in pairs):
         return None
+    log_p_cl = np.empty((len(data.codes), len(models.gene_classifier.bias)), dtype=np.float32)
     for fitted, held_out in pairs:
-        of_fold = LinearModels.copy_of(*models)
-        of_fold.fit(data.rows(fitted))
-        log_p_cl[held_out] = of_fold.log_probabilities(data.rows(held_out), gene_weight)
+        of_fold = models.fitted(data.rows(fitted))
+        log_p_cl[held_out] = of_fold.log_probabilities(data.rows(held_out))
         after_fold()
     return log_p_cl
 
@@ -395,7 +387,10 @@ def fit_linear_models(
 ) -> None:
     """Fit the linear models to the labelled cells among ``rows``, and calibrate if asked to."""
     module, seed = model.module, model.seed_
-    rows = draw_labelled(rows[codes[rows] >= 0], codes, seed)
+    rows = rows[codes[rows] >= 0]
+    if (n_rows := len(rows)) > MAX_CELLS:  # about so many then, and up to 50 of each label
+        drawn = draw_per_label(codes[rows], seed, lambda n: max(50, round(MAX_CELLS * n / n_rows)))
+        rows = np.sort(rows[drawn])
     counts = np.bincount(codes[rows], minlength=len(model.labels))
     if few := [f"{model.labels[i]!r} ({counts[i]})" for i in np.flatnonzero(counts < 10)]:
         logger.info(f"Labels with fewer than 10 cells to learn from: {', '.join(few)}.")
@@ -405,15 +400,15 @@ def fit_linear_models(
     features_cf, logged = features_of(model, rows), None
     if gene_weight:
         logged = log_normalize(read_counts(model.adata_manager, rows, len(model.vocabulary)))
-    data = LinearData(features_cf, logged, codes[rows], module.feature_blocks, class_weight, seed)
-    models = LinearModels.copy_of(module.classifier, module.gene_classifier)
+    how = module.feature_blocks, class_weight, gene_weight, seed
+    data = LinearData(features_cf, logged, codes[rows], *how)
+    models = LinearModels(module.classifier, module.gene_classifier)
     n_fits, is_hidden = 1 + N_FOLDS * cross_validated, not model._shows_progress
     text: Any = {"desc": "Fitting linear models", "unit": "fit", "delay": PROGRESS_SECONDS}
     with tqdm(total=n_fits, disable=is_hidden, **text) as bar:
-        models.fit(data)
+        models = models.fitted(data)
         bar.update()
-        if cross_validated:
-            held_out = cross_validate(models, data, gene_weight, bar.update)
+        held_out = cross_validate(models, data, bar.update) if cross_validated else None
     if recipe == "published":
         models.classifier.start_at_random(seed)
     if not module.mean_expression.any() and logged is not None:  # as in published checkpoints
@@ -442,17 +437,16 @@ def set_temperature(
     model: XTrimoGeneAnnotator, log_p_cl: np.ndarray | None, rows: np.ndarray, codes: np.ndarray
 ) -> None:
     """Calibrate on cells that were not learned from, if any, and keep their probabilities."""
-    model.module.temperature.fill_(1.0)
-    model._held_out = None
+    temperature, model._held_out = 1.0, None
     if log_p_cl is not None:
         temperature = fit_temperature(log_p_cl, codes[rows])
-        model.module.temperature.fill_(temperature)
         names = model.adata.obs_names[rows]
         probabilities = softmax(log_p_cl / temperature, axis=1)
         model._held_out = (
             pd.DataFrame(probabilities, index=names, columns=model.labels),
             pd.Series(model.labels[codes[rows]], index=names, name="label"),
         )
+    model.module.temperature.fill_(temperature)
 
 
 def fit_temperature(log_p_cl: np.ndarray, codes: np.ndarray) -> float:

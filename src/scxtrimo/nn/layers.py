@@ -26,22 +26,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.
 
 # How many numbers an array may have. Large arrays come fresh from the system each time, and the
 # zeroing of their pages takes about as long as the arithmetic; small ones stay in the caches.
-MAX_ENTRIES = 2**21
-"""Tokens encoded at a time without gradients, times their width, on a processor."""
-MAX_ENTRIES_ON_GPU = 2**26
-"""The same on a GPU: enough to fill it, and not its memory."""
-MAX_INNER = 2**22
-"""The inner layer of a feed-forward part without gradients, on a processor."""
-MAX_INNER_TRAINED = 2**19
-"""The same in training, where several such arrays are held at a time."""
-MAX_WEIGHTS = 2**24
-"""Attention weights of single heads that are held at a time to be averaged."""
-RECOMPUTED_FROM = 128
-"""Width of a layer from which memory is scarcer than time."""
-WORTH_RECOMPUTING = 512
-"""With fewer rows there is little to store."""
-VARLEN_TOLERANCE = 0.03
-"""Largest difference to plain attention on numbers of about one, in half precision."""
+MAX_ENTRIES = 2**21  # tokens encoded at a time without gradients, times their width
+MAX_ENTRIES_ON_GPU = 2**26  # enough to fill the GPU, and not its memory
+MAX_INNER = 2**22  # inner layer of a feed-forward part without gradients, on a processor
+MAX_INNER_TRAINED = 2**19  # with gradients, where several such arrays are held at a time
+MAX_WEIGHTS = 2**24  # attention weights of single heads that are held to be averaged
+RECOMPUTED_FROM = 128  # width of a layer from which memory is scarcer than time
+WORTH_RECOMPUTING = 512  # with fewer rows there is little to store
+VARLEN_TOLERANCE = 0.03  # for numbers of about one, in half precision
 
 
 def normalize_counts(counts_t: Tensor, library_size_t: Tensor, scale: float = 1e4) -> Tensor:
@@ -107,12 +99,10 @@ class TokenEmbedding(nn.Module):
 def ragged_attention(
     q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
 ) -> Tensor:
-    """Let the queries of every cell attend to the keys of the same cell.
+    """Let the queries of every cell attend to the keys of the same cell, without padding.
 
-    No padding and no mask: the cost is the sum over cells of queries x keys, and a cell's result
-    does not depend on its neighbours. On a GPU in half precision all cells go through one
-    variable-length flash attention; elsewhere one cell follows the other. Queries, keys and
-    values have the shape ``(n_tokens, n_heads, head_width)``; a cell with queries needs a key.
+    Shape ``(n_tokens, n_heads, head_width)``; a cell with queries needs a key. On a GPU in half
+    precision all cells go through one kernel; elsewhere one cell follows the other.
     """
     if can_use_varlen(q_the):
         return varlen_attention(q_the, k_she, v_she, queries, keys)
@@ -144,16 +134,9 @@ def varlen_attention(
     q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
 ) -> Tensor:
     """Attend within all cells at once, in torch's variable-length flash attention."""
-    return varlen_attn(
-        q_the,
-        k_she,
-        v_she,
-        queries.cu_seqlens.int(),
-        keys.cu_seqlens.int(),
-        queries.max_length,
-        keys.max_length,
-        **_batch_invariance(),
-    )
+    boundaries = queries.cu_seqlens.int(), keys.cu_seqlens.int()
+    longest = queries.max_length, keys.max_length
+    return varlen_attn(q_the, k_she, v_she, *boundaries, *longest, **_batch_invariance())
 
 
 def plain_attention(
@@ -162,19 +145,12 @@ def plain_attention(
     """Attend in one cell after the other."""
     # `split` rather than slices: its backward is one concatenation, where every slice would
     # write a full-size gradient of its own.
-    cells = zip(
-        q_the.split(queries.lengths),
-        k_she.split(keys.lengths),
-        v_she.split(keys.lengths),
-        strict=True,
-    )
-    return torch.cat([_attend(q, k, v) for q, k, v in cells])
-
-
-def _attend(q_the: Tensor, k_she: Tensor, v_she: Tensor) -> Tensor:
-    """Attention in one cell."""
-    q, k, v = (x[None].transpose(1, 2) for x in (q_the, k_she, v_she))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[0]
+    parts = q_the.split(queries.lengths), k_she.split(keys.lengths), v_she.split(keys.lengths)
+    attended = []
+    for cell in zip(*parts, strict=True):
+        q, k, v = (x[None].transpose(1, 2) for x in cell)
+        attended.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[0])
+    return torch.cat(attended)
 
 
 @cache
@@ -241,11 +217,7 @@ def _difference(device: torch.device, dtype: torch.dtype, n_heads: int, width: i
 
 
 def attention_among(q_the: Tensor, k_the: Tensor, chosen_n: Tensor) -> Tensor:
-    """Return the attention of chosen tokens of one cell to each other, averaged over the heads.
-
-    float32, shape ``(n_chosen, n_chosen)``, queries in rows; a row sums to the part of the
-    attention that stays among the chosen tokens.
-    """
+    """Return attention among some tokens of one cell, averaged over heads, queries in rows."""
     n_tokens, n_heads, width = k_the.shape
     keys = k_the.float()
     rows = []
@@ -287,10 +259,9 @@ class CrossAttention(nn.Module):
         self, x_td: Tensor, context_sd: Tensor, queries: CellBoundaries, context: CellBoundaries
     ) -> Tensor:
         """Return the attended context, shape ``(n_queries, n_hidden)``."""
-        n_queries, n_keys = x_td.shape[0], context_sd.shape[0]
-        q = self.q(x_td).view(n_queries, self.n_heads, -1)
-        k, v = self.kv(context_sd).view(n_keys, 2, self.n_heads, -1).unbind(1)
-        return self.out(ragged_attention(q, k, v, queries, context).reshape(n_queries, -1))
+        q = self.q(x_td).unflatten(-1, (self.n_heads, -1))
+        k, v = self.kv(context_sd).unflatten(-1, (2, self.n_heads, -1)).unbind(1)
+        return self.out(ragged_attention(q, k, v, queries, context).flatten(1))
 
 
 def in_chunks(function: Callable[..., Tensor], size: int, x_td: Tensor, *others: Tensor) -> Tensor:
@@ -309,8 +280,8 @@ def recomputed(function: Callable, *inputs: Tensor) -> Any:
 class FeedForward(nn.Module):
     """Two linear layers with an activation between them, ``multiplier`` times as wide.
 
-    With ``recompute``, on a processor, the inner layer is computed again for the backward pass
-    instead of kept: half of the memory of a training step for up to a tenth more time.
+    With ``recompute``, on a processor, a training step takes half of the memory and up to a tenth
+    more time: the inner layer is computed again for the backward pass.
     """
 
     def __init__(
@@ -385,10 +356,8 @@ class EncoderLayer(nn.Module):
 class Encoder(nn.Module):
     """A stack of ``EncoderLayer`` and a final layer norm.
 
-    Gong et al. 2023, section 3.3: it "only focuses on the non-zero and non-masked" genes, so its
-    cost does not depend on the number of genes in the panel. With ``recompute``, only the input of
-    every layer is kept for the backward pass: a third more time, a fraction of the memory.
-    Further arguments are those of ``EncoderLayer``.
+    With ``recompute``, only the input of every layer is kept for the backward pass: a third more
+    time, a fraction of the memory. Further arguments are those of ``EncoderLayer``.
     """
 
     def __init__(
@@ -404,26 +373,21 @@ class Encoder(nn.Module):
     def forward(self, x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Encode the tokens of all cells, shape ``(n_tokens, n_hidden)``."""
         cells = CellBoundaries.of(cu_seqlens)
-        if torch.is_grad_enabled() and self._has_gradients(x_td):
+        if torch.is_grad_enabled() and (
+            x_td.requires_grad or any(p.requires_grad for p in self.parameters())
+        ):
             return self._encode(x_td, cells)
-        with torch.no_grad():
+        with torch.no_grad():  # a frozen encoder, too, needs no memory for gradients
             return self._encode_in_groups(x_td, cells)
 
-    def queries_and_keys(
-        self, x_td: Tensor, cu_seqlens: Tensor, layer: int
-    ) -> tuple[Tensor, Tensor]:
+    def queries_and_keys(self, x_td: Tensor, cu_seqlens: Tensor, layer: int) -> tuple[Tensor, ...]:
         """Return queries and keys of a layer, each ``(n_tokens, n_heads, head_width)``."""
         cells = CellBoundaries.of(cu_seqlens)
         for earlier in list(self.layers)[:layer]:
             x_td = earlier(x_td, cells)
         asked = self.layers[layer]
         assert isinstance(asked, EncoderLayer)
-        q_the, k_the, _ = asked.project(x_td)
-        return q_the, k_the
-
-    def _has_gradients(self, x_td: Tensor) -> bool:
-        """Whether anything here is trained; a frozen encoder needs no memory for it."""
-        return x_td.requires_grad or any(p.requires_grad for p in self.parameters())
+        return asked.project(x_td)[:2]
 
     def _encode_in_groups(self, x_td: Tensor, cells: CellBoundaries) -> Tensor:
         on_gpu = x_td.device.type != "cpu"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from .ranges import Fraction, PositiveInt, Probability
 RATE, VISIBLE, TARGET, ZERO, FATE, DONOR = range(6)  # independent streams of random numbers
 WHETHER, MEDIAN, MOLECULE = 10, (11, 12, 13), 14
 EXACT_UP_TO = 256
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the constants of SplitMix64, as int64
 
 
 @dataclass(frozen=True)
@@ -60,40 +62,42 @@ def mask_batch(
 ) -> RaggedBatch:
     """Hide some genes of every cell and name the ones to predict.
 
-    Adds ``visible``, the ``target_*`` entries and, for a decoder over all genes
-    (``tell_hidden``), the ``hidden_*`` entries. Where counts were taken away
-    (:func:`thin_batch`), genes are expressed if something is left, and are to be predicted with
-    all their counts.
+    Adds ``visible``, ``target_*`` and, for a decoder over all genes (``tell_hidden``),
+    ``hidden_*``. After :func:`thin_batch` genes are expressed if something is left, and are to be
+    predicted with all their counts.
     """
     gene_ids, cu_seqlens = batch["gene_ids"], batch["cu_seqlens"]
     input_counts_t = batch.get("input_counts", batch["counts"])
     cells_t = cells_of(cu_seqlens, gene_ids.shape[0])
     key_c = batch["cell_ids"]
     key_t = key_c[cells_t] * n_genes + gene_ids
-
-    def uniform(key: Tensor, stream: int) -> Tensor:
-        return hashed_uniform(key, seed, epoch, stream)
-
-    rate_c = masking.min_rate + (masking.max_rate - masking.min_rate) * uniform(key_c, RATE)
-    expressed_t = input_counts_t > 0
-    hidden_t = expressed_t & (uniform(key_t, VISIBLE) < rate_c[cells_t])
+    uniform = partial(hashed_uniform, seed=seed, epoch=epoch)
+    rate_c = masking.min_rate + (masking.max_rate - masking.min_rate) * uniform(key_c, stream=RATE)
+    hidden_t = (input_counts_t > 0) & (uniform(key_t, stream=VISIBLE) < rate_c[cells_t])
     target_t = hidden_t
     share_c = torch.ones_like(rate_c)
     if masking.max_targets is not None:
         n_hidden_c = lengths_of(select_tokens(hidden_t, cu_seqlens))
         share_c = (masking.max_targets / n_hidden_c.clamp(min=1)).clamp(max=1)
-        target_t = hidden_t & (uniform(key_t, TARGET) < share_c[cells_t])
+        target_t = hidden_t & (uniform(key_t, stream=TARGET) < share_c[cells_t])
+
+    token_keys, order = torch.sort(cells_t * n_genes + gene_ids)
+
+    def find(values_t: Tensor, cells: Tensor, genes: Tensor) -> Tensor:
+        """Look up what is known per token; 0 for genes that have no token."""
+        wanted = cells * n_genes + genes
+        place = torch.searchsorted(token_keys, wanted).clamp(max=len(token_keys) - 1)
+        return torch.where(token_keys[place] == wanted, values_t[order[place]], 0.0)
 
     if masking.zero_rate is None:
         n_draws_c = lengths_of(select_tokens(target_t, cu_seqlens))
     else:
         # Draws of which this fraction of the genes is met at least once
         n_draws_c = torch.full_like(key_c, round(-n_genes * math.log(1 - masking.zero_rate)))
-    find = _TokenFinder(batch, n_genes)
     zero_cells = torch.repeat_interleave(torch.arange(len(key_c), device=key_c.device), n_draws_c)
     draw = torch.arange(len(zero_cells), device=key_c.device)
     draw = draw - (n_draws_c.cumsum(0) - n_draws_c)[zero_cells]
-    drawn = uniform(key_c[zero_cells] * n_genes + draw, ZERO)
+    drawn = uniform(key_c[zero_cells] * n_genes + draw, stream=ZERO)
     zero_genes = (drawn * n_genes).long().clamp(max=n_genes - 1)
     distinct = torch.unique(zero_cells * n_genes + zero_genes)
     zero_cells, zero_genes = distinct // n_genes, distinct % n_genes
@@ -116,9 +120,8 @@ def mask_batch(
     if masking.natural_weights:
         was_zero = find(input_counts_t, target_cells, target_genes) == 0
         zero_share_c = -torch.expm1(-n_draws_c / n_genes)
-        target_weights = 1 / torch.where(
-            was_zero, zero_share_c[target_cells], share_c[target_cells]
-        )
+        rate = torch.where(was_zero, zero_share_c[target_cells], share_c[target_cells])
+        target_weights = 1 / rate
     masked = batch | RaggedBatch(
         visible=~hidden_t,
         target_counts=target_counts,
@@ -129,11 +132,11 @@ def mask_batch(
     if not tell_hidden:
         return masked
     cells_h, genes_h, _, cu_h = with_zeros(hidden_t)
-    fate_h = uniform(key_c[cells_h] * n_genes + genes_h, FATE)
+    fate_h = uniform(key_c[cells_h] * n_genes + genes_h, stream=FATE)
     values_h = torch.full_like(fate_h, torch.nan)
     if masking.replace_rate < 1:
         n_tokens_h = lengths_of(cu_seqlens)[cells_h].long()
-        drawn = uniform(key_c[cells_h] * n_genes + genes_h, DONOR)
+        drawn = uniform(key_c[cells_h] * n_genes + genes_h, stream=DONOR)
         donors_h = cu_seqlens[cells_h] + torch.minimum((drawn * n_tokens_h).long(), n_tokens_h - 1)
         own_h = find(input_counts_t, cells_h, genes_h)
         is_random_h = fate_h < masking.replace_rate + masking.random_rate
@@ -146,44 +149,22 @@ def mask_batch(
     )
 
 
-class _TokenFinder:
-    """Look up what is known per token by cell and gene; 0 for genes that have no token."""
-
-    def __init__(self, batch: RaggedBatch, n_genes: int) -> None:
-        self.n_genes = n_genes
-        cells_t = cells_of(batch["cu_seqlens"], len(batch["gene_ids"]))
-        self.keys, self.order = torch.sort(cells_t * n_genes + batch["gene_ids"])
-
-    def __call__(self, values_t: Tensor, cells: Tensor, genes: Tensor) -> Tensor:
-        wanted = cells * self.n_genes + genes
-        place = torch.searchsorted(self.keys, wanted).clamp(max=len(self.keys) - 1)
-        return torch.where(self.keys[place] == wanted, values_t[self.order[place]], 0.0)
-
-
 def thin_batch(
     batch: RaggedBatch, probability: float, n_genes: int, seed: int, epoch: int
 ) -> RaggedBatch:
-    r"""Take counts away from some cells, as if they had been sequenced less deeply.
+    """Take counts away from some cells, as if they had been sequenced less deeply.
 
-    .. math::
-        \gamma_c \sim \mathrm{Bernoulli}(p), \quad b_c \sim \mathrm{Beta}(2, 2), \quad
-        x'_{cg} \sim \mathrm{Binomial}(x_{cg}, b_c)
-        \text{ where } \gamma_c = 1 \text{, else } x_{cg}
-
-    Adds ``input_counts`` and ``input_library_size``. A cell that would lose all counts keeps
-    them. Hao et al. 2024, read-depth-aware pretraining.
+    With ``probability``, a cell keeps Binomial(x, b) of every x counts, b from Beta(2, 2) (Hao et
+    al. 2024). Adds ``input_*``. A cell that would lose all counts keeps them.
     """
     key_c, cu_seqlens, counts_t = batch["cell_ids"], batch["cu_seqlens"], batch["counts"]
-
-    def uniform(key: Tensor, stream: int) -> Tensor:
-        return hashed_uniform(key, seed, epoch, stream)
-
+    uniform = partial(hashed_uniform, seed=seed, epoch=epoch)
     # The median of three uniform numbers has the distribution Beta(2, 2).
-    rate_c = torch.stack([uniform(key_c, stream) for stream in MEDIAN]).median(0).values
-    rate_c = torch.where(uniform(key_c, WHETHER) < probability, rate_c, 1.0)
+    rate_c = torch.stack([uniform(key_c, stream=stream) for stream in MEDIAN]).median(0).values
+    rate_c = torch.where(uniform(key_c, stream=WHETHER) < probability, rate_c, 1.0)
     cells_t = cells_of(cu_seqlens, len(counts_t))
     key_t = key_c[cells_t] * n_genes + batch["gene_ids"]
-    kept_t = binomial(counts_t, rate_c[cells_t], lambda key: uniform(key, MOLECULE), key_t)
+    kept_t = binomial(counts_t, rate_c[cells_t], partial(uniform, stream=MOLECULE), key_t)
     total_c = sum_per_cell(kept_t, cu_seqlens)
     kept_t = torch.where((total_c > 0)[cells_t], kept_t, counts_t)
     total_c = torch.where(total_c > 0, total_c, batch["library_size"])
@@ -193,10 +174,7 @@ def thin_batch(
 def binomial(
     counts_t: Tensor, rates_t: Tensor, uniform: Callable[[Tensor], Tensor], key_t: Tensor
 ) -> Tensor:
-    """Keep every one of ``counts_t`` molecules with probability ``rates_t``.
-
-    Molecules are drawn one by one; above 256 of a gene, the normal approximation is used.
-    """
+    """Keep each of ``counts_t`` molecules with probability ``rates_t``; many approximately."""
     is_large_t = counts_t > EXACT_UP_TO
     n_t = torch.where(is_large_t, 0, counts_t).long()
     token_m = torch.repeat_interleave(torch.arange(len(n_t), device=n_t.device), n_t)
@@ -213,36 +191,26 @@ def binomial(
 
 
 def hashed_uniform(key: Tensor, seed: int, epoch: int, stream: int) -> Tensor:
-    """Return numbers in [0, 1) that are a pure function of int64 keys and the other arguments.
-
-    The key is mixed with the finaliser of SplitMix64 (Steele et al. 2014).
-    """
-    x = _mix(key + _signed(_mix_int(_mix_int(_mix_int(seed) + epoch) + stream)))
-    return (_shift(x, 40)).to(torch.float32) * 2.0**-24
+    """Return numbers in [0, 1) that are a pure function of int64 keys and the other arguments."""
+    x = _mix((key + _offset(seed, epoch, stream)) * GOLDEN)
+    return _shift(x, 40).to(torch.float32) * 2.0**-24
 
 
-_C1, _C2, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
-_MASK64 = (1 << 64) - 1
+@cache
+def _offset(seed: int, epoch: int, stream: int) -> int:
+    x = torch.tensor(0)
+    for number in (seed, epoch, stream):
+        x = _mix(x + number + GOLDEN)
+    return int(x)
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
+def _mix(x: Tensor) -> Tensor:
+    """Mix int64 numbers with the finaliser of SplitMix64 (Steele et al. 2014)."""
+    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shift(x, 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift; torch shifts int64 arithmetically."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = x * _signed(_GOLDEN)
-    x = (x ^ _shift(x, 30)) * _signed(_C1)
-    x = (x ^ _shift(x, 27)) * _signed(_C2)
-    return x ^ _shift(x, 31)
-
-
-def _mix_int(value: int) -> int:
-    value = (value + _GOLDEN) & _MASK64
-    value = ((value ^ (value >> 30)) * _C1) & _MASK64
-    value = ((value ^ (value >> 27)) * _C2) & _MASK64
-    return value ^ (value >> 31)

@@ -17,15 +17,11 @@ from .layers import FeedForward, in_chunks, recomputed
 from .ragged import EncodedCells, lengths_of, select_tokens
 
 EPSILON = 1e-4
-CHUNK = 2048
-"""Genes that are worked on at a time: bounds the memory whatever the size of the vocabulary."""
+CHUNK = 2048  # genes at a time: bounds the memory whatever the size of the vocabulary
 
 
 def orthogonal_features(n_features: int, n_inputs: int, generator: torch.Generator) -> Tensor:
-    """Draw features of shape ``(n_features, n_inputs)``, orthogonal within blocks.
-
-    Rows have the lengths of Gaussian vectors.
-    """
+    """Draw features, orthogonal within blocks, whose rows are as long as Gaussian vectors."""
     blocks = []
     for _ in range(-(-n_features // n_inputs)):
         q, r = torch.linalg.qr(torch.randn(n_inputs, n_inputs, generator=generator))
@@ -39,16 +35,10 @@ def orthogonal_features(n_features: int, n_inputs: int, generator: torch.Generat
 def exponential_features(
     x_hte: Tensor, features_me: Tensor, is_query: bool
 ) -> tuple[Tensor, Tensor]:
-    r"""Map queries or keys to features whose products estimate the softmax kernel.
+    """Map queries or keys to features whose products estimate the softmax kernel.
 
-    .. math::
-        \phi(x) = \exp(\omega^\top \tilde x - \|\tilde x\|^2 / 2 - s),
-        \quad \tilde x = x / e^{1/4}
-
-    with a stabiliser :math:`s`: the maximum per query, and for keys one over all heads and genes.
-    Equation 7 without the factor :math:`m^{-1/2}`, which cancels in attention. Queries or keys
-    have the shape ``(n_heads, n_genes, head_width)``; returned are features of shape
-    ``(n_heads, n_genes, n_features)`` and the stabiliser.
+    Equation 7 of Choromanski et al. without the factor that cancels in attention. Also returns
+    the stabiliser, a maximum per query, and for keys one over all heads and genes.
     """
     x_hte = x_hte * x_hte.shape[-1] ** -0.25
     projected = x_hte @ features_me.t()
@@ -93,25 +83,18 @@ class FavorAttention(nn.Module):
         return projected.view(len(x_gd), n, self.n_heads, -1).permute(1, 2, 0, 3)
 
     def sum_keys(self, x_gd: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sum over some genes, shape ``(n_genes, n_hidden)``: of keys times values, keys, values.
-
-        Every sum is per head; the stabiliser comes with them.
-        """
+        """Return sums per head of keys times values, keys, and values; and the stabiliser."""
         k, v = self._project(x_gd, 1, 2)
         # Exponentials of scores in bfloat16 would be off by several per cent.
         with torch.autocast(x_gd.device.type, enabled=False):
             v_hge = v.to(self.features.dtype)
-            k_hgm, highest = exponential_features(
-                k.to(self.features.dtype), self.features, is_query=False
-            )
+            k_hge = k.to(self.features.dtype)
+            k_hgm, highest = exponential_features(k_hge, self.features, is_query=False)
             return k_hgm.transpose(1, 2) @ v_hge, k_hgm.sum(1), v_hge.sum(1), highest
 
     def summarize(self, chunks: list[tuple[Tensor, Tensor, Tensor, Tensor]], n_genes: int) -> Any:
-        r"""Return :math:`\sum_g \phi_\epsilon(k_g) [v_g^\top, 1]` from sums over parts of a cell.
-
-        ``chunks`` are results of :meth:`sum_keys`, each with a stabiliser of its own. The result
-        has one for the cell, so that it depends neither on other cells nor on the parts.
-        """
+        """Return the sums over all keys of a cell from those over parts of them."""
+        # One stabiliser for the cell, so that it depends neither on others nor on the parts.
         contexts, normalizers, values, highest = zip(*chunks, strict=True)
         weights = [torch.exp(h - torch.stack(highest).amax()) for h in highest]
         context_hme = sum(w * c for w, c in zip(weights, contexts, strict=True))
@@ -123,10 +106,8 @@ class FavorAttention(nn.Module):
         """Let genes attend to a cell's summary, shape ``(n_queries, n_hidden)``."""
         (q,) = self._project(x_qd, 0, 1)
         with torch.autocast(x_qd.device.type, enabled=False):
-            q_hgm = (
-                exponential_features(q.to(self.features.dtype), self.features, is_query=True)[0]
-                + EPSILON
-            )
+            q_hge = q.to(self.features.dtype)
+            q_hgm = exponential_features(q_hge, self.features, is_query=True)[0] + EPSILON
             attended = (q_hgm @ context_hme) / (q_hgm @ normalizer_hm1)
         return self.out(attended.transpose(0, 1).reshape(len(x_qd), -1))
 
@@ -142,10 +123,7 @@ class PerformerLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(n_hidden)
 
     def forward(self, x_gd: Tensor, rows_q: Tensor | None = None) -> Tensor:
-        """Return the genes of one cell after one layer.
-
-        With ``rows_q`` the layer is evaluated there only; all genes are attended to regardless.
-        """
+        """Return the genes of one cell; at ``rows_q`` alone, which attend to all genes."""
         sums = [recomputed(self._sum_keys, chunk) for chunk in x_gd.split(CHUNK)]
         summary = self.attention.summarize(sums, len(x_gd))
         queries = x_gd if rows_q is None else x_gd.index_select(0, rows_q)
@@ -187,8 +165,8 @@ class Performer(nn.Module):
 class PerformerDecoder(nn.Module):
     """All genes of a cell attend to each other, as published.
 
-    Encoded genes stand where they are in the vocabulary, all others as zeros or masks; the gene
-    embedding is added again. Linear in the number of genes, and by far the most expensive decoder.
+    Encoded genes stand where they are in the vocabulary, all others as zeros or masks. Linear in
+    the number of genes, and by far the most expensive decoder.
     """
 
     max_queries: int | None = None

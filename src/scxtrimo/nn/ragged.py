@@ -20,43 +20,27 @@ from torch import Tensor
 class RaggedBatch(TypedDict, total=False):
     """A batch of cells. Only the first six entries are always there."""
 
-    counts: Tensor
-    """Raw counts of the expressed genes of all cells, float32, shape ``(n_tokens,)``."""
-    gene_ids: Tensor
-    """Their positions in the vocabulary, int64, shape ``(n_tokens,)``."""
-    cu_seqlens: Tensor
-    """Cell boundaries, int32, shape ``(n_cells + 1,)``."""
-    library_size: Tensor
-    """Total counts of every cell, also of genes outside the vocabulary, shape ``(n_cells,)``."""
-    cell_ids: Tensor
-    """Row of every cell in its data, int64; seeds its masks."""
-    categories: Tensor
-    """Codes of batch and covariates, -1 if unknown, int64, shape ``(n_cells, n_covariates)``."""
-    labels: Tensor
-    """Codes of the labels, -1 for none, int64, shape ``(n_cells,)``."""
-    input_counts: Tensor
-    """What the encoder sees of ``counts`` where counts were taken away (thinning)."""
-    input_library_size: Tensor
-    """Totals of ``input_counts``."""
-    depths: Tensor
-    """Target and source depth, log10 of total counts, shape ``(n_cells, 2)``."""
-    scale: float
-    """Total that counts are scaled to before the logarithm; 10,000 if missing."""
-    visible: Tensor
-    """Whether the encoder sees a token, bool, shape ``(n_tokens,)``."""
-    target_counts: Tensor
-    """Counts of the genes to predict, shape ``(n_targets,)``."""
+    counts: Tensor  #: raw counts of the expressed genes, float32, shape ``(n_tokens,)``
+    gene_ids: Tensor  #: their positions in the vocabulary, int64, shape ``(n_tokens,)``
+    cu_seqlens: Tensor  #: cell boundaries, int32, shape ``(n_cells + 1,)``
+    library_size: Tensor  #: total counts of every cell, also of genes outside the vocabulary
+    cell_ids: Tensor  #: row of every cell in its data, int64; seeds its masks
+    categories: Tensor  #: batch and covariates, int64, -1 if unknown, ``(n_cells, n_covariates)``
+    labels: Tensor  #: codes of the labels, int64, -1 for none, shape ``(n_cells,)``
+    input_counts: Tensor  #: what the encoder sees of ``counts`` where some were taken away
+    input_library_size: Tensor  #: totals of ``input_counts``
+    depths: Tensor  #: target and source depth, log10 of total counts, shape ``(n_cells, 2)``
+    scale: float  #: total that counts are scaled to before the logarithm; 10,000 if missing
+    visible: Tensor  #: whether the encoder sees a token, bool, shape ``(n_tokens,)``
+    target_counts: Tensor  #: counts of the genes to predict, shape ``(n_targets,)``
     target_gene_ids: Tensor
     target_weights: Tensor
     target_cu_seqlens: Tensor
-    hidden_values: Tensor
-    """What a Performer is told about masked genes: NaN for the mask, or a value."""
+    hidden_values: Tensor  #: told to a Performer of masked genes: NaN for the mask, or a value
     hidden_gene_ids: Tensor
     hidden_cu_seqlens: Tensor
-    lane: Tensor
-    """Which batch of an accumulated step this is, where a store says so."""
-    epoch: Tensor
-    """Epoch of the batch, where a store says so."""
+    lane: Tensor  #: which batch of an accumulated step this is, where a store says so
+    epoch: Tensor  #: epoch of the batch, where a store says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +107,8 @@ def lengths_of(cu_seqlens: Tensor) -> Tensor:
 
 def cells_of(cu_seqlens: Tensor, n_tokens: int) -> Tensor:
     """Return the cell that owns each token, shape ``(n_tokens,)``, int64."""
-    lengths_c = lengths_of(cu_seqlens)
-    cells_c = torch.arange(lengths_c.shape[0], device=cu_seqlens.device)
-    return torch.repeat_interleave(cells_c, lengths_c, output_size=n_tokens)
+    cells_c = torch.arange(len(cu_seqlens) - 1, device=cu_seqlens.device)
+    return to_tokens(cells_c, cu_seqlens, n_tokens)
 
 
 def to_tokens(x_c: Tensor, cu_seqlens: Tensor, n_tokens: int) -> Tensor:
@@ -153,10 +136,7 @@ def max_per_cell(x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
 
 
 def prepend_tokens(x_td: Tensor, first_cnd: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Put tokens ``first_cnd``, shape ``(n_cells, n_first, ...)``, in front of every cell.
-
-    Returns all tokens and the new cell boundaries.
-    """
+    """Return tokens and boundaries with ``first_cnd``, ``(n_cells, n_first, ...)``, in front."""
     n_tokens, (n_cells, n_first) = x_td.shape[0], first_cnd.shape[:2]
     source_t = torch.empty(n_tokens + n_cells * n_first, dtype=torch.int64, device=x_td.device)
     old_t = torch.arange(n_tokens, device=x_td.device)
@@ -165,7 +145,8 @@ def prepend_tokens(x_td: Tensor, first_cnd: Tensor, cu_seqlens: Tensor) -> tuple
     source_t[first_cn + cu_seqlens[:-1, None]] = n_tokens + first_cn
     # `index_select`, as the backward of plain indexing is not deterministic on CPU.
     joined = torch.cat([x_td, first_cnd.flatten(0, 1).to(x_td.dtype)]).index_select(0, source_t)
-    return joined, cu_seqlens + _shift(cu_seqlens, n_first)
+    shift = n_first * torch.arange(n_cells + 1, device=x_td.device, dtype=cu_seqlens.dtype)
+    return joined, cu_seqlens + shift
 
 
 def drop_first_tokens(x_td: Tensor, cu_seqlens: Tensor, n_first: int) -> tuple[Tensor, Tensor]:
@@ -173,13 +154,7 @@ def drop_first_tokens(x_td: Tensor, cu_seqlens: Tensor, n_first: int) -> tuple[T
     first_cn = cu_seqlens[:-1, None] + torch.arange(n_first, device=x_td.device)
     keep_t = torch.ones(x_td.shape[0], dtype=torch.bool, device=x_td.device)
     keep_t[first_cn.flatten().long()] = False
-    return x_td[keep_t], cu_seqlens - _shift(cu_seqlens, n_first)
-
-
-def _shift(cu_seqlens: Tensor, n_first: int) -> Tensor:
-    return n_first * torch.arange(
-        cu_seqlens.shape[0], device=cu_seqlens.device, dtype=cu_seqlens.dtype
-    )
+    return x_td[keep_t], select_tokens(keep_t, cu_seqlens)
 
 
 def select_tokens(keep_t: Tensor, cu_seqlens: Tensor) -> Tensor:

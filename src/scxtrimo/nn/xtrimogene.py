@@ -34,7 +34,6 @@ from .ragged import (
 )
 from .ranges import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 
-PUBLISHED_TARGET_DEPTH = 4.0
 Pool = Literal["all", "max", "mean", "s", "t"]
 POOLS: tuple[str, ...] = get_args(Pool)
 
@@ -43,51 +42,35 @@ POOLS: tuple[str, ...] = get_args(Pool)
 class NetConfig:
     """Hyper-parameters of the network and its objective."""
 
-    n_hidden: PositiveInt = 64
-    """Width of the encoder and of the gene embeddings."""
-    n_layers: PositiveInt = 2
-    """Depth of the encoder."""
-    n_heads: PositiveInt = 4
-    """Heads of a layer of the encoder; divides ``n_hidden``."""
-    n_bins: PositiveInt = 100
-    """Bins of the auto-discretisation of expression values."""
-    bin_alpha: PositiveFloat = 1.0
-    """Weight of its residual path."""
-    n_pool: PositiveInt = 128
-    """Inner width of the network that turns encoded tokens into the cell vector."""
-    n_latent: PositiveInt = 32
-    """Dimensions of the cell vector and of the latent representation."""
+    n_hidden: PositiveInt = 64  #: width of the encoder and of the gene embeddings
+    n_layers: PositiveInt = 2  #: depth of the encoder
+    n_heads: PositiveInt = 4  #: heads of a layer of the encoder; divides ``n_hidden``
+    n_bins: PositiveInt = 100  #: bins of the auto-discretisation of expression values
+    bin_alpha: PositiveFloat = 1.0  #: weight of its residual path
+    n_pool: PositiveInt = 128  #: inner width of the network that turns tokens into cell vectors
+    n_latent: PositiveInt = 32  #: dimensions of the cell vector and of the latent representation
+    #: Decoder of masked genes; ``"performer"`` is the published one.
     imputation_decoder: Literal["cross_attention", "performer"] = "cross_attention"
-    """Decoder of masked genes; ``"performer"`` is the published one."""
-    n_decoder_hidden: PositiveInt = 64
-    """Width of this decoder."""
-    n_decoder_layers: PositiveInt = 1
-    """Depth of this decoder."""
-    n_decoder_heads: PositiveInt = 4
-    """Heads of a layer of this decoder; divides ``n_decoder_hidden``."""
+    n_decoder_hidden: PositiveInt = 64  #: width of this decoder
+    n_decoder_layers: PositiveInt = 1  #: depth of this decoder
+    n_decoder_heads: PositiveInt = 4  #: heads of a layer of it; divides ``n_decoder_hidden``
+    #: Width of a head of the Performer; by default ``n_decoder_hidden / n_decoder_heads``.
     decoder_head_width: PositiveInt | None = None
-    """Width of a head of the Performer; by default ``n_decoder_hidden / n_decoder_heads``."""
-    redraw_features_every: PositiveInt = 1000
-    """Steps of training after which the Performer gets other random features."""
+    redraw_features_every: PositiveInt = 1000  #: training steps with the same random features
+    #: Add tokens of the target and the source depth, and train on cells of which counts were taken
+    #: away :cite:p:`Hao2024`. Needed to ask for a ``target_depth``.
     read_depth_aware: bool = False
-    """Add tokens of the target and the source depth, and train on cells of which counts were taken
-    away :cite:p:`Hao2024`. Needed to ask for a ``target_depth``."""
+    #: Width of the embedding of batch and covariates, used by the bottleneck decoder only.
     n_covariate: PositiveInt = 8
-    """Width of the embedding of batch and covariates, used by the bottleneck decoder only."""
+    #: What is trained: the likelihood of all counts given the cell vector, the regression of
+    #: masked genes, or both. A decoder that is not trained does not exist. With ``"masked"`` only,
+    #: as published, there is no learned pooling: the latent representation is the published one.
     objective: Literal["counts+masked", "counts", "masked"] = "counts+masked"
-    """What is trained: the likelihood of all counts given the cell vector, the regression of
-    masked genes, or both. A decoder that is not trained does not exist. With ``"masked"`` alone,
-    as published, there is no learned pooling: the latent representation is the published one."""
-    likelihood_weight: NonNegativeFloat = 1.0
-    """Weight of the count likelihood."""
-    imputation_weight: NonNegativeFloat = 1.0
-    """Weight of the masked regression."""
-    activation: Activation = "gelu"
-    """Activation of the feed-forward layers of the encoder."""
-    norm_first: bool = True
-    """Pre-norm encoder; false for post-norm, as published."""
-    dropout: Fraction = 0.0
-    """Dropout of the encoder."""
+    likelihood_weight: NonNegativeFloat = 1.0  #: weight of the count likelihood
+    imputation_weight: NonNegativeFloat = 1.0  #: weight of the masked regression
+    activation: Activation = "gelu"  #: activation of the feed-forward layers of the encoder
+    norm_first: bool = True  #: pre-norm encoder; false for post-norm, as published
+    dropout: Fraction = 0.0  #: dropout of the encoder
 
     @property
     def has_bottleneck(self) -> bool:
@@ -111,37 +94,30 @@ class CellPooling(nn.Module):
 
     def forward(self, tokens_td: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Return cell vectors, shape ``(n_cells, n_latent)``; the cell token comes first."""
-        summary = [
-            tokens_td.index_select(0, cu_seqlens[:-1]),
-            mean_per_cell(tokens_td, cu_seqlens),
-            max_per_cell(tokens_td, cu_seqlens),
-        ]
-        return self.mlp(torch.cat(summary, dim=-1))
+        cell_token_cd = tokens_td.index_select(0, cu_seqlens[:-1])
+        pooled = mean_per_cell(tokens_td, cu_seqlens), max_per_cell(tokens_td, cu_seqlens)
+        return self.mlp(torch.cat([cell_token_cd, *pooled], dim=-1))
 
 
 def pool_tokens(cells: EncodedCells, pool: str, n_special: int) -> Tensor:
     """Summarise the tokens of every cell without parameters, as the published code does.
 
-    ``pool`` is one of ``POOLS``: the token of the source or target depth (``"s"``, ``"t"``),
-    the maximum over all tokens, the mean over the genes; ``"all"`` is S, T, maximum and mean over
-    the genes, shape ``(n_cells, 4 * n_hidden)``. ``n_special`` tokens precede the genes.
+    ``pool``: the token of the source or target depth (``"s"``, ``"t"``), the maximum over all
+    tokens, the mean over the genes; ``"all"`` is S, T, maximum and mean over the genes, shape
+    ``(n_cells, 4 * n_hidden)``. ``n_special`` tokens precede the genes.
     """
     tokens_td, cu_seqlens = cells.tokens_td, cells.cu_seqlens
-    first_c = cu_seqlens[:-1].long()
-    if pool == "s":
-        return tokens_td[first_c + n_special - 1]
-    if pool == "t":
-        return tokens_td[first_c + n_special - 2]
+    if pool in ("s", "t"):
+        return tokens_td[cu_seqlens[:-1].long() + n_special - (1 if pool == "s" else 2)]
     if pool == "max":
         return max_per_cell(tokens_td, cu_seqlens)
-    genes_td, cu_genes = drop_first_tokens(tokens_td, cu_seqlens, n_special)
+    genes = drop_first_tokens(tokens_td, cu_seqlens, n_special)
     if pool == "mean":
-        return mean_per_cell(genes_td, cu_genes)
+        return mean_per_cell(*genes)
     if pool != "all":
         raise ValueError(f"pool={pool!r} must be one of {list(POOLS)}.")
-    parts = [pool_tokens(cells, "s", n_special), pool_tokens(cells, "t", n_special)]
-    parts += [max_per_cell(genes_td, cu_genes), mean_per_cell(genes_td, cu_genes)]
-    return torch.cat(parts, dim=-1)
+    s_and_t = [pool_tokens(cells, token, n_special) for token in ("s", "t")]
+    return torch.cat([*s_and_t, max_per_cell(*genes), mean_per_cell(*genes)], dim=-1)
 
 
 class BottleneckDecoder(nn.Module):
@@ -150,8 +126,8 @@ class BottleneckDecoder(nn.Module):
     .. math::
         \log \rho_{cg} = \log\mathrm{softmax}_g(q_g^\top [z_c, k_c] + b_g)
 
-    with :math:`q_g` linear in the gene embedding. As the cell vector is all the decoder sees, it
-    has to describe the whole cell: this decoder is what makes the cell vector.
+    with :math:`q_g` linear in the gene embedding. As the cell vector is all it sees, this decoder
+    is what makes the cell vector describe the whole cell.
     """
 
     max_queries: int | None = None
@@ -183,8 +159,7 @@ class BottleneckDecoder(nn.Module):
 class CrossAttentionDecoder(nn.Module):
     """Queries of masked genes attend to the encoded tokens of their cell."""
 
-    max_queries: int | None = 2**15
-    """Queries that are worth asking at a time, to bound the memory."""
+    max_queries: int | None = 2**15  # that are worth asking at a time, to bound the memory
 
     def __init__(self, n_hidden: int, n_context: int, n_layers: int, n_heads: int) -> None:
         super().__init__()
@@ -198,10 +173,9 @@ class CrossAttentionDecoder(nn.Module):
     def forward(
         self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
     ) -> Tensor:
-        """Predict the queried genes on the scale ``log1p(counts per 10,000)``.
+        """Predict ``log1p(counts per 10,000)`` of genes ``gene_ids_t``, shape ``(n_queries,)``.
 
-        ``genes_gd`` are the embeddings of all positions, ``gene_ids_t`` the queries of all cells
-        with boundaries ``cu_queries``; the result has the shape ``(n_queries,)``.
+        ``genes_gd`` are the embeddings of all positions, ``cu_queries`` the boundaries of cells.
         """
         if len(gene_ids_t) > len(genes_gd):  # every gene is asked for in several cells
             x_td = F.embedding(gene_ids_t, self.to_query(genes_gd))
@@ -234,11 +208,9 @@ class XTrimoGeneNet(nn.Module):
             + w_i \, \mathrm{mean}_{(c, g) \in T} (\hat v_{cg} - v_{cg})^2
 
     The first term is the multinomial likelihood of all counts of a cell given its cell vector, per
-    count; the second the masked regression through the imputation decoder. The encoder sees
-    unmasked genes only, in both. Published models have the second term alone.
-
-    ``n_categories`` has the number of categories of each covariate, ``seed`` is that of the random
-    features of a Performer, and ``**fields`` are fields of ``config`` to replace.
+    count; the second the masked regression through the imputation decoder, which published models
+    have alone. ``n_categories`` has the number of categories of each covariate, ``seed`` is that
+    of the random features of a Performer, ``**fields`` are fields of ``config`` to replace.
     """
 
     def __init__(
@@ -302,7 +274,13 @@ class XTrimoGeneNet(nn.Module):
             reconstruction_c = mean_per_cell(error_t[:, None], batch["target_cu_seqlens"])[:, 0]
         if self.bottleneck is not None:
             log_rates_cg = self.bottleneck.log_rates(cells, self.positions)
-            reconstruction_c = self._negative_log_likelihood(batch, log_rates_cg)
+            counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
+            flat_t = cells_of(cu_seqlens, len(counts_t)) * self.n_genes + batch["gene_ids"]
+            # `index_select`, as the backward of plain indexing is not deterministic on CPU.
+            log_rates_t = log_rates_cg.flatten().index_select(0, flat_t)
+            # Multinomial, without the terms that only depend on the counts
+            log_likelihood_c = sum_per_cell(counts_t * log_rates_t, cu_seqlens)
+            reconstruction_c = -log_likelihood_c / batch["library_size"]
             terms.append(self.config.likelihood_weight * reconstruction_c.mean())
         return Losses(torch.stack(terms).sum(), reconstruction_c, metrics)
 
@@ -311,29 +289,28 @@ class XTrimoGeneNet(nn.Module):
         cells = self.encode(**self.inputs(batch), categories_cv=batch.get("categories"))
         if "hidden_gene_ids" not in batch or not isinstance(self.imputation, PerformerDecoder):
             return cells
-        return self.hide(
-            cells, batch["hidden_values"], batch["hidden_gene_ids"], batch["hidden_cu_seqlens"]
-        )
+        # A Performer is told which genes are masked: by the mask, or by another value.
+        values_t = batch["hidden_values"]
+        known_td = self.embedding.value(values_t.nan_to_num(0.0))
+        tokens_td = torch.where(values_t.isnan()[:, None], self.imputation.mask, known_td)
+        hidden = HiddenGenes(tokens_td, batch["hidden_gene_ids"], batch["hidden_cu_seqlens"])
+        return cells._replace(hidden=hidden)
 
     def inputs(self, batch: RaggedBatch) -> dict[str, Any]:
         """Return what ``embed`` takes of a batch: what is visible."""
         # Where counts were taken away, the encoder sees what is left.
         counts_t = batch.get("input_counts", batch["counts"])
         library_size_c = batch.get("input_library_size", batch["library_size"])
-        keep_t = counts_t > 0
-        if "visible" in batch:
-            keep_t = keep_t & batch["visible"]
-        inputs: dict[str, Any] = {
+        keep_t = (counts_t > 0) & batch.get("visible", True)
+        measured_cd = torch.stack([batch["library_size"], library_size_c], dim=1).log10()
+        return {
             "counts_t": counts_t[keep_t],
             "gene_ids_t": batch["gene_ids"][keep_t],
             "cu_seqlens": select_tokens(keep_t, batch["cu_seqlens"]),
             "library_size_c": library_size_c,
+            "depths_cd": batch.get("depths", measured_cd),
+            "scale": batch.get("scale", 1e4),
         }
-        if self.config.read_depth_aware:
-            measured_cd = torch.stack([batch["library_size"], library_size_c], dim=1).log10()
-            inputs["depths_cd"] = batch.get("depths", measured_cd)
-            inputs["scale"] = batch.get("scale", 1e4)
-        return inputs
 
     def encode(
         self,
@@ -347,11 +324,8 @@ class XTrimoGeneNet(nn.Module):
     ) -> EncodedCells:
         """Encode genes that the encoder may see.
 
-        ``library_size_c`` are total counts, masked genes included. ``categories_cv`` are codes of
-        the covariates; -1, a category that was not trained on, is given the average of the trained
-        ones. ``depths_cd`` are target and source depth, log10 of total counts; a network that is
-        aware of the read depth needs them. Counts of a cell are scaled to ``scale`` before the
-        logarithm. Only ``covariates_ck`` of the result depends on the categories.
+        ``library_size_c`` are total counts, masked genes included; ``categories_cv`` codes of the
+        covariates, -1 if unknown; ``depths_cd`` log10 of target and source depth, where needed.
         """
         x_td, cu_seqlens, ids_t = self.embed(
             counts_t, gene_ids_t, cu_seqlens, library_size_c, depths_cd, scale
@@ -376,10 +350,7 @@ class XTrimoGeneNet(nn.Module):
         depths_cd: Tensor | None = None,
         scale: float = 1e4,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the encoder reads: tokens, special ones first, boundaries, positions.
-
-        Positions are those in the gene embeddings, -1 for the cell token.
-        """
+        """Return tokens, special ones first, boundaries, and positions, -1 for the cell token."""
         n_cells = library_size_c.shape[0]
         library_size_t = to_tokens(library_size_c, cu_seqlens, counts_t.shape[0])
         values_t, ids_t = normalize_counts(counts_t, library_size_t, scale), gene_ids_t
@@ -396,18 +367,6 @@ class XTrimoGeneNet(nn.Module):
             x_td, cu_seqlens = prepend_tokens(x_td, cell_c1d, cu_seqlens)
         return x_td, cu_seqlens, ids_t
 
-    def hide(
-        self, cells: EncodedCells, values_t: Tensor, gene_ids_t: Tensor, cu_seqlens: Tensor
-    ) -> EncodedCells:
-        """Tell a Performer which genes the encoder did not see because they are masked.
-
-        ``values_t`` are put in place of theirs: NaN for the mask, or a log-normalised value.
-        """
-        assert isinstance(self.imputation, PerformerDecoder)
-        known_td = self.embedding.value(values_t.nan_to_num(0.0))
-        tokens_td = torch.where(values_t.isnan()[:, None], self.imputation.mask, known_td)
-        return cells._replace(hidden=HiddenGenes(tokens_td, gene_ids_t, cu_seqlens))
-
     @property
     def positions(self) -> Tensor:
         """Embeddings of all genes and depth tokens, as decoders take them."""
@@ -421,38 +380,23 @@ class XTrimoGeneNet(nn.Module):
     @property
     def decoders(self) -> dict[str, Decoder]:
         """The decoders by name."""
-        decoders: dict[str, Decoder] = {}
-        if self.bottleneck is not None:
-            decoders["bottleneck"] = self.bottleneck
-        if self.imputation is not None:
-            decoders[self.config.imputation_decoder] = self.imputation
-        return decoders
+        decoders = {"bottleneck": self.bottleneck, self.config.imputation_decoder: self.imputation}
+        return {name: decoder for name, decoder in decoders.items() if decoder is not None}
 
     def _embed_covariates(self, categories_cv: Tensor | None, nothing_c0: Tensor) -> Tensor:
-        """Sum the embeddings of all covariates; nothing if the network has none."""
+        """Sum the embeddings of all covariates; a category that is not known is an average one."""
         assert self.bottleneck is not None
-        n_covariate = self.bottleneck.covariate_loadings.shape[1]
-        covariates_ck = nothing_c0.new_zeros(nothing_c0.shape[0], n_covariate)
+        n_cells, n_covariate = len(nothing_c0), self.bottleneck.covariate_loadings.shape[1]
+        covariates_ck = nothing_c0.new_zeros(n_cells, n_covariate)
+        if categories_cv is None:
+            categories_cv = covariates_ck.new_full((n_cells, len(self.covariates)), -1).long()
         for i, table in enumerate(self.covariates):
             assert isinstance(table, nn.Embedding)
-            average_k = table.weight.mean(0)
-            if categories_cv is None:
-                covariates_ck = covariates_ck + average_k
-                continue
             category_c = categories_cv[:, i]
-            known_ck = table(category_c.clamp(min=0))
             covariates_ck = covariates_ck + torch.where(
-                category_c[:, None] < 0, average_k, known_ck
+                category_c[:, None] < 0, table.weight.mean(0), table(category_c.clamp(min=0))
             )
         return covariates_ck
-
-    def _negative_log_likelihood(self, batch: RaggedBatch, log_rates_cg: Tensor) -> Tensor:
-        """Multinomial, per count, without the terms that only depend on the counts."""
-        counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
-        flat_t = cells_of(cu_seqlens, len(counts_t)) * self.n_genes + batch["gene_ids"]
-        # `index_select`, as the backward of plain indexing is not deterministic on CPU.
-        log_rates_t = log_rates_cg.flatten().index_select(0, flat_t)
-        return -sum_per_cell(counts_t * log_rates_t, cu_seqlens) / batch["library_size"]
 
 
 def target_values(batch: RaggedBatch) -> Tensor:
@@ -462,15 +406,11 @@ def target_values(batch: RaggedBatch) -> Tensor:
 
 
 class XTrimoGeneModule(nn.Module):
-    """The network with what it keeps of the training data; state dicts of models are those of it.
-
-    Whether the first covariate is the batch, ``has_batches`` says. The model attaches the latent
-    space.
-    """
+    """The network with what it keeps of the training data, as models save it."""
 
     is_read: Tensor  # genes the encoder reads, bool, shape (n_genes,)
     mean_expression: Tensor  # of the training cells, log-normalised
-    typical_depth: Tensor  # median of the log10 total counts
+    typical_depth: Tensor  # median of the log10 total counts; 4 for published models
 
     def __init__(
         self,
@@ -484,12 +424,12 @@ class XTrimoGeneModule(nn.Module):
         self.n_genes = n_genes
         self.config = config
         self.seed = seed
-        self.has_batches = has_batches
+        self.has_batches = has_batches  # as the first covariate
         self.net = XTrimoGeneNet(n_genes, config, n_categories=n_categories, seed=seed)
-        self.latent_space: Any = None
+        self.latent_space: Any = None  # the model attaches it
         self.register_buffer("is_read", torch.ones(n_genes, dtype=torch.bool))
         self.register_buffer("mean_expression", torch.zeros(n_genes))
-        self.register_buffer("typical_depth", torch.tensor(PUBLISHED_TARGET_DEPTH))
+        self.register_buffer("typical_depth", torch.tensor(4.0))
 
     def forward(self, batch: RaggedBatch) -> Losses:
         """Return the objective of a masked batch."""
@@ -506,9 +446,7 @@ class XTrimoGeneModule(nn.Module):
     def readable(self, batch: RaggedBatch) -> RaggedBatch:
         """Return a batch of which only the genes that the encoder reads are visible."""
         is_read_t = self.is_read[batch["gene_ids"]]
-        if "visible" in batch:
-            is_read_t = is_read_t & batch["visible"]
-        return batch | RaggedBatch(visible=is_read_t)
+        return batch | RaggedBatch(visible=is_read_t & batch.get("visible", True))
 
     @property
     def device(self) -> torch.device:
