@@ -179,3 +179,8 @@ def test_what_is_wrong_is_said(lines, screen):
         make_model(lines, screen, drug_key="name")
     with pytest.raises(ValueError, match="'NOWHERE'"):
         make_model(lines, screen.assign(cell="NOWHERE"))
+
+
+def test_the_former_name_of_the_seed_still_works(model):
+    with pytest.warns(FutureWarning, match="`seed` is now `seed_`"):
+        assert model.seed == model.seed_

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -337,6 +338,12 @@ class DrugModelBase:
     def is_trained(self) -> bool:
         """Whether the model was trained."""
         return self.is_trained_
+
+    @property
+    def seed(self) -> int:
+        """Former name of ``seed_``."""
+        warnings.warn("`seed` is now `seed_`.", FutureWarning, stacklevel=2)
+        return self.seed_
 
     @property
     def validation(self) -> pd.DataFrame:
