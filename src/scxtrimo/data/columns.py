@@ -62,8 +62,7 @@ def categories_of(column: pd.Series, key: str | None) -> np.ndarray:
             "value, replace it by NaN or remove these cells."
         )
     if isinstance(column.dtype, pd.CategoricalDtype):
-        kept = set(values)
-        ordered = [value for value in column.cat.categories if value in kept]
+        ordered = list(column.cat.remove_unused_categories().cat.categories)
     else:
         is_text = any(isinstance(value, str) for value in values)
         ordered = sorted(values, key=canonical if is_text else None)

@@ -53,10 +53,8 @@ def read_cells(
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing at ``path``.
     ValueError
-        If it is damaged, of another format, or has no such modality.
+        If the file is damaged, of another format, or has no such modality.
 
     Examples
     --------
