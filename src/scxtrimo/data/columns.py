@@ -89,11 +89,7 @@ def from_text(categories: Sequence[str] | np.ndarray, kind: str) -> np.ndarray:
 
 
 def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Return the position (int64) of every value among known categories, -1 if missing or unknown.
-
-    A value is the category with the same text or, failing that, the only category with the same
-    meaning: numbers and booleans from a text file may read ``"1.0"``, ``"01"`` or ``"TRUE"``.
-    """
+    """Return the place of every value among categories, by text or else by meaning; -1 if none."""
     exact: dict[str, int] = {}
     meant: dict[str | float, int] = {}
     for i, name in enumerate(categories):
@@ -106,7 +102,7 @@ def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.nd
 
 
 def _meaning(text: str) -> str | float:
-    """Return the number that a text stands for, or the text without surrounding spaces."""
+    """Return the number that a text (``"01"``, ``"TRUE"``) stands for, or the text stripped."""
     text = text.strip()
     if text.lower() in ("true", "false"):
         return float(text.lower() == "true")

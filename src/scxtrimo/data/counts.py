@@ -108,10 +108,7 @@ def _layer_names(adata: AnnData) -> list[str]:
 
 
 def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = None) -> np.ndarray:
-    """Check that all counts are raw counts of non-empty cells; return the sum of every column.
-
-    Counts of columns that are not ``used`` (bool) do not make a cell non-empty.
-    """
+    """Refuse counts that are not raw and cells without any (in columns ``used``); return sums."""
     field = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(

@@ -282,30 +282,30 @@ class RaggedDataManager(AnnDataManager):
         return Subset(dataset, as_rows(indices, len(dataset)).tolist())
 
 
-def _parts(manager: RaggedDataManager) -> dict[tuple[str, ...], Any]:
-    """Return names of cells and genes, and registered columns, ``None`` where one is missing."""
-    adata = manager.adata
-    parts: dict[Any, Any] = {("obs_names",): adata.obs_names, ("var_names",): adata.var_names}
-    for field in manager.fields:
-        for table, key in field.sources(manager.get_state_registry(field.registry_key)):
-            frame = getattr(adata, table)
-            parts |= {(table, name): frame.get(name) for name in (frame if key is None else [key])}
-    return parts
-
-
 class Snapshot:
     """What a registration depends on: names of cells and genes, columns, the count matrix."""
 
     def __init__(self, manager: RaggedDataManager) -> None:
+        self.sources: list[tuple[str, str | None]] = []
+        for field in manager.fields:
+            self.sources += field.sources(manager.get_state_registry(field.registry_key))
+        parts = self._parts(manager.adata).items()
         is_fixed = (pd.Index, type(None))
-        parts = _parts(manager).items()
         self.parts = {key: x if isinstance(x, is_fixed) else x.copy() for key, x in parts}
         matrix = _matrix_in_memory(manager)
         self.matrix = None if matrix is None else weakref.ref(matrix)
 
+    def _parts(self, adata: AnnData) -> dict[tuple[str, ...], Any]:
+        """Return names, and the columns that were registered, ``None`` where one is missing."""
+        parts: dict[Any, Any] = {("obs_names",): adata.obs_names, ("var_names",): adata.var_names}
+        for table, key in self.sources:
+            frame = getattr(adata, table)
+            parts |= {(table, name): frame.get(name) for name in (frame if key is None else [key])}
+        return parts
+
     def matches(self, manager: RaggedDataManager) -> bool:
         """Return whether the data of a manager are still the same."""
-        parts, matrix = _parts(manager), _matrix_in_memory(manager)
+        parts, matrix = self._parts(manager.adata), _matrix_in_memory(manager)
         return (
             self.parts.keys() == parts.keys()
             and all(_same(part, parts[key]) for key, part in self.parts.items())

@@ -143,12 +143,9 @@ class CountsField(Field):
 
 
 class CategoryField(Field):
-    """A categorical column of ``adata.obs``, such as batch or label; ``None`` if it is unknown.
+    """A categorical column of ``adata.obs``, such as batch or label; ``None`` if it is unknown."""
 
-    The codes are kept in the registry: in ``adata.obs``, other models would overwrite them.
-    """
-
-    CODES_KEY = "codes"
+    CODES_KEY = "codes"  # in the registry; in adata.obs, other models would overwrite them
     MAPPING_KEY = "categorical_mapping"
     ORIGINAL_KEY = "original_key"
 
@@ -236,10 +233,7 @@ class CompleteLabelsField(CategoryField):
 
 
 class LabelsField(CompleteLabelsField):
-    """A column of ``adata.obs`` with labels; some cells may have none.
-
-    The column is missing or ``unlabeled_category`` where there is no label.
-    """
+    """A column of ``adata.obs`` with labels, missing or ``unlabeled_category`` in other cells."""
 
     KIND_KEY = "kind"
 
