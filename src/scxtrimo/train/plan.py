@@ -276,8 +276,7 @@ class XTrimoGenePlan(pl.LightningModule):
             for name, value in self.trainer.callback_metrics.items()
             if name != PROGRESS_METRIC
         }
-        logged = logged_history(self.trainer)
-        history = join_histories(join_histories(self.earlier_history, logged), current)
+        history = join_histories(self.earlier_history, logged_history(self.trainer), current)
         checkpoint["scxtrimo_plan"] = type(self).__name__
         checkpoint["scxtrimo_data"] = self.trained_on
         checkpoint["scxtrimo_history"] = history_to_dict(history)

@@ -124,13 +124,10 @@ class TokenBudgetShuffler(EpochShuffler):
 
 
 def divide_evenly(weights: np.ndarray, n_parts: int) -> np.ndarray:
-    """Return the ``n_parts - 1`` places that split a sequence into parts of about equal weight.
-
-    No part is empty, and a part ends with the element that reaches its share.
-    """
+    """Return the ``n_parts - 1`` places that split a sequence into parts of about equal weight."""
     reached = np.cumsum(weights, dtype=np.int64)
     shares = reached[-1] * np.arange(1, n_parts) / n_parts
-    ends = np.searchsorted(reached, shares) + 1
+    ends = np.searchsorted(reached, shares) + 1  # after the element that reaches the share
     # No part is empty, whatever the weights: ends increase, and leave elements for the others.
     places = np.arange(1, n_parts)
     ends = np.maximum.accumulate(ends - places) + places
@@ -138,11 +135,7 @@ def divide_evenly(weights: np.ndarray, n_parts: int) -> np.ndarray:
 
 
 class RaggedDataSplitter(DataSplitter):
-    """Training and validation loaders over ragged batches of ``batch_size`` cells.
-
-    With ``tokens_per_batch`` batches have about as many expressed genes instead. By default nine
-    tenths of the cells are trained on; a single cell is trained on and not validated.
-    """
+    """Loaders over ragged batches of as many cells or, with ``tokens_per_batch``, tokens."""
 
     def __init__(
         self,
@@ -233,10 +226,7 @@ class RaggedDataSplitter(DataSplitter):
 
 
 def as_sets(external_indexing: Any, n_cells: int) -> list[np.ndarray]:
-    """Return row numbers of training, validation and test cells, from rows or masks.
-
-    Cells that are in none of the sets are test cells, unless test cells are named.
-    """
+    """Return rows to train on, validate on, and neither (all others, if not named)."""
     if not isinstance(external_indexing, list | tuple) or not 1 <= len(external_indexing) <= 3:
         raise ValueError(
             "external_indexing must be a list of up to three sets of cells: to train on, to "

@@ -148,8 +148,8 @@ class XTrimoGeneRunner(TrainRunner):
             name: frame.astype(float).set_axis((frame.index + n_before).rename("epoch"))
             for name, frame in logged_history(self.trainer).items()
         }
-        history = join_histories(earlier, later)
-        self.model.history_ = join_histories(self.training_plan.earlier_history, history)
+        before = self.training_plan.earlier_history
+        self.model.history_ = join_histories(before, earlier, later)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -205,13 +205,12 @@ def history_from_dict(stored: dict[str, dict[str, list]]) -> dict[str, pd.DataFr
     return history
 
 
-def join_histories(
-    earlier: dict[str, pd.DataFrame], later: dict[str, pd.DataFrame]
-) -> dict[str, pd.DataFrame]:
-    """Append the epochs of a resumed training to those before."""
-    joined = dict(earlier)
-    for name, frame in later.items():
-        if name in earlier:
-            frame = pd.concat([earlier[name], frame[~frame.index.isin(earlier[name].index)]])
-        joined[name] = frame
+def join_histories(*histories: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Append the epochs of later trainings to those before."""
+    joined: dict[str, pd.DataFrame] = {}
+    for history in histories:
+        for name, frame in history.items():
+            if name in joined:
+                frame = pd.concat([joined[name], frame[~frame.index.isin(joined[name].index)]])
+            joined[name] = frame
     return joined
