@@ -49,25 +49,22 @@ class XTrimoGeneConfig(Validated, NetConfig):
                 f"decoder_head_width={self.decoder_head_width} applies to "
                 "imputation_decoder='performer' only."
             )
-        self._objective_of_weights()
+        if not self.likelihood_weight and not self.imputation_weight:
+            raise ValueError(
+                "likelihood_weight and imputation_weight are both 0: there is nothing to train."
+            )
+        # A weight of 0 stood for an objective until there was one.
+        for name, objective in (("imputation_weight", "counts"), ("likelihood_weight", "masked")):
+            if not getattr(self, name):
+                message = f"{name}=0 is deprecated: use objective={objective!r}."
+                warnings.warn(message, FutureWarning, stacklevel=3)
+                object.__setattr__(self, "objective", objective)
+                object.__setattr__(self, name, 1.0)
         if not self.has_bottleneck and not self.read_depth_aware:
             raise ValueError(
                 "objective='masked' leaves out the cell token, so that read_depth_aware=True is "
                 "needed: a cell whose genes are all masked would have no token."
             )
-
-    def _objective_of_weights(self) -> None:
-        """Accept a weight of 0 as the objective that it stood for until ``objective`` came."""
-        if not self.likelihood_weight and not self.imputation_weight:
-            raise ValueError(
-                "likelihood_weight and imputation_weight are both 0: there is nothing to train."
-            )
-        for name, objective in (("imputation_weight", "counts"), ("likelihood_weight", "masked")):
-            if not getattr(self, name):
-                message = f"{name}=0 is deprecated: use objective={objective!r}."
-                warnings.warn(message, FutureWarning, stacklevel=4)
-                object.__setattr__(self, "objective", objective)
-                object.__setattr__(self, name, 1.0)
 
     @property
     def uses_components(self) -> bool:
