@@ -47,10 +47,7 @@ RENAMED: dict[str, dict[str, str]] = {
 
 
 def attach(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list]:
-    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package from its type stub.
-
-    The imports in ``__init__.pyi``, beside ``file``, happen when a name is first used.
-    """
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` of a package from its ``.pyi``."""
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text())
     sources: dict[str, str | None] = {}
     for node in stub.body:

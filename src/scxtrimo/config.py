@@ -17,8 +17,7 @@ class XTrimoGeneConfig(Validated, NetConfig):
 
     Examples
     --------
-    >>> from scxtrimo.model import XTrimoGeneConfig
-    >>> config = XTrimoGeneConfig.from_size("3m", n_latent=64)
+    >>> config = scxtrimo.model.XTrimoGeneConfig.from_size("3m", n_latent=64)
     >>> config.n_hidden, config.has_bottleneck, config.uses_components
     (128, True, True)
     """
@@ -37,9 +36,9 @@ class XTrimoGeneConfig(Validated, NetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for width, heads in (("n_hidden", "n_heads"), ("n_decoder_hidden", "n_decoder_heads")):
-            if heads == "n_decoder_heads" and self.decoder_head_width is not None:
-                continue
+        checked = ["n_hidden", "n_decoder_hidden"]
+        for width in checked if self.decoder_head_width is None else checked[:1]:
+            heads = width.replace("hidden", "heads")
             if getattr(self, width) % getattr(self, heads):
                 raise ValueError(
                     f"{width}={getattr(self, width)} must be a multiple of "
@@ -50,29 +49,22 @@ class XTrimoGeneConfig(Validated, NetConfig):
                 f"decoder_head_width={self.decoder_head_width} applies to "
                 "imputation_decoder='performer' only."
             )
-        self._objective_of_weights()
+        if not self.likelihood_weight and not self.imputation_weight:
+            raise ValueError(
+                "likelihood_weight and imputation_weight are both 0: there is nothing to train."
+            )
+        # A weight of 0 stood for an objective until there was one.
+        for name, objective in (("imputation_weight", "counts"), ("likelihood_weight", "masked")):
+            if not getattr(self, name):
+                message = f"{name}=0 is deprecated: use objective={objective!r}."
+                warnings.warn(message, FutureWarning, stacklevel=3)
+                object.__setattr__(self, "objective", objective)
+                object.__setattr__(self, name, 1.0)
         if not self.has_bottleneck and not self.read_depth_aware:
             raise ValueError(
                 "objective='masked' leaves out the cell token, so that read_depth_aware=True is "
                 "needed: a cell whose genes are all masked would have no token."
             )
-
-    def _objective_of_weights(self) -> None:
-        """Accept a weight of 0 as the objective that it stood for until ``objective`` came."""
-        if self.likelihood_weight and self.imputation_weight:
-            return
-        if not self.likelihood_weight and not self.imputation_weight:
-            raise ValueError(
-                "likelihood_weight and imputation_weight are both 0: there is nothing to train."
-            )
-        name, objective = "imputation_weight", "counts"
-        if not self.likelihood_weight:
-            name, objective = "likelihood_weight", "masked"
-        warnings.warn(
-            f"{name}=0 is deprecated: use objective={objective!r}.", FutureWarning, stacklevel=4
-        )
-        object.__setattr__(self, "objective", objective)
-        object.__setattr__(self, name, 1.0)
 
     @property
     def uses_components(self) -> bool:
@@ -85,26 +77,16 @@ class XTrimoGeneConfig(Validated, NetConfig):
 
         Parameters
         ----------
-        size
-            One of :data:`~scxtrimo.model.SIZES`.
-        **overrides
-            Fields to replace.
+        size, **overrides
+            One of :data:`~scxtrimo.model.SIZES`, and the fields to replace.
 
         Returns
         -------
         The configuration.
 
-        Raises
-        ------
-        ValueError
-            If the size is unknown.
-        TypeError
-            If a field is unknown.
-
         Examples
         --------
-        >>> from scxtrimo.model import XTrimoGeneConfig
-        >>> XTrimoGeneConfig.from_size("published-3m").imputation_decoder
+        >>> scxtrimo.model.XTrimoGeneConfig.from_size("published-3m").imputation_decoder
         'performer'
         """
         if size not in SIZES:
@@ -128,22 +110,18 @@ def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -
     )
 
 
-def as_published(config: XTrimoGeneConfig) -> XTrimoGeneConfig:
-    """Return the published architecture in the size of another configuration.
+PUBLISHED_FIELDS: dict[str, Any] = {
+    "imputation_decoder": "performer",
+    "read_depth_aware": True,
+    "n_input_genes": None,
+    "objective": "masked",
+    "activation": "relu",
+}
 
-    Post-norm encoder with ReLU, Performer decoder over all genes, read-depth tokens, masked
-    regression alone, random initialisation (Gong et al. 2023; Hao et al. 2024).
-    """
-    return replace(
-        config,
-        activation="relu",
-        norm_first=False,
-        imputation_decoder="performer",
-        read_depth_aware=True,
-        n_input_genes=None,
-        pca_initialization=False,
-        objective="masked",
-    )
+
+def as_published(config: XTrimoGeneConfig) -> XTrimoGeneConfig:
+    """Return the published architecture (Gong et al. 2023; Hao et al. 2024) in another size."""
+    return replace(config, norm_first=False, pca_initialization=False, **PUBLISHED_FIELDS)
 
 
 SIZES: dict[str, XTrimoGeneConfig] = {
@@ -165,11 +143,7 @@ SIZES |= {f"published-{name}": as_published(config) for name, config in SIZES.it
 
 
 def choose_size(n_cells: int, on_gpu: bool) -> str:
-    """Choose a size that can be trained from scratch on ``n_cells`` cells.
-
-    A CPU gets ``small`` whatever the number of cells; larger sizes pay from some 100,000 cells on
-    and need a GPU to finish in reasonable time.
-    """
+    """Choose a size for training from scratch; larger ones need a GPU, and many cells to pay."""
     if not on_gpu or n_cells < 100_000:
         return "small"
     return "base" if n_cells < 1_000_000 else "large"

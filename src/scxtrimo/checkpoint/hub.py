@@ -113,10 +113,8 @@ def upload(
 def download(repo_id: str, revision: str | None = None, token: str | None = None) -> Path:
     """Download a model, unless it is cached, and return its directory."""
     wanted = ["model.json", "model-*.safetensors"]
-    hub = require_hub()
-    return Path(
-        hub.snapshot_download(repo_id, revision=revision, allow_patterns=wanted, token=token)
-    )
+    fetch = require_hub().snapshot_download
+    return Path(fetch(repo_id, revision=revision, allow_patterns=wanted, token=token))
 
 
 def _cell(value: object) -> str:

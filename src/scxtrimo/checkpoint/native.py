@@ -38,19 +38,15 @@ def write_model(
 
     Parameters
     ----------
-    directory
-        Directory to write to; created if needed.
+    directory, prefix
+        Directory to write to, created if needed; prefix of the file names.
     tensors, metadata
         State dict, and anything that JSON can hold.
-    prefix
-        Prefix of the file names.
     overwrite
         Whether an existing model may be replaced.
 
     Raises
     ------
-    ValueError
-        If the prefix has characters that are not allowed in file names.
     FileExistsError
         If a model exists and ``overwrite`` is false.
     OSError
@@ -102,8 +98,7 @@ def check_destination(
             raise FileExistsError(
                 f"{place} is a file, not a directory. Choose another directory for the model."
             )
-    header = directory / f"{prefix}model.json"
-    if header.exists() and not overwrite:
+    if (header := directory / f"{prefix}model.json").exists() and not overwrite:
         raise FileExistsError(
             f"{header} exists. Choose another directory, or pass `overwrite=True` to replace it."
         )
@@ -136,13 +131,6 @@ def read_model(
     -------
     State dict and metadata.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no model.
-    ValueError
-        If the files are damaged, not written by scxtrimo, or written by a newer version.
-
     Examples
     --------
     >>> model.save("my_model")
@@ -153,12 +141,10 @@ def read_model(
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; a model is a directory.")
     if not header.is_file():
-        hint = ""
+        message = f"No scxtrimo model in {directory} ({header.name} is missing)."
         if (directory / f"{prefix}model.pt").exists():
-            hint = f" {prefix}model.pt is a model of scvi-tools; load it with its own class."
-        raise FileNotFoundError(
-            f"No scxtrimo model in {directory} ({header.name} is missing).{hint}"
-        )
+            message += f" {prefix}model.pt is a model of scvi-tools; load it with its own class."
+        raise FileNotFoundError(message)
     try:
         metadata = json.loads(header.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -177,20 +163,20 @@ def read_model(
     name = str(metadata.get("weights"))
     if not _WEIGHTS_NAME.match(name):
         raise ValueError(f"{header} names weights {name!r}, which is not a file of scxtrimo.")
+    weights = directory / name
     try:
-        data = (directory / name).read_bytes()
+        data = weights.read_bytes()
     except FileNotFoundError as error:
         if _weights_named_in(header) not in (None, name):  # saved again in the meantime
             return read_model(directory, prefix)
-        raise ValueError(
-            f"{directory / name}, the weights of {header.name}, is missing. Copy it again."
-        ) from error
+        message = f"{weights}, the weights of {header.name}, is missing. Copy it again."
+        raise ValueError(message) from error
     if hashlib.sha256(data).hexdigest() != metadata.get("weights_sha256"):
         raise ValueError(
-            f"{directory / name} is truncated or damaged: its SHA-256 is not the one in "
-            f"{header.name}. Copy or save it again."
+            f"{weights} is truncated or damaged: its SHA-256 is not the one in {header.name}. "
+            "Copy or save it again."
         )
     try:
         return load(data), metadata
     except SafetensorError as error:
-        raise ValueError(f"{directory / name} is not a safetensors file: {error}.") from error
+        raise ValueError(f"{weights} is not a safetensors file: {error}.") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,13 @@ import torch
 from torch import Tensor
 
 from .._files import replacing
-from ..config import XTrimoGeneConfig
-from ..nn.performer import PerformerDecoder
+from ..config import PUBLISHED_FIELDS, XTrimoGeneConfig
 from ..nn.xtrimogene import XTrimoGeneNet
 
 LICENCE = (
     "The weights of the published checkpoints are licensed by their authors for non-commercial "
     "research; they may not be redistributed, nor may models fine-tuned from them without asking."
 )
-
-PUBLISHED_FIELDS: dict[str, Any] = {
-    "imputation_decoder": "performer",
-    "read_depth_aware": True,
-    "n_input_genes": None,
-    "objective": "masked",
-    "activation": "relu",
-}
 
 # Published names of sizes, and ours.
 SIZES = {"bin_num": "n_bins", "bin_alpha": "bin_alpha"}
@@ -49,6 +41,38 @@ DECODER = {
 }
 PARTS = {"encoder": ("transformer", ENCODER), "decoder": ("performer", DECODER)}
 
+# Our names of modules and tensors, and the published ones of tensors: * is the number of a layer,
+# ? is q, k and v, and {} is weight or bias.
+NAMES = {
+    "embedding.gene": "pos_emb.{}",
+    "embedding.value.bins": "token_emb.emb.{}",
+    "embedding.value.to_bins": "token_emb.mlp.{}",
+    "embedding.value.mix_bins": "token_emb.mlp2.{}",
+    "encoder.layers.*.attention.qkv": "encoder.transformer_encoder.*.self_attn.in_proj_{}",
+    "encoder.layers.*.attention.out": "encoder.transformer_encoder.*.self_attn.out_proj.{}",
+    "encoder.layers.*.feed_forward.inner": "encoder.transformer_encoder.*.linear1.{}",
+    "encoder.layers.*.feed_forward.outer": "encoder.transformer_encoder.*.linear2.{}",
+    "encoder.layers.*.attention_norm": "encoder.transformer_encoder.*.norm1.{}",
+    "encoder.layers.*.feed_forward_norm": "encoder.transformer_encoder.*.norm2.{}",
+    "encoder.norm": "encoder.norm.{}",
+    "imputation.mask": "token_emb.emb_mask.weight",
+    "imputation.to_hidden": "decoder_embed.{}",
+    "imputation.performer.norm": "decoder.norm.{}",
+    "imputation.norm": "norm.{}",
+    "imputation.to_value": "to_final.{}",
+}
+PERFORMER_LAYER = {
+    "attention.qkv": "0.fn.to_?.{}",
+    "attention.features": "0.fn.fast_attention.projection_matrix",
+    "attention.out": "0.fn.to_out.{}",
+    "feed_forward.inner": "1.fn.fn.w1.{}",
+    "feed_forward.outer": "1.fn.fn.w2.{}",
+    "attention_norm": "0.norm.{}",
+    "feed_forward_norm": "1.norm.{}",
+}
+for _ours, _theirs in PERFORMER_LAYER.items():
+    NAMES[f"imputation.performer.layers.*.{_ours}"] = f"decoder.performer.net.layers.*.{_theirs}"
+
 NOT_NEEDED = {"token_emb.emb_pad.weight", "decoder.performer.calls_since_last_redraw"}
 """Tensors that are not used: the embedding of padding and a counter of feature redraws."""
 
@@ -61,14 +85,10 @@ class PublishedCheckpoint:
     ----------
     path, sha256, version
         The file, its hash, and which of its models this is.
-    n_genes
-        Size of the vocabulary.
-    config
-        Configuration as in scxtrimo.
-    tensors
-        Weights under their published names.
-    provenance
-        Source of weights that are not the published ones, see :func:`write_scfoundation`.
+    n_genes, config
+        Size of the vocabulary, and the configuration as in scxtrimo.
+    tensors, provenance
+        Weights under their published names; their source, see :func:`write_scfoundation`.
 
     Examples
     --------
@@ -91,11 +111,6 @@ class PublishedCheckpoint:
         ----------
         net
             The network.
-
-        Raises
-        ------
-        ValueError
-            If a tensor is missing, unexpected or of another shape.
         """
         stored, names = self.tensors, _names(net)
         wanted = {name for parts in names.values() for name in parts}
@@ -124,7 +139,7 @@ class PublishedCheckpoint:
 
 
 def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> PublishedCheckpoint:
-    """Read a published checkpoint.
+    """Read a published checkpoint; files that could run code are refused.
 
     Parameters
     ----------
@@ -137,13 +152,6 @@ def read_scfoundation(path: str | os.PathLike, version: str = "cell") -> Publish
     Returns
     -------
     Configuration and weights.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is damaged, holds anything but tensors and plain values, or lacks the version.
 
     Examples
     --------
@@ -194,11 +202,6 @@ def write_scfoundation(
         Network and its configuration.
     provenance
         Source of the weights, stored with them.
-
-    Raises
-    ------
-    ValueError
-        If the architecture differs from the published one.
 
     Examples
     --------
@@ -258,47 +261,13 @@ def _config(sizes: dict[str, Any]) -> XTrimoGeneConfig:
 
 
 def _names(net: XTrimoGeneNet) -> dict[str, list[str]]:
-    """Return our name of every tensor and the published names of its parts."""
-    modules = {
-        "embedding.value.to_bins": "token_emb.mlp",
-        "embedding.value.mix_bins": "token_emb.mlp2",
-        "encoder.norm": "encoder.norm",
-        "imputation.to_hidden": "decoder_embed",
-        "imputation.performer.norm": "decoder.norm",
-        "imputation.norm": "norm",
-        "imputation.to_value": "to_final",
-    }
+    """Return our name of every tensor that can be published, and the names of its parts."""
     names = {}
-    for i in range(len(net.encoder.layers)):
-        ours, theirs = f"encoder.layers.{i}", f"encoder.transformer_encoder.{i}"
-        modules |= {
-            f"{ours}.attention.out": f"{theirs}.self_attn.out_proj",
-            f"{ours}.feed_forward.inner": f"{theirs}.linear1",
-            f"{ours}.feed_forward.outer": f"{theirs}.linear2",
-            f"{ours}.attention_norm": f"{theirs}.norm1",
-            f"{ours}.feed_forward_norm": f"{theirs}.norm2",
-        }
-        for kind in ("weight", "bias"):
-            names[f"{ours}.attention.qkv.{kind}"] = [f"{theirs}.self_attn.in_proj_{kind}"]
-    assert isinstance(net.imputation, PerformerDecoder)
-    for i in range(len(net.imputation.performer.layers)):
-        ours, theirs = f"imputation.performer.layers.{i}", f"decoder.performer.net.layers.{i}"
-        modules |= {
-            f"{ours}.attention.out": f"{theirs}.0.fn.to_out",
-            f"{ours}.feed_forward.inner": f"{theirs}.1.fn.fn.w1",
-            f"{ours}.feed_forward.outer": f"{theirs}.1.fn.fn.w2",
-            f"{ours}.attention_norm": f"{theirs}.0.norm",
-            f"{ours}.feed_forward_norm": f"{theirs}.1.norm",
-        }
-        for kind in ("weight", "bias"):
-            parts = [f"{theirs}.0.fn.to_{part}.{kind}" for part in "qkv"]
-            names[f"{ours}.attention.qkv.{kind}"] = parts
-        features = f"{theirs}.0.fn.fast_attention.projection_matrix"
-        names[f"{ours}.attention.features"] = [features]
-    for ours, theirs in modules.items():
-        names |= {f"{ours}.{kind}": [f"{theirs}.{kind}"] for kind in ("weight", "bias")}
-    return names | {
-        "embedding.value.bins.weight": ["token_emb.emb.weight"],
-        "imputation.mask": ["token_emb.emb_mask.weight"],
-        "embedding.gene.weight": ["pos_emb.weight"],
-    }
+    for ours in net.state_dict():
+        number = "".join(re.findall(r"layers\.(\d+)", ours))
+        module, _, kind = ours.replace(f"layers.{number}.", "layers.*.").rpartition(".")
+        if theirs := NAMES.get(f"{module}.{kind}", NAMES.get(module)):
+            theirs = theirs.replace("*", number).format(kind)
+            parts = "qkv" if "?" in theirs else "?"
+            names[ours] = [theirs.replace("?", part) for part in parts]
+    return names

@@ -62,8 +62,7 @@ def categories_of(column: pd.Series, key: str | None) -> np.ndarray:
             "value, replace it by NaN or remove these cells."
         )
     if isinstance(column.dtype, pd.CategoricalDtype):
-        kept = set(values)
-        ordered = [value for value in column.cat.categories if value in kept]
+        ordered = list(column.cat.remove_unused_categories().cat.categories)
     else:
         is_text = any(isinstance(value, str) for value in values)
         ordered = sorted(values, key=canonical if is_text else None)
@@ -90,11 +89,7 @@ def from_text(categories: Sequence[str] | np.ndarray, kind: str) -> np.ndarray:
 
 
 def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Return the position (int64) of every value among known categories, -1 if missing or unknown.
-
-    A value is the category with the same text or, failing that, the only category with the same
-    meaning: numbers and booleans from a text file may read ``"1.0"``, ``"01"`` or ``"TRUE"``.
-    """
+    """Return the place of every value among categories, by text or else by meaning; -1 if none."""
     exact: dict[str, int] = {}
     meant: dict[str | float, int] = {}
     for i, name in enumerate(categories):
@@ -107,7 +102,7 @@ def codes_of(column: pd.Series, categories: Sequence[str] | np.ndarray) -> np.nd
 
 
 def _meaning(text: str) -> str | float:
-    """Return the number that a text stands for, or the text without surrounding spaces."""
+    """Return the number that a text (``"01"``, ``"TRUE"``) stands for, or the text stripped."""
     text = text.strip()
     if text.lower() in ("true", "false"):
         return float(text.lower() == "true")

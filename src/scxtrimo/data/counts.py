@@ -37,13 +37,8 @@ class RowReader:
                 "`adata.X = adata.X.compute()` for dask)."
             )
         self.matrix = matrix
-        self.is_dense = isinstance(matrix, h5py.Dataset | zarr.Array)
-        self.on_disk = self.is_dense or isinstance(matrix, CSRDataset)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number of cells and columns."""
-        return tuple(self.matrix.shape)
+        self.shape: tuple[int, int] = tuple(matrix.shape)
+        self.on_disk = isinstance(matrix, h5py.Dataset | zarr.Array | CSRDataset)
 
     def read(self, rows: np.ndarray | slice) -> sparse.csr_matrix:
         """Return the given rows, in the given order."""
@@ -60,7 +55,7 @@ class RowReader:
         """Return the number of stored entries of every row (n_cells,), explicit zeros included."""
         if sparse.issparse(self.matrix):
             return np.diff(self.matrix.indptr).astype(np.int64)
-        if self.on_disk and not self.is_dense:
+        if hasattr(self.matrix, "group"):  # a CSRDataset
             return np.diff(self.matrix.group["indptr"][:]).astype(np.int64)
         return np.concatenate([np.diff(chunk.indptr) for chunk in self.chunks()]).astype(np.int64)
 
@@ -113,10 +108,7 @@ def _layer_names(adata: AnnData) -> list[str]:
 
 
 def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = None) -> np.ndarray:
-    """Check that all counts are raw counts of non-empty cells; return the sum of every column.
-
-    Counts of columns that are not ``used`` (bool) do not make a cell non-empty.
-    """
+    """Refuse counts that are not raw and cells without any (in columns ``used``); return sums."""
     field = "adata.X" if layer is None else f"adata.layers[{layer!r}]"
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(
@@ -134,8 +126,7 @@ def check_counts(adata: AnnData, layer: str | None, used: np.ndarray | None = No
         empty_cells.append(np.flatnonzero(expressed.sum(axis=1) == 0) + i * CHUNK)
     if totals.sum() == 0:
         raise ValueError(f"{field} holds no counts: all values are 0. Choose another `layer`.")
-    empty = np.concatenate(empty_cells)
-    if len(empty):
+    if len(empty := np.concatenate(empty_cells)):
         of_what = "" if used is None else " of genes that the model knows"
         raise ValueError(
             f"{len(empty):,} of {adata.n_obs:,} cells have no counts{of_what} in {field}, for "
@@ -167,9 +158,8 @@ def problem_with(values: np.ndarray) -> str | None:
 
 def _where_raw_counts_may_be(adata: AnnData, layer: str | None) -> str:
     """Name the first other matrix of the AnnData that could hold raw counts."""
-    others = {
-        f"`layer={name!r}`": adata.layers[name] for name in _layer_names(adata) if name != layer
-    }
+    names = [name for name in _layer_names(adata) if name != layer]
+    others = {f"`layer={name!r}`": adata.layers[name] for name in names}
     if layer is not None and adata.X is not None:
         others["adata.X (leave `layer` out)"] = adata.X
     if adata.raw is not None:
@@ -217,9 +207,8 @@ def as_rows(indices: Sequence[Any] | np.ndarray | None, n_cells: int) -> np.ndar
             f"indices must be row numbers or a boolean mask, got {rows[0]!r}. For names of cells: "
             "`adata.obs_names.get_indexer(names)`."
         )
-    lowest, highest = int(np.min(rows)), int(np.max(rows))
-    if lowest < 0 or highest >= n_cells:
+    if rows.min() < 0 or rows.max() >= n_cells:
         raise ValueError(
-            f"indices must lie between 0 and {n_cells - 1}, got {lowest} to {highest}."
+            f"indices must lie between 0 and {n_cells - 1}, got {rows.min()} to {rows.max()}."
         )
     return rows

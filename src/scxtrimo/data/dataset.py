@@ -34,10 +34,8 @@ class RaggedDataset(Dataset):
 
     Parameters
     ----------
-    adata_manager
-        Manager with a registered AnnData.
-    preload
-        Convert counts in memory (up to 4 GiB) once, for several passes.
+    adata_manager, preload
+        Manager with a registered AnnData; whether to convert counts (up to 4 GiB) once.
 
     Examples
     --------
@@ -154,10 +152,8 @@ def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str
 
     Parameters
     ----------
-    counts
-        Counts of shape ``(n_cells, n_columns)``.
-    column_to_gene
-        Position in the vocabulary of every column, -1 for none.
+    counts, column_to_gene
+        Counts, and the position in the vocabulary of every column, -1 for none.
 
     Returns
     -------
@@ -170,9 +166,8 @@ def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str
     """
     gene_ids = column_to_gene[counts.indices]
     keep = (gene_ids >= 0) & (counts.data > 0)
-    kept_before = np.concatenate([[0], np.cumsum(keep)])
     values = counts.data[keep].astype(np.float32)
-    cu_seqlens = kept_before[counts.indptr]
+    cu_seqlens = np.concatenate([[0], np.cumsum(keep)])[counts.indptr]
     total_before = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
     return {
         "counts": values,
@@ -274,10 +269,8 @@ class RaggedDataManager(AnnDataManager):
 
         Parameters
         ----------
-        indices
-            Rows of the cells, or a boolean mask; by default all.
-        data_and_attributes, load_sparse_tensor
-            Ignored; part of the interface of scvi-tools.
+        indices, data_and_attributes, load_sparse_tensor
+            Rows of the cells, or a mask, by default all; the others are ignored.
 
         Returns
         -------
@@ -295,30 +288,27 @@ class Snapshot:
     def __init__(self, manager: RaggedDataManager) -> None:
         self.sources: list[tuple[str, str | None]] = []
         for field in manager.fields:
-            state = manager.get_state_registry(field.registry_key)
-            self.sources += field.sources(manager.adata, state)
-        self.obs_names, self.var_names = manager.adata.obs_names, manager.adata.var_names
-        columns = self._columns(manager.adata)
-        self.columns = {key: None if x is None else x.copy() for key, x in columns.items()}
+            self.sources += field.sources(manager.get_state_registry(field.registry_key))
+        parts = self._parts(manager.adata).items()
+        is_fixed = (pd.Index, type(None))
+        self.parts = {key: x if isinstance(x, is_fixed) else x.copy() for key, x in parts}
         matrix = _matrix_in_memory(manager)
         self.matrix = None if matrix is None else weakref.ref(matrix)
 
-    def _columns(self, adata: AnnData) -> dict[tuple[str, str], pd.Series | None]:
-        """Return the columns that fields were registered from, ``None`` where one is missing."""
-        return {
-            (table, name): getattr(adata, table).get(name)
-            for table, key in self.sources
-            for name in (getattr(adata, table) if key is None else [key])
-        }
+    def _parts(self, adata: AnnData) -> dict[tuple[str, ...], Any]:
+        """Return names, and the columns that were registered, ``None`` where one is missing."""
+        parts: dict[Any, Any] = {("obs_names",): adata.obs_names, ("var_names",): adata.var_names}
+        for table, key in self.sources:
+            frame = getattr(adata, table)
+            parts |= {(table, name): frame.get(name) for name in (frame if key is None else [key])}
+        return parts
 
     def matches(self, manager: RaggedDataManager) -> bool:
         """Return whether the data of a manager are still the same."""
-        columns, matrix = self._columns(manager.adata), _matrix_in_memory(manager)
+        parts, matrix = self._parts(manager.adata), _matrix_in_memory(manager)
         return (
-            _same(self.obs_names, manager.adata.obs_names)
-            and _same(self.var_names, manager.adata.var_names)
-            and self.columns.keys() == columns.keys()
-            and all(_same(column, columns[key]) for key, column in self.columns.items())
+            self.parts.keys() == parts.keys()
+            and all(_same(part, parts[key]) for key, part in self.parts.items())
             and (self.matrix is None or matrix is None or self.matrix() is matrix)
         )
 
@@ -335,10 +325,9 @@ def _matrix_in_memory(manager: RaggedDataManager) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     """Return whether two indices or columns are equal, missing values included."""
-    if one is None or other is None:
+    if one is other or one is None or other is None:
         return one is other
-    same_type = getattr(one, "dtype", None) == getattr(other, "dtype", None)
-    return one is other or (same_type and one.equals(other))
+    return getattr(one, "dtype", None) == getattr(other, "dtype", None) and one.equals(other)
 
 
 def prefetch(batches: Iterable[T], n_ahead: int = 2) -> Iterator[T]:
@@ -346,10 +335,8 @@ def prefetch(batches: Iterable[T], n_ahead: int = 2) -> Iterator[T]:
 
     Parameters
     ----------
-    batches
-        Source of the batches, used only by the thread.
-    n_ahead
-        Number of batches that may be ready and not yet used.
+    batches, n_ahead
+        Source of the batches; how many may be ready and not yet used.
 
     Yields
     ------

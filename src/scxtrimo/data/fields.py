@@ -27,7 +27,19 @@ from .vocabulary import (
 )
 
 
-class CountsField(BaseAnnDataField):
+class Field(BaseAnnDataField):
+    """What all fields of ours have in common."""
+
+    registry_key = ""
+    attr_name = "obs"
+    attr_key: str | None = None
+    is_empty = False
+
+    def view_state_registry(self, state_registry: dict[str, Any]) -> None:
+        """Show nothing beyond the summary statistics."""
+
+
+class CountsField(Field):
     """Raw counts and their genes: registering makes the vocabulary, transferring aligns to it."""
 
     VOCABULARY_KEY = "vocabulary"
@@ -36,9 +48,6 @@ class CountsField(BaseAnnDataField):
     COVERAGE_KEY = "coverage"
 
     registry_key = REGISTRY_KEYS.X_KEY
-    attr_name: str = "X"
-    attr_key: str | None = None
-    is_empty = False
 
     def __init__(
         self,
@@ -102,8 +111,7 @@ class CountsField(BaseAnnDataField):
                 f"{len(alignment.shadowed):,} columns are not read because another column is the "
                 f"same gene under another alias: {preview(alignment.shadowed)}."
             )
-        coverage = alignment.to_uns()
-        adata_target.uns[COVERAGE_KEY] = coverage
+        adata_target.uns[COVERAGE_KEY] = coverage = alignment.to_uns()
         if alignment.n_case > max(9, alignment.matched):  # too many for a coincidence
             logger.warning(
                 f"{alignment.n_case:,} genes were found only because upper and lower case were "
@@ -119,7 +127,7 @@ class CountsField(BaseAnnDataField):
             self.COVERAGE_KEY: coverage,
         }
 
-    def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str | None]]:
+    def sources(self, state: Mapping[str, Any]) -> list[tuple[str, str | None]]:
         """Return the columns of var that the genes were found by; ``None`` stands for all."""
         source = state.get(self.COVERAGE_KEY, {}).get("source")
         if source not in (None, VAR_NAMES, self.gene_id_key):
@@ -133,24 +141,14 @@ class CountsField(BaseAnnDataField):
             "n_vars": len(state_registry[self.VOCABULARY_KEY]["gene_ids"]),
         }
 
-    def view_state_registry(self, state_registry: dict[str, Any]) -> None:
-        """Show nothing beyond the summary statistics."""
 
+class CategoryField(Field):
+    """A categorical column of ``adata.obs``, such as batch or label; ``None`` if it is unknown."""
 
-class CategoryField(BaseAnnDataField):
-    """A categorical column of ``adata.obs``, such as batch or label; ``None`` if it is unknown.
-
-    The codes are kept in the registry: in ``adata.obs``, other models would overwrite them.
-    """
-
-    CODES_KEY = "codes"
+    CODES_KEY = "codes"  # in the registry; in adata.obs, other models would overwrite them
     MAPPING_KEY = "categorical_mapping"
     ORIGINAL_KEY = "original_key"
 
-    registry_key: str = ""
-    attr_name = "obs"
-    attr_key: str | None = None
-    is_empty = False
     of_unknown = "expression is predicted for the average category"  # what follows, in messages
 
     def __init__(self, registry_key: str, obs_key: str | None) -> None:
@@ -158,7 +156,7 @@ class CategoryField(BaseAnnDataField):
         self.registry_key = registry_key
         self.attr_key = self.obs_key = obs_key
 
-    def sources(self, adata: AnnData, state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def sources(self, state: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return the column that the codes come from."""
         return [] if self.obs_key is None else [("obs", self.obs_key)]
 
@@ -167,8 +165,7 @@ class CategoryField(BaseAnnDataField):
 
     def validate_field(self, adata: AnnData) -> None:
         """Make sure that the column exists and has no missing values."""
-        missing = np.flatnonzero(self._column(adata).isna())
-        if len(missing):
+        if len(missing := np.flatnonzero(self._column(adata).isna())):
             raise ValueError(
                 f"adata.obs[{self.obs_key!r}] has {len(missing):,} missing values (NaN), for "
                 f"instance in {preview(adata.obs_names[missing[:6]])}. Give them a category, such "
@@ -185,8 +182,7 @@ class CategoryField(BaseAnnDataField):
         self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any
     ) -> dict[str, Any]:
         """Encode other data; unseen categories or a missing column are unknown (-1)."""
-        is_there = self.obs_key in adata_target.obs
-        if is_there:
+        if self.obs_key in adata_target.obs:
             self.validate_field(adata_target)
         mapping = np.asarray(state_registry[self.MAPPING_KEY], dtype=object)
         state = self._encode(adata_target, mapping)
@@ -196,7 +192,7 @@ class CategoryField(BaseAnnDataField):
         consequence = self.of_unknown
         if self.registry_key == REGISTRY_KEYS.BATCH_KEY:
             consequence += "; only `map_query` integrates them"
-        if not is_there:
+        if self.obs_key not in adata_target.obs:
             logger.info(f"The data have no adata.obs[{self.obs_key!r}]; {consequence}.")
             return state
         names = as_text(self._column(adata_target)[unseen]).unique()
@@ -222,9 +218,6 @@ class CategoryField(BaseAnnDataField):
         """Return the number of categories."""
         return {f"n_{self.registry_key}": len(state_registry[self.MAPPING_KEY])}
 
-    def view_state_registry(self, state_registry: dict[str, Any]) -> None:
-        """Show nothing beyond the summary statistics."""
-
 
 class CompleteLabelsField(CategoryField):
     """A column of ``adata.obs`` with a label for every cell; other data may lack labels."""
@@ -240,10 +233,7 @@ class CompleteLabelsField(CategoryField):
 
 
 class LabelsField(CompleteLabelsField):
-    """A column of ``adata.obs`` with labels; some cells may have none.
-
-    The column is missing or ``unlabeled_category`` where there is no label.
-    """
+    """A column of ``adata.obs`` with labels, missing or ``unlabeled_category`` in other cells."""
 
     KIND_KEY = "kind"
 
@@ -262,9 +252,8 @@ class LabelsField(CompleteLabelsField):
         labels = as_text(self._labels(adata)).dropna().unique()
         if len(labels) < 2:
             found = f"the single label {labels[0]!r}" if len(labels) else "no labels"
-            beside = ""
-            if self.unlabeled_category is not None:
-                beside = f" beside unlabeled_category={self.unlabeled_category!r}"
+            category = self.unlabeled_category
+            beside = "" if category is None else f" beside unlabeled_category={category!r}"
             raise ValueError(
                 f"adata.obs[{self.obs_key!r}] has {found}{beside}; at least two are needed."
             )

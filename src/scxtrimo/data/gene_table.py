@@ -17,7 +17,6 @@ from .columns import preview
 HGNC_URL = (
     "https://storage.googleapis.com/public-download-files/hgnc/tsv/tsv/hgnc_complete_set.txt"
 )
-HGNC = "hgnc"
 COLUMNS = ("symbol", "ensembl_gene_id", "hgnc_id", "prev_symbol", "alias_symbol")
 """Columns of the HGNC table; identifiers of earlier ones take precedence."""
 
@@ -50,11 +49,6 @@ class GeneTable:
     table
         One gene per row, columns as in the table of HGNC: ``symbol``, ``prev_symbol`` and
         ``alias_symbol`` (several separated by ``|``), perhaps ``ensembl_gene_id`` and ``hgnc_id``.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing.
 
     Examples
     --------
@@ -94,13 +88,6 @@ class GeneTable:
         Returns
         -------
         The table.
-
-        Raises
-        ------
-        OSError
-            If there is no such file, or it cannot be downloaded.
-        ValueError
-            If the file is not such a table.
         """
         path = Path(_fetch() if path is None else path)
         if not path.is_file():
@@ -130,10 +117,8 @@ class GeneTable:
 
         Parameters
         ----------
-        ids
-            Identifiers as in the data; versions of Ensembl ids and case are ignored.
-        vocabulary
-            Identifiers as in the vocabulary.
+        ids, vocabulary
+            Identifiers as in the data, and as in the vocabulary; case and versions are ignored.
 
         Returns
         -------
@@ -166,7 +151,7 @@ def read_aliases(aliases: GeneAliases) -> Mapping[str, str] | GeneTable:
         return {}
     if isinstance(aliases, Mapping | GeneTable):
         return aliases
-    return GeneTable.from_hgnc(None if aliases == HGNC else aliases)
+    return GeneTable.from_hgnc(None if aliases == "hgnc" else aliases)
 
 
 def _fetch() -> str:
@@ -193,7 +178,7 @@ def hash_genes(genes: Iterable[str]) -> str:
 
 
 def read_gene_index(source: str | os.PathLike | Sequence[str], n_genes: int) -> tuple[str, ...]:
-    """Read and check a gene index.
+    """Read a gene index; other genes than those of a checkpoint, or another order, are refused.
 
     Parameters
     ----------
@@ -206,13 +191,6 @@ def read_gene_index(source: str | os.PathLike | Sequence[str], n_genes: int) -> 
     Returns
     -------
     Gene symbols by position.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If genes or their order are not those of the checkpoint.
 
     Examples
     --------

@@ -42,10 +42,9 @@ def read_cells(
     path
         ``.h5ad``, ``.h5mu``, ``.zarr`` (a path or URL), ``.h5`` of Cell Ranger, or a folder with
         ``matrix.mtx``, compressed or not.
-    modality
-        Modality of a MuData; by default ``"rna"``, or the only one.
-    backed
-        Do not load the counts of an ``.h5ad`` or ``.zarr`` into memory.
+    modality, backed
+        Modality of a MuData, by default ``"rna"`` or the only one; whether to leave the counts of
+        an ``.h5ad`` or ``.zarr`` in the file.
 
     Returns
     -------
@@ -53,10 +52,8 @@ def read_cells(
 
     Raises
     ------
-    FileNotFoundError
-        If there is nothing at ``path``.
     ValueError
-        If it is damaged, of another format, or has no such modality.
+        If the file is damaged, of another format, or has no such modality.
 
     Examples
     --------

@@ -26,13 +26,6 @@ Aliases: TypeAlias = Mapping[str, str] | GeneTable | None
 class GeneVocabulary:
     """The genes of a model, in the order of its gene embeddings.
 
-    Parameters
-    ----------
-    gene_ids
-        Unique identifiers, those that the model was set up with.
-    gene_names
-        A second identifier per gene, such as its symbol, or once more ``gene_ids``.
-
     Examples
     --------
     >>> genes = scxtrimo.data.GeneVocabulary(("ENSG00000167286",), ("CD3D",))
@@ -43,7 +36,9 @@ class GeneVocabulary:
     """
 
     gene_ids: tuple[str, ...]
+    """Unique identifiers, those that the model was set up with."""
     gene_names: tuple[str, ...]
+    """A second identifier per gene, such as its symbol, or once more ``gene_ids``."""
 
     def __len__(self) -> int:
         return len(self.gene_ids)
@@ -59,11 +54,6 @@ class GeneVocabulary:
         Returns
         -------
         int64, ``(n_genes,)``.
-
-        Raises
-        ------
-        ValueError
-            If a gene is not in the vocabulary.
         """
         genes = [genes] if isinstance(genes, str) else list(genes)
         lookup = self.lookup()
@@ -131,25 +121,6 @@ class GeneVocabulary:
 class GeneAlignment:
     """The columns of an AnnData that hold the genes of a vocabulary.
 
-    Parameters
-    ----------
-    column_to_gene
-        Position in the vocabulary of every column, -1 for columns that are not used.
-    source
-        Where the identifiers were found: ``"var_names"`` or a column of ``adata.var``.
-    matched
-        Number of genes found under their own identifier.
-    renamed
-        ``(identifier in the data, identifier in the vocabulary)`` of genes found otherwise.
-    missing, repeated
-        Genes of the vocabulary that are not in the data, or match several columns.
-    unused
-        Identifiers in the data that are not in the vocabulary.
-    n_case
-        Number of genes found only because upper and lower case were ignored.
-    shadowed
-        Identifiers of columns of a gene that is read from another column, under another alias.
-
     Examples
     --------
     >>> names = ("CD3D", "MS4A1")
@@ -164,14 +135,23 @@ class GeneAlignment:
     """
 
     column_to_gene: np.ndarray
+    """Position in the vocabulary of every column, -1 for columns that are not used."""
     source: str
+    """Where the identifiers were found: ``"var_names"`` or a column of ``adata.var``."""
     matched: int
+    """Number of genes found under their own identifier."""
     renamed: tuple[tuple[str, str], ...] = field(repr=False)
+    """``(identifier in the data, identifier in the vocabulary)`` of genes found otherwise."""
     missing: tuple[str, ...] = field(repr=False)
+    """Genes of the vocabulary that are not in the data."""
     unused: tuple[str, ...] = field(repr=False)
+    """Identifiers in the data that are not in the vocabulary."""
     repeated: tuple[str, ...] = field(default=(), repr=False)
+    """Genes of the vocabulary that match several columns."""
     n_case: int = 0
+    """Number of genes found only because upper and lower case were ignored."""
     shadowed: tuple[str, ...] = field(default=(), repr=False)
+    """Identifiers of columns of a gene that is read from another column, under another alias."""
 
     @property
     def overlap(self) -> float:
@@ -207,10 +187,9 @@ class GeneAlignment:
 
         Parameters
         ----------
-        new_place
-            New positions of the genes, -1 for those that are removed; its last entry is -1.
-        vocabulary
-            The previous vocabulary.
+        new_place, vocabulary
+            New positions of the genes, -1 for those that are removed, with a last entry of -1; and
+            the previous vocabulary.
 
         Returns
         -------
@@ -251,20 +230,17 @@ def align_genes(
     """Find the genes of a vocabulary among the columns of an AnnData, by identifier.
 
     A gene is found under its id or name, else under an alias, without Ensembl version, or
-    regardless of case where that is unambiguous. Missing identifiers match nothing.
+    regardless of case where that is unambiguous.
 
     Parameters
     ----------
-    vocabulary
-        The genes to look for.
-    var
-        ``adata.var`` of the data.
+    vocabulary, var
+        The genes to look for, and ``adata.var`` of the data.
     gene_id_key
         Column of ``var`` with the identifiers, or ``"var_names"`` for its index. By default, the
         index or, if no gene is found there, the text column with most genes.
     gene_aliases
-        Mapping from identifiers in the data to identifiers in the vocabulary, or a
-        :class:`GeneTable`.
+        Mapping from identifiers in the data to those in the vocabulary, or a :class:`GeneTable`.
 
     Returns
     -------
@@ -356,8 +332,7 @@ def _align(
     columns[is_again] = -1
     exactly = set(columns.tolist()) - {-1}
     taken = set(exactly)
-    renamed, shadowed = [], []
-    n_case = 0
+    renamed, shadowed, n_case = [], [], 0
     # After all exact matches, so that a column with the gene's own identifier wins.
     for place in np.flatnonzero((columns < 0) & (ids != "")).tolist():
         identifier = str(ids[place])
@@ -405,18 +380,17 @@ def own_identifiers(var: pd.DataFrame, key: str | None, what: str = "adata.var")
     is_index = key is None or (key == VAR_NAMES and VAR_NAMES not in var)
     field = f"{what}_names" if is_index else f"{what}[{key!r}]"
     ids = identifiers(var.index if is_index else get_column(var, what, str(key)))
-    if n_missing := int((ids == "").sum()):
-        columns = np.flatnonzero(ids == "")
-        if n_missing == len(ids):
+    if len(missing := np.flatnonzero(ids == "")):
+        if len(missing) == len(ids):
             raise ValueError(f"{field} holds no identifiers. Choose another `gene_id_key`.")
         logger.warning(
-            f"{field} lacks the identifier of {n_missing:,} of {len(ids):,} genes (columns "
-            f"{preview(columns)}): they are left out."
+            f"{field} lacks the identifier of {len(missing):,} of {len(ids):,} genes (columns "
+            f"{preview(missing)}): they are left out."
         )
     warn_of_numbers(ids, field)
     index = pd.Index(ids[ids != ""])
     if not index.is_unique:
-        raise _repeated(index[index.duplicated()].unique(), None if is_index else key, what)
+        raise _repeated(index[index.duplicated()].unique(), field)
     return ids
 
 
@@ -432,12 +406,13 @@ def warn_of_numbers(ids: np.ndarray, field: str) -> None:
 def ambiguous_error(alignment: GeneAlignment, what: str = "adata.var") -> ValueError:
     """Return the error of an alignment with genes that match several columns."""
     is_index = alignment.source == VAR_NAMES
-    return _repeated(alignment.repeated, None if is_index else alignment.source, what)
+    field = f"{what}_names" if is_index else f"{what}[{alignment.source!r}]"
+    return _repeated(alignment.repeated, field)
 
 
-def _repeated(repeated: Sequence[str] | pd.Index, key: str | None, what: str) -> ValueError:
-    field = f"{what}_names" if key is None else f"{what}[{key!r}]"
-    way_out = "`adata.var_names_make_unique()`" if key is None else "choose another `gene_id_key`"
+def _repeated(repeated: Sequence[str] | pd.Index, field: str) -> ValueError:
+    is_column = field.endswith("]")
+    way_out = "choose another `gene_id_key`" if is_column else "`adata.var_names_make_unique()`"
     return ValueError(
         f"{field} has {len(repeated):,} duplicate gene identifiers, for instance "
         f"{preview(repeated)}. Merge or rename these genes first ({way_out})."
@@ -447,8 +422,7 @@ def _repeated(repeated: Sequence[str] | pd.Index, key: str | None, what: str) ->
 def fold_lookup(exact: Mapping[str, int]) -> dict[str, int]:
     """Look up genes regardless of case and version, without spellings shared by two genes."""
     lookup: dict[str, int] = {}
-    ambiguous = set()
     for identifier, gene in exact.items():
-        if lookup.setdefault(fold(identifier), gene) != gene:
-            ambiguous.add(fold(identifier))
-    return {folded: gene for folded, gene in lookup.items() if folded not in ambiguous}
+        spelling = fold(identifier)
+        lookup[spelling] = gene if lookup.get(spelling, gene) == gene else -1
+    return {spelling: gene for spelling, gene in lookup.items() if gene >= 0}

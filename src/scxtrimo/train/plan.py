@@ -33,7 +33,6 @@ from .trainer import history_from_dict, history_to_dict, join_histories, logged_
 
 PROGRESS_METRIC = "loss"  # shown in the progress bar, not kept
 VALIDATION_EPOCH = -1  # validation masks are the same in every epoch
-ADAPTED = ("qkv", "out", "inner", "outer")  # the linear maps of an encoder layer
 ALL_BUT_LAST = re.compile(r"all_but_last_(\d+)")
 
 
@@ -41,32 +40,23 @@ ALL_BUT_LAST = re.compile(r"all_but_last_(\d+)")
 class OptimizerConfig(Validated):
     """AdamW with linear warm-up and cosine decay.
 
-    Parameters
-    ----------
-    lr
-        Peak learning rate.
-    weight_decay
-        Decay of weight matrices. Biases, norms, embeddings and other vectors have none.
-    warmup_steps
-        Steps of linear warm-up, at most a tenth of all steps.
-    final_lr_fraction
-        Learning rate at the last step as a fraction of the peak.
-    betas
-        Exponential decay rates of the moment estimates.
-
     Examples
     --------
-    >>> from scxtrimo.train import OptimizerConfig
-    >>> optimizer = OptimizerConfig(lr=3e-4)
+    >>> optimizer = scxtrimo.train.OptimizerConfig(lr=3e-4)
     >>> optimizer.lr_fraction(step=50, n_steps=800), optimizer.lr_fraction(800, 800)
     (1.0, 0.0)
     """
 
     lr: PositiveFloat = 1e-3
+    """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.01
+    """Decay of weight matrices. Biases, norms, embeddings and other vectors have none."""
     warmup_steps: NonNegativeInt = 50
+    """Steps of linear warm-up, at most a tenth of all steps."""
     final_lr_fraction: Probability = 0.0
+    """Learning rate at the last step as a fraction of the peak."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Exponential decay rates of the moment estimates."""
 
     def lr_fraction(self, step: int, n_steps: int) -> float:
         """Return the learning rate of a step, from 0, as a fraction of the peak.
@@ -94,9 +84,9 @@ class MaskingConfig(Validated, Masking):
 
     Examples
     --------
-    >>> from scxtrimo.train import MaskingConfig
-    >>> MaskingConfig(min_rate=0.3, max_rate=0.3, max_targets=100).zero_rate is None
-    True
+    >>> masking = scxtrimo.train.MaskingConfig(min_rate=0.3, max_rate=0.3, max_targets=100)
+    >>> masking.zero_rate, masking.published().zero_rate
+    (None, 0.03)
     """
 
     def __post_init__(self) -> None:
@@ -113,18 +103,10 @@ class MaskingConfig(Validated, Masking):
     def published(cls) -> MaskingConfig:
         """Return the masking of the published training :cite:p:`Gong2023`.
 
-        30% of the expressed and 3% of the unexpressed genes, all of them targets; 80% of them
-        replaced by the mask and 10% by another value.
-
         Returns
         -------
-        The configuration.
-
-        Examples
-        --------
-        >>> from scxtrimo.train import MaskingConfig
-        >>> MaskingConfig.published().zero_rate
-        0.03
+        The configuration: 30% of the expressed and 3% of the unexpressed genes, all of them
+        targets; 80% of them replaced by the mask and 10% by another value.
         """
         return cls(0.3, 0.3, None, zero_rate=0.03, replace_rate=0.8, random_rate=0.1)
 
@@ -133,38 +115,29 @@ class MaskingConfig(Validated, Masking):
 class FinetuningConfig(Validated):
     """How a network that was trained before is trained further.
 
-    Parameters
-    ----------
-    freeze
-        ``"encoder"`` keeps gene and value embeddings and the encoder as they are;
-        ``"all_but_last_1"`` the same except for the last layer of the encoder (or the last 2, 3,
-        and so on); ``None`` trains everything.
-    layer_decay
-        Learning rate of a layer as a fraction of that of the layer above. The heads have the full
-        rate, the last layer of the encoder this fraction of it, the embeddings the least.
-    lora_rank
-        Rank of low-rank adapters on all linear maps of the encoder, which is frozen otherwise
-        :cite:p:`Hu2022`; 0 for none. They are merged into the weights when training ends. Needs
-        the extra ``lora``.
-    lora_alpha
-        Scale of the adapters times their rank; by default twice the rank.
-    lora_dropout
-        Dropout on the input of the adapters.
-
     Examples
     --------
-    >>> from scxtrimo.train import FinetuningConfig
-    >>> finetuning = FinetuningConfig(freeze="all_but_last_1", layer_decay=0.8)
+    >>> finetuning = scxtrimo.train.FinetuningConfig(freeze="all_but_last_1", layer_decay=0.8)
     >>> finetuning.check(n_layers=4)
     >>> finetuning.n_trained_layers(4)
     1
     """
 
     freeze: str | None = None
+    """``"encoder"`` keeps gene and value embeddings and the encoder as they are;
+    ``"all_but_last_1"`` the same except for the last layer of the encoder (or the last 2, 3, and
+    so on); ``None`` trains everything."""
     layer_decay: PositiveProbability = 1.0
+    """Learning rate of a layer as a fraction of that of the layer above; the heads have the full
+    rate, the embeddings the least."""
     lora_rank: NonNegativeInt = 0
+    """Rank of low-rank adapters on all linear maps of the encoder, which is frozen otherwise
+    :cite:p:`Hu2022`; 0 for none. They are merged into the weights when training ends. Needs the
+    extra ``lora``."""
     lora_alpha: PositiveInt | None = None
+    """Scale of the adapters times their rank; by default twice the rank."""
     lora_dropout: Fraction = 0.0
+    """Dropout on the input of the adapters."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,7 +234,8 @@ class XTrimoGenePlan(pl.LightningModule):
         """Return the loss of one batch."""
         self.module.redraw_features(self.global_step)
         # Dropout draws from a generator of this step, so that a resumed training repeats it.
-        with torch.random.fork_rng(devices=self._cuda_devices()):
+        devices = [self.device.index] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
             # Which of the batches of this step it is; those of a store say so themselves.
             lane = batch.get("lane", batch_idx % self.trainer.accumulate_grad_batches)
             torch.manual_seed(self.seed + self.global_step + 1_000_003 * int(lane))
@@ -280,24 +254,18 @@ class XTrimoGenePlan(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and a schedule that is advanced every step."""
         config = self.optimizer_config
+        layer_decay, n_layers = self.finetuning.layer_decay, self.module.config.n_layers
         groups = parameter_groups(
-            self.module,
-            config.weight_decay,
-            config.lr,
-            self.finetuning.layer_decay,
-            self.module.config.n_layers,
+            self.module, config.weight_decay, config.lr, layer_decay, n_layers
         )
         # Lightning does not clip gradients of a fused optimiser in mixed precision.
         fused = self.trainer.precision == "32-true"
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
         n_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, partial(config.lr_fraction, n_steps=n_steps)
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        lr_fraction = partial(config.lr_fraction, n_steps=n_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_fraction)
+        schedule = {"scheduler": scheduler, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the history so far, for a training that is resumed."""
@@ -308,8 +276,7 @@ class XTrimoGenePlan(pl.LightningModule):
             for name, value in self.trainer.callback_metrics.items()
             if name != PROGRESS_METRIC
         }
-        logged = logged_history(self.trainer)
-        history = join_histories(join_histories(self.earlier_history, logged), current)
+        history = join_histories(self.earlier_history, logged_history(self.trainer), current)
         checkpoint["scxtrimo_plan"] = type(self).__name__
         checkpoint["scxtrimo_data"] = self.trained_on
         checkpoint["scxtrimo_history"] = history_to_dict(history)
@@ -318,17 +285,12 @@ class XTrimoGenePlan(pl.LightningModule):
         """Take over the history of the training that is resumed."""
         self.earlier_history = history_from_dict(checkpoint.get("scxtrimo_history", {}))
 
-    def _cuda_devices(self) -> list[int]:
-        return [self.device.index] if self.device.type == "cuda" else []
-
 
 def metrics_of(losses: Losses, mode: str) -> dict[str, Tensor]:
     """Return the loss and what it is made of, by name."""
-    values = {
-        f"{mode}_loss": losses.loss,
-        f"reconstruction_loss_{mode}": losses.reconstruction_c.sum()
-        / len(losses.reconstruction_c),
-    } | {f"{name}_{mode}": value for name, value in losses.metrics.items()}
+    reconstruction = losses.reconstruction_c.sum() / len(losses.reconstruction_c)
+    values = {f"{mode}_loss": losses.loss, f"reconstruction_loss_{mode}": reconstruction}
+    values |= {f"{name}_{mode}": value for name, value in losses.metrics.items()}
     return {name: value.detach() for name, value in values.items()}
 
 
@@ -340,9 +302,8 @@ def parameter_groups(
     n_layers: int = 0,
 ) -> list[dict[str, Any]]:
     """Split trainable parameters by weight decay and by learning rate, see FinetuningConfig."""
-    matrices = {
-        f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Linear)
-    }
+    parts = module.named_modules()
+    matrices = {f"{name}.weight" for name, part in parts if isinstance(part, nn.Linear)}
     # Without covariates their loadings have no elements, which cannot be sharded.
     trainable = [(n, p) for n, p in module.named_parameters() if p.requires_grad and p.numel()]
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
@@ -361,23 +322,16 @@ def parameter_groups(
 
 @contextmanager
 def finetuned(net: XTrimoGeneNet, config: FinetuningConfig, seed: int = 0) -> Iterator[None]:
-    """Freeze a part of a network and add adapters for as long as it is trained.
-
-    Afterwards adapters are merged and everything can be trained again, also if training failed.
-    """
+    """Freeze a part of a network and add adapters, which are merged in the end, for a training."""
     could_be_trained = {name: p.requires_grad for name, p in net.named_parameters()}
     adapters = None
     try:
-        layers = list(net.encoder.layers)
-        n_frozen = len(layers) - config.n_trained_layers(len(layers))
+        n_layers = len(net.encoder.layers)
+        n_trained = 0 if config.lora_rank else config.n_trained_layers(n_layers)
         if config.freeze is not None or config.lora_rank:
-            net.embedding.requires_grad_(False)
-            if hasattr(net, "cell_token"):
-                net.cell_token.requires_grad_(False)
-            if n_frozen == len(layers) or config.lora_rank:
-                net.encoder.requires_grad_(False)
-            for layer in layers[:n_frozen]:
-                layer.requires_grad_(False)
+            for name, parameter in net.named_parameters():
+                if layer_of(f"net.{name}", n_layers) <= n_layers - n_trained:
+                    parameter.requires_grad_(False)
         if config.lora_rank:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
@@ -394,12 +348,11 @@ def _adapters(encoder: nn.Module, config: FinetuningConfig) -> Any:
     """Put low-rank adapters into the encoder."""
     from peft import LoraConfig, LoraModel  # FinetuningConfig.check says if it is missing
 
-    alpha = 2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha
     lora = LoraConfig(
         r=config.lora_rank,
-        lora_alpha=alpha,
+        lora_alpha=config.lora_alpha or 2 * config.lora_rank,
         lora_dropout=config.lora_dropout,
-        target_modules=list(ADAPTED),
+        target_modules=["qkv", "out", "inner", "outer"],  # all linear maps
     )
     return LoraModel(encoder, lora, "default")
 

@@ -19,34 +19,23 @@ from ..data.dataset import PrefetchLoader, RaggedDataset
 class EpochShuffler(Sampler[list[int]]):
     """Batches of rows in an order that depends on seed and epoch alone.
 
+    A training that is resumed thus goes on with the order it would have had.
+
     Parameters
     ----------
-    rows
-        Rows to draw from.
-    batch_size
-        Cells per batch; the last one of an epoch may have fewer.
-    seed
-        Seed of the order.
-    shuffle
-        If false, rows keep their order.
+    rows, batch_size
+        Rows to draw from; cells per batch, of which the last one of an epoch may have fewer.
+    seed, shuffle
+        Seed of the order; whether to shuffle at all.
     drop_last
         Leave out what would be a last batch of fewer cells, if there are other batches.
 
-    Notes
-    -----
-    Lightning calls :meth:`set_epoch`, also when a training is resumed, which then goes on with
-    the order that an uninterrupted training would have had.
-
     Examples
     --------
-    >>> import numpy as np
-    >>> from scxtrimo.train import EpochShuffler
-    >>> list(EpochShuffler(np.arange(5), batch_size=2, seed=0, shuffle=False))
-    [[0, 1], [2, 3], [4]]
-    >>> sampler = EpochShuffler(np.arange(5), batch_size=2, seed=0)
+    >>> sampler = scxtrimo.train.EpochShuffler([3, 4, 5], batch_size=2, seed=0, shuffle=False)
     >>> sampler.set_epoch(1)
-    >>> sorted(sum(sampler, []))
-    [0, 1, 2, 3, 4]
+    >>> list(sampler)
+    [[3, 4], [5]]
     """
 
     def __init__(
@@ -66,7 +55,7 @@ class EpochShuffler(Sampler[list[int]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next epoch.
+        """Choose the order of the next epoch; Lightning calls this.
 
         Parameters
         ----------
@@ -96,10 +85,8 @@ class TokenBudgetShuffler(EpochShuffler):
 
     Parameters
     ----------
-    rows
-        Rows to draw from.
-    n_tokens
-        Number of tokens of each of them.
+    rows, n_tokens
+        Rows to draw from, and the number of tokens of each of them.
     tokens_per_batch
         Tokens of a batch, at most if no cell has more than half of them; longer cells make some
         batches longer.
@@ -108,11 +95,8 @@ class TokenBudgetShuffler(EpochShuffler):
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from scxtrimo.train import TokenBudgetShuffler
     >>> n_tokens = np.array([500, 900, 400, 600, 700])
-    >>> sampler = TokenBudgetShuffler(np.arange(5), n_tokens, 2000, seed=0, shuffle=False)
-    >>> list(sampler)
+    >>> list(TokenBudgetShuffler(np.arange(5), n_tokens, 2000, seed=0, shuffle=False))
     [[0, 1], [2, 3], [4]]
     """
 
@@ -140,13 +124,10 @@ class TokenBudgetShuffler(EpochShuffler):
 
 
 def divide_evenly(weights: np.ndarray, n_parts: int) -> np.ndarray:
-    """Return the ``n_parts - 1`` places that split a sequence into parts of about equal weight.
-
-    No part is empty, and a part ends with the element that reaches its share.
-    """
+    """Return the ``n_parts - 1`` places that split a sequence into parts of about equal weight."""
     reached = np.cumsum(weights, dtype=np.int64)
     shares = reached[-1] * np.arange(1, n_parts) / n_parts
-    ends = np.searchsorted(reached, shares) + 1
+    ends = np.searchsorted(reached, shares) + 1  # after the element that reaches the share
     # No part is empty, whatever the weights: ends increase, and leave elements for the others.
     places = np.arange(1, n_parts)
     ends = np.maximum.accumulate(ends - places) + places
@@ -154,11 +135,7 @@ def divide_evenly(weights: np.ndarray, n_parts: int) -> np.ndarray:
 
 
 class RaggedDataSplitter(DataSplitter):
-    """Training and validation loaders over ragged batches of ``batch_size`` cells.
-
-    With ``tokens_per_batch`` batches have about as many expressed genes instead. By default nine
-    tenths of the cells are trained on; a single cell is trained on and not validated.
-    """
+    """Loaders over ragged batches of as many cells or, with ``tokens_per_batch``, tokens."""
 
     def __init__(
         self,
@@ -170,10 +147,9 @@ class RaggedDataSplitter(DataSplitter):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        if kwargs.get("external_indexing") is not None:
-            kwargs["external_indexing"] = as_sets(
-                kwargs["external_indexing"], adata_manager.adata.n_obs
-            )
+        n_cells = adata_manager.adata.n_obs
+        if (sets := kwargs.get("external_indexing")) is not None:
+            kwargs["external_indexing"] = as_sets(sets, n_cells)
         default = 0.9 if not validation_size else 1 - validation_size
         # A float train_size keeps scvi-tools from moving the cells of a small last batch to the
         # validation set with a warning; this model has no need of large last batches.
@@ -185,7 +161,7 @@ class RaggedDataSplitter(DataSplitter):
         )
         if self.n_train == 0:
             raise ValueError(
-                f"None of the {adata_manager.adata.n_obs:,} cells is left to train on: raise "
+                f"None of the {n_cells:,} cells is left to train on: raise "
                 "`train_size`, or name cells in `external_indexing`."
             )
         self.batch_size = batch_size
@@ -200,9 +176,8 @@ class RaggedDataSplitter(DataSplitter):
         rows = np.arange(self.adata_manager.adata.n_obs)
         if self.shuffle_set_split:
             rows = np.random.default_rng(self.seed).permutation(rows)
-        self.val_idx = np.sort(rows[: self.n_val])
-        self.train_idx = np.sort(rows[self.n_val : self.n_val + self.n_train])
-        self.test_idx = np.sort(rows[self.n_val + self.n_train :])
+        sets = np.split(rows, [self.n_val, self.n_val + self.n_train])
+        self.val_idx, self.train_idx, self.test_idx = map(np.sort, sets)
 
     @cached_property
     def _dataset(self) -> RaggedDataset:
@@ -223,9 +198,8 @@ class RaggedDataSplitter(DataSplitter):
         if self.tokens_per_batch is None:
             drop_last = self.drop_last and shuffle
             return EpochShuffler(rows, self.batch_size, self.seed, shuffle, drop_last)
-        return TokenBudgetShuffler(
-            rows, self.n_tokens[rows], self.tokens_per_batch, self.seed, shuffle
-        )
+        n_tokens = self.n_tokens[rows]
+        return TokenBudgetShuffler(rows, n_tokens, self.tokens_per_batch, self.seed, shuffle)
 
     def _loader(self, rows: np.ndarray, shuffle: bool) -> DataLoader:
         loader = PrefetchLoader if self.pin_memory else DataLoader
@@ -252,16 +226,13 @@ class RaggedDataSplitter(DataSplitter):
 
 
 def as_sets(external_indexing: Any, n_cells: int) -> list[np.ndarray]:
-    """Return row numbers of training, validation and test cells, from rows or masks.
-
-    Cells that are in none of the sets are test cells, unless test cells are named.
-    """
+    """Return rows to train on, validate on, and neither (all others, if not named)."""
     if not isinstance(external_indexing, list | tuple) or not 1 <= len(external_indexing) <= 3:
         raise ValueError(
             "external_indexing must be a list of up to three sets of cells: to train on, to "
             f"validate on, and neither; got {type(external_indexing).__name__}."
         )
-    sets = [_rows_of(part, n_cells) for part in [*external_indexing, None, None][:3]]
+    sets = [_rows_of(part, n_cells) for part in [*external_indexing, [], []][:3]]
     times = np.bincount(np.concatenate(sets), minlength=n_cells)
     left_out = np.flatnonzero(times == 0)
     if len(left_out) and len(sets[2]):
@@ -277,6 +248,5 @@ def as_sets(external_indexing: Any, n_cells: int) -> list[np.ndarray]:
 def _rows_of(part: Any, n_cells: int) -> np.ndarray:
     """Return row numbers; there may be none."""
     values = np.asarray([] if part is None else part)
-    if values.size == 0 or (values.dtype == bool and not values.any()):
-        return np.empty(0, dtype=np.int64)
-    return as_rows(part, n_cells)
+    is_empty_mask = values.dtype == bool and not values.any()
+    return as_rows(part, n_cells) if values.size and not is_empty_mask else np.arange(0)

@@ -22,10 +22,7 @@ from .._logging import logger
 
 
 class ResumeCheckpoint(Callback):
-    """Write ``last.ckpt`` after every epoch, with all that an interrupted training needs to go on.
-
-    It is replaced atomically: a training that is killed while writing leaves the previous file.
-    """
+    """Write ``last.ckpt`` after every epoch, to resume from; it is replaced as a whole."""
 
     def __init__(self, directory: str | os.PathLike) -> None:
         self.path = Path(directory).expanduser() / "last.ckpt"
@@ -43,24 +40,21 @@ class ResumeCheckpoint(Callback):
 
 def read_checkpoint(ckpt_path: str | os.PathLike) -> dict[str, Any]:
     """Read a ``last.ckpt`` without its tensors; nothing in it is executed."""
-    path = Path(ckpt_path).expanduser()
+    path, given = Path(ckpt_path).expanduser(), f"ckpt_path={str(ckpt_path)!r}"
     if path.is_dir():
-        raise IsADirectoryError(
-            f"ckpt_path={str(ckpt_path)!r} is a directory. Name the file in it: "
-            f"{str(path / 'last.ckpt')!r}."
-        )
+        file = str(path / "last.ckpt")
+        raise IsADirectoryError(f"{given} is a directory. Name the file in it: {file!r}.")
     if not path.is_file():
-        raise FileNotFoundError(f"ckpt_path={str(ckpt_path)!r} does not exist.")
+        raise FileNotFoundError(f"{given} does not exist.")
     try:
         checkpoint = torch.load(path, weights_only=True, map_location="meta")
     except Exception as error:  # of any kind, for a file of any kind
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first_line = [*str(error).splitlines(), type(error).__name__][0]
         raise ValueError(
-            f"ckpt_path={str(ckpt_path)!r} cannot be read, it may be truncated or not a "
-            f"checkpoint: {first_line}"
+            f"{given} cannot be read, it may be truncated or not a checkpoint: {first_line}"
         ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"ckpt_path={str(ckpt_path)!r} is not a checkpoint of a training.")
+        raise ValueError(f"{given} is not a checkpoint of a training.")
     return checkpoint
 
 
@@ -80,8 +74,7 @@ def check_resumed(ckpt_path: str | os.PathLike, trained_on: Mapping[str, str]) -
         )
         return
     names = dict.fromkeys([*before, *trained_on])
-    other = [name for name in names if before.get(name) != trained_on.get(name)]
-    if other:
+    if other := [name for name in names if before.get(name) != trained_on.get(name)]:
         raise ValueError(
             f"ckpt_path={str(ckpt_path)!r} belongs to another training: {', '.join(other)} "
             "differ, or are in another order. Restore the model and the data of that training, "
@@ -130,10 +123,7 @@ class SafeTrainer(Trainer):
 
 
 class XTrimoGeneRunner(TrainRunner):
-    """:class:`scvi.train.TrainRunner` with :class:`SafeTrainer` and a history of all trainings.
-
-    ``logger`` and ``callbacks`` are one or several, beside the logger that keeps the history.
-    """
+    """:class:`scvi.train.TrainRunner` with :class:`SafeTrainer` and a history of all trainings."""
 
     _trainer_cls = SafeTrainer
     training_plan: Any  # an XTrimoGenePlan
@@ -155,13 +145,11 @@ class XTrimoGeneRunner(TrainRunner):
         earlier = (self.model.history_ or {}) if self.model.is_trained_ else {}
         n_before = max((len(frame) for frame in earlier.values()), default=0)
         later = {
-            name: frame.astype(float).set_axis(frame.index + n_before)
+            name: frame.astype(float).set_axis((frame.index + n_before).rename("epoch"))
             for name, frame in logged_history(self.trainer).items()
         }
-        for frame in later.values():
-            frame.index.name = "epoch"
-        history = join_histories(earlier, later)
-        self.model.history_ = join_histories(self.training_plan.earlier_history, history)
+        before = self.training_plan.earlier_history
+        self.model.history_ = join_histories(before, earlier, later)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -213,18 +201,16 @@ def history_from_dict(stored: dict[str, dict[str, list]]) -> dict[str, pd.DataFr
     history = {}
     for name, part in stored.items():
         unit = next(key for key in part if key != "value")  # epoch or step
-        index = pd.Index(part[unit], name=unit)
-        history[name] = pd.DataFrame({name: part["value"]}, index=index)
+        history[name] = pd.DataFrame({name: part["value"]}, pd.Index(part[unit], name=unit))
     return history
 
 
-def join_histories(
-    earlier: dict[str, pd.DataFrame], later: dict[str, pd.DataFrame]
-) -> dict[str, pd.DataFrame]:
-    """Append the epochs of a resumed training to those before."""
-    joined = dict(earlier)
-    for name, frame in later.items():
-        if name in earlier:
-            frame = pd.concat([earlier[name], frame[~frame.index.isin(earlier[name].index)]])
-        joined[name] = frame
+def join_histories(*histories: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Append the epochs of later trainings to those before."""
+    joined: dict[str, pd.DataFrame] = {}
+    for history in histories:
+        for name, frame in history.items():
+            if name in joined:
+                frame = pd.concat([joined[name], frame[~frame.index.isin(joined[name].index)]])
+            joined[name] = frame
     return joined
