@@ -19,9 +19,10 @@ from scxtrimo.pretraining.store import (
     checksums,
     fast_codecs,
     gene_weights,
+    hash_cells,
     is_store,
 )
-from scxtrimo.pretraining.store_writer import CellFile, hash_cells, write_store
+from scxtrimo.pretraining.store_writer import CellFile, write_store
 
 FEW = {"min_genes": 1, "validation_size": 0.1, "memory": 20_000}
 
@@ -117,7 +118,7 @@ def test_filters_and_duplicates_are_counted(tmp_path):
 def test_hash_does_not_depend_on_the_order_of_genes():
     counts = np.array([1.0, 2.0, 2.0, 1.0, 1.0, 2.0], dtype=np.float32)
     genes = np.array([3, 9, 9, 3, 9, 3])
-    first, second, third = hash_cells(counts, genes, np.array([0, 2, 4, 6]))
+    first, second, third = hash_cells(counts, genes, np.array([0, 2, 4, 6]), gene_weights(10))
     assert first == second != third
 
 

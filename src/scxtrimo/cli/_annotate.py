@@ -6,15 +6,21 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ._shared import add_query, check_keys, check_out, layer_of, prepare_query, write_cells
+from ._shared import (
+    add_command,
+    add_query,
+    check_keys,
+    check_out,
+    layer_of,
+    prepare_query,
+    write_cells,
+)
 
 
 def add(commands: Any) -> None:
     """Add the command to a parser."""
-    annotate = commands.add_parser(
-        "annotate", help="learn cell types from labelled cells and give them to others"
-    )
-    option = annotate.add_argument
+    summary = "learn cell types from labelled cells and give them to others"
+    option, flag = add_command(commands, "annotate", run, summary)
     option(
         "data",
         metavar="FILE",
@@ -28,15 +34,14 @@ def add(commands: Any) -> None:
     option("--batch-key", help="column of obs of the reference with the batch")
     option("--reference-modality", help="modality of a reference that is a MuData")
     option("--reference-layer", help="layer of the reference with the raw counts")
-    option(
+    flag(
         "--together",
-        action="store_true",
         help="train on the reference and the cells to annotate together, as batches to be "
         "integrated: for cells that differ from the reference as a whole",
     )
     option("--model", metavar="DIR", help="a saved annotator, not a reference")
     option("--save-model", metavar="DIR", help="where to save the annotator")
-    add_query(annotate)
+    add_query(option)
     option(
         "--min-confidence",
         type=float,
@@ -45,14 +50,9 @@ def add(commands: Any) -> None:
         help="cells of which no label is as probable are called unknown",
     )
     option("--unknown", default="unknown", metavar="NAME", help="what these cells are called")
-    option(
-        "--overwrite",
-        action="store_true",
-        help="replace an --out that exists, and columns that the cells have",
-    )
+    flag("--overwrite", help="replace an --out that exists, and columns that the cells have")
     option("--key-added", default="xtrimo_label", help="column of obs for labels")
     option("--seed", type=int, default=0, help="seed of everything")
-    annotate.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ._shared import keywords
+from ._shared import add_command, keywords
 
 
 def add(commands: Any) -> None:
     """Add the command to a parser."""
-    demo = commands.add_parser("demo", help="train on real cells, embed, cluster and draw them")
-    option = demo.add_argument
+    summary = "train on real cells, embed, cluster and draw them"
+    option, flag = add_command(commands, "demo", run, summary)
     option("--data", metavar="FILE", help="cells with raw counts; by default PBMCs")
     option(
         "--out",
@@ -24,8 +24,7 @@ def add(commands: Any) -> None:
     option("--max-epochs", type=int, help="passes over the cells")
     option("--seed", type=int, default=0, help="random seed")
     option("--modality", help="modality of a MuData; by default rna, or the only one")
-    option("--overwrite", action="store_true", help="replace existing results")
-    demo.set_defaults(run=run)
+    flag("--overwrite", help="replace existing results")
 
 
 def run(args: argparse.Namespace) -> int:

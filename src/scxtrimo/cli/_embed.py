@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ._shared import add_query, check_keys, check_out, prepare_query, write_cells
+from ._shared import add_command, add_query, check_keys, check_out, prepare_query, write_cells
 
 
 def add(commands: Any) -> None:
     """Add the commands to a parser."""
-    embed = commands.add_parser("embed", help="embed cells with a saved or a published model")
-    option = embed.add_argument
+    summary = "embed cells with a saved or a published model"
+    option, flag = add_command(commands, "embed", embed_cells, summary)
     option(
         "data",
         metavar="FILE",
@@ -27,16 +27,15 @@ def add(commands: Any) -> None:
         help=".h5ad: the cells with obsm['X_xtrimo']; .zarr: only names and embedding, streamed",
     )
     option("--model", metavar="DIR", help="a saved or converted model")
-    _add_checkpoint(embed, required=False)
-    add_query(embed)
-    option(
+    _add_checkpoint(option, required=False)
+    add_query(option)
+    flag(
         "--overwrite",
-        action="store_true",
         help="replace an existing --out, and an embedding that the cells already have",
     )
     option("--pool", help="all, max, mean, s or t; by default the model's own")
     option("--target-depth", metavar="DEPTH", help="t4, f2, a1 or total counts")
-    option("--bulk", action="store_true", help="profiles are bulk, not single cells")
+    flag("--bulk", help="profiles are bulk, not single cells")
     option(
         "--map-query",
         nargs="?",
@@ -45,17 +44,15 @@ def add(commands: Any) -> None:
         help="the cells are from new batches (a single one, or those in this column of obs): map "
         "them onto the training cells",
     )
-    embed.set_defaults(run=embed_cells)
 
-    convert = commands.add_parser("convert", help="convert a published checkpoint into our format")
-    _add_checkpoint(convert, required=True)
-    convert.add_argument("--out", required=True, metavar="DIR", help="directory to write to")
-    convert.add_argument("--overwrite", action="store_true", help="replace an existing model")
-    convert.set_defaults(run=convert_checkpoint)
+    summary = "convert a published checkpoint into our format"
+    option, flag = add_command(commands, "convert", convert_checkpoint, summary)
+    _add_checkpoint(option, required=True)
+    option("--out", required=True, metavar="DIR", help="directory to write to")
+    flag("--overwrite", help="replace an existing model")
 
 
-def _add_checkpoint(parser: argparse.ArgumentParser, required: bool) -> None:
-    option = parser.add_argument
+def _add_checkpoint(option: Any, required: bool) -> None:
     option("--checkpoint", required=required, metavar="models.ckpt", help="a published checkpoint")
     option(
         "--gene-index", required=required, metavar="FILE", help="the gene index that comes with it"
@@ -89,8 +86,8 @@ def embed_cells(args: argparse.Namespace) -> int:
     if is_mapped:
         embedding = model.map_query(adata, args.map_query or None, args.batch_size)
     else:
-        streamed_to = out if streamed else None
-        embedding = model.get_latent_representation(adata, out=streamed_to, **_options(args))
+        to = out if streamed else None
+        embedding = model.get_latent_representation(adata, out=to, **_options(args))
     if not streamed:
         adata.obsm["X_xtrimo"] = embedding
         write_cells(adata, out)
@@ -105,11 +102,9 @@ def _embed_store(args: argparse.Namespace, out: Path) -> int:
     if out.suffix != ".zarr":
         raise ValueError("The cells of a store are streamed: --out must end in .zarr.")
     model = _make_model(args)
-
-    def prepare(cells: Any) -> None:
-        prepare_query(model, cells, args)
-
-    n_cells = embed_store(model, args.data, out, prepare=prepare, **_options(args))
+    n_cells = embed_store(
+        model, args.data, out, lambda cells: prepare_query(model, cells, args), **_options(args)
+    )
     print(f"{n_cells:,} cells in obsm['X_xtrimo'] of the data sets in {out}")
     return 0
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import Any
 
-from ._shared import ALIASES, keywords
+from ._shared import ALIASES, add_command, keywords
 
 
 def add(commands: Any) -> None:
     """Add the commands to a parser."""
-    store = commands.add_parser(
-        "store", help="shuffle the cells of many files into a store to pretrain from"
-    )
-    option = store.add_argument
+    summary = "shuffle the cells of many files into a store to pretrain from"
+    option, flag = add_command(commands, "store", make_store, summary)
+    several = partial(option, action="append", default=[])
     option(
         "data",
         nargs="+",
@@ -39,22 +39,13 @@ def add(commands: Any) -> None:
         help="keep identical cells",
     )
     option("--validation-size", type=float, default=0.01, metavar="F", help="fraction held out")
-    option(
+    several(
         "--validation-file",
-        action="append",
-        default=[],
         dest="validation_files",
         metavar="FILE",
         help="a file whose cells are all held out",
     )
-    option(
-        "--obs-column",
-        action="append",
-        default=[],
-        dest="obs_columns",
-        metavar="OBS_COLUMN",
-        help="column of obs to keep",
-    )
+    several("--obs-column", dest="obs_columns", metavar="OBS_COLUMN", help="column of obs to keep")
     option(
         "--skip-bad-files",
         action="store_const",
@@ -65,17 +56,12 @@ def add(commands: Any) -> None:
     )
     option("--memory", type=float, default=5e8, metavar="BYTES", help="memory for shuffling")
     option("--seed", type=int, default=0, help="seed of order and held-out cells")
-    option("--overwrite", action="store_true", help="replace an existing store")
-    store.set_defaults(run=make_store)
+    flag("--overwrite", help="replace an existing store")
 
-    pretrain = commands.add_parser(
-        "pretrain", help="pretrain a model on a store, or resume an interrupted run"
-    )
-    pretrain.add_argument("config", metavar="CONFIG.yaml", help="configuration of the run")
-    pretrain.add_argument(
-        "--dry-run", action="store_true", help="measure a few steps and estimate the whole run"
-    )
-    pretrain.set_defaults(run=run_pretraining)
+    summary = "pretrain a model on a store, or resume an interrupted run"
+    option, flag = add_command(commands, "pretrain", run_pretraining, summary)
+    option("config", metavar="CONFIG.yaml", help="configuration of the run")
+    flag("--dry-run", help="measure a few steps and estimate the whole run")
 
 
 def make_store(args: argparse.Namespace) -> int:

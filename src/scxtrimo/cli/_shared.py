@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,14 @@ def keywords(args: argparse.Namespace, but: str = "") -> dict[str, Any]:
     return {name: x for name, x in vars(args).items() if name not in NOT_OPTIONS | {but}}
 
 
-def add_query(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
+def add_command(commands: Any, name: str, run: Callable, summary: str) -> tuple[Any, Any]:
+    """Add a command; return functions that add an option and a flag to it."""
+    parser = commands.add_parser(name, help=summary)
+    parser.set_defaults(run=run)
+    return parser.add_argument, partial(parser.add_argument, action="store_true")
+
+
+def add_query(option: Any) -> None:
     option("--layer", help="layer with the raw counts, or X; by default as trained")
     option("--gene-id-key", help="column of var with gene identifiers")
     option("--gene-aliases", metavar="FILE", help=ALIASES)
@@ -61,15 +68,11 @@ def check_keys(adata: Any, attribute: str, keys: Iterable[str], overwrite: bool)
 
 
 def prepare_query(model: Any, adata: Any, args: argparse.Namespace) -> None:
-    setup = {} if args.layer is None else {"layer": layer_of(args.layer, adata)}
+    setup: dict[str, Any] = {} if args.layer is None else {"layer": layer_of(args.layer, adata)}
     if args.gene_id_key is not None:
         setup["gene_id_key"] = args.gene_id_key
-    model.prepare_query_anndata(
-        adata,
-        gene_aliases=args.gene_aliases,
-        min_gene_overlap=args.min_gene_overlap,
-        **setup,
-    )
+    setup |= {"gene_aliases": args.gene_aliases, "min_gene_overlap": args.min_gene_overlap}
+    model.prepare_query_anndata(adata, **setup)
 
 
 def layer_of(name: str | None, data: Any) -> str | None:

@@ -209,11 +209,6 @@ class PretrainConfig(Validated):
         Returns
         -------
         The configuration, checked.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            If there is no such file, or a field is unknown, missing or invalid.
         """
         path = Path(path)
         if not path.is_file():

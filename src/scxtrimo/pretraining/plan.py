@@ -126,10 +126,10 @@ class PretrainingPlan(XTrimoGenePlan):
         loss, rows = wrong[0][0].item(), wrong[0][1].cpu().numpy()
         origin = self.trainer.datamodule.store.origin(rows)  # type: ignore[attr-defined]
         first, files = origin.iloc[0], ", ".join(sorted(set(origin["source"]))[:3])
-        where = f"the first is cell {first['source_row']} of {first['source']}; files: {files}"
         return (
             f"the loss is {loss} for {len(rows)} cells, rows {rows.min()} to {rows.max()} of the "
-            f"store ({where})."
+            f"store (the first is cell {first['source_row']} of {first['source']}; "
+            f"files: {files})."
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -166,28 +166,30 @@ class StepMeter(Callback):
         """Start the clock."""
         self.started, self.last_step = time.monotonic(), trainer.global_step
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         """Make an entry every so many steps."""
         step = trainer.global_step
-        assert isinstance(pl_module, PretrainingPlan)
         if step == self.last_step or step % self.every_n_steps or not pl_module.sums:
             return
         sums, pl_module.sums = pl_module.sums, defaultdict(float)
-        loader = trainer.datamodule.train_loader  # type: ignore[attr-defined]
+        loader = trainer.datamodule.train_loader
         sums["skipped"], self.n_skipped = loader.n_skipped - self.n_skipped, loader.n_skipped
         names = sorted(sums)
-        total = torch.stack([torch.as_tensor(sums[n], dtype=torch.float64).cpu() for n in names])
+        total = torch.tensor([float(sums[name]) for name in names], dtype=torch.float64)
         if trainer.world_size > 1:
-            reduced = trainer.strategy.reduce(total.to(pl_module.device), reduce_op="sum")
-            assert isinstance(reduced, Tensor)
-            total = reduced.cpu()
+            total = trainer.strategy.reduce(total.to(pl_module.device), reduce_op="sum")
         values = dict(zip(names, total.tolist(), strict=True))
         now = time.monotonic()
         seconds, self.started, self.last_step = now - self.started, now, step
         pl_module.n_skipped_cells += int(values.pop("skipped"))
-        entry = self._entry(values, seconds)
+        n_cells, tokens_per_second = values.pop("cells"), values.pop("tokens") / seconds
+        norm = values.pop("gradient_norm") / values.pop("steps")
+        entry = {name: value / n_cells for name, value in values.items()} | {
+            "gradient_norm": norm,
+            "cells_per_second": n_cells / seconds,
+            "tokens_per_second": tokens_per_second,
+            "mfu": tokens_per_second * self.flops_per_token / self.peak_flops,
+        }
         _append(pl_module.step_history, step, entry)
         for name, value in entry.items():
             if name == "train_loss":
@@ -195,24 +197,11 @@ class StepMeter(Callback):
             in_bar = name in ("cells_per_second", "tokens_per_second", "mfu")
             pl_module.log(name, value, prog_bar=in_bar, on_step=True)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Make an entry of the held-out cells."""
-        assert isinstance(pl_module, PretrainingPlan)
         found = trainer.callback_metrics.items()
         metrics = {name: float(value) for name, value in found if "validation" in name}
         _append(pl_module.step_history, trainer.global_step, metrics)
-
-    def _entry(self, sums: dict[str, float], seconds: float) -> dict[str, float]:
-        """Turn sums over cells and steps into means and speeds."""
-        n_cells, n_tokens = sums.pop("cells"), sums.pop("tokens")
-        norm = sums.pop("gradient_norm") / sums.pop("steps")
-        tokens_per_second = n_tokens / seconds
-        return {name: value / n_cells for name, value in sums.items()} | {
-            "gradient_norm": norm,
-            "cells_per_second": n_cells / seconds,
-            "tokens_per_second": tokens_per_second,
-            "mfu": tokens_per_second * self.flops_per_token / self.peak_flops,
-        }
 
 
 def _append(history: dict[str, pd.DataFrame], step: int, entry: dict[str, float]) -> None:

@@ -81,8 +81,6 @@ def pretrain(
 
     Raises
     ------
-    ImportError, ValueError
-        If annbatch is not installed, the configuration is impossible, or ``out`` has another run.
     scxtrimo.pretraining.DamagedStoreError, FloatingPointError
         If cells cannot be read, or a loss or gradient is not finite; the message names the cells.
     OSError
@@ -216,9 +214,9 @@ class _Run:
         self.model = self._make_model()
 
     def _make_model(self) -> XTrimoGene:
-        chosen = choose_size(self.store.n_cells, self.device.type == "cuda")
-        size = chosen if self.config.size == "auto" else self.config.size
-        hyperparameters = {"n_input_genes": None} | self.config.model
+        size, hyperparameters = self.config.size, {"n_input_genes": None} | self.config.model
+        if size == "auto":
+            size = choose_size(self.store.n_cells, self.device.type == "cuda")
         genes = self.store.vocabulary.gene_ids
         registry = registry_of_genes(XTrimoGene, genes, dict.fromkeys(SETUP_ARGUMENTS))
         model = XTrimoGene(registry=registry, size=size, seed=self.config.seed, **hyperparameters)
@@ -255,7 +253,8 @@ class _Run:
             _write_text(self.out / "config.yaml", self.config.to_yaml())
             _write_text(self.out / HEADER, json.dumps(header, indent=1))
         if checkpoint is None:
-            self._start()
+            with self._sample() as rows:
+                self.model._prepare_training(rows)
         elif self.trainer.is_global_zero:
             logger.info(f"Resuming from {checkpoint}.")
         plan = self._make_plan(checkpoint)
@@ -312,18 +311,13 @@ class _Run:
                 "another `out`, or remove it to start from scratch."
             )
 
-    def _start(self) -> None:
-        """Initialise the model from a sample of the cells."""
-        with self._sample() as sample:
-            self.model._prepare_training(np.arange(sample.n_obs))
-
     @contextmanager
-    def _sample(self) -> Iterator[AnnData]:
-        """Attach a sample of the cells to the model."""
+    def _sample(self) -> Iterator[np.ndarray]:
+        """Attach a sample of the cells to the model, and yield its rows."""
         per_cell = self.n_tokens / self.store.n_cells
         sample = self._draw(int(min(MAX_CELLS, max(1000, MAX_SAMPLE_TOKENS / per_cell))))
         self.model._attach(sample)
-        yield sample
+        yield np.arange(sample.n_obs)
         self.model._adata = self.model._adata_manager = None
 
     def _draw(self, n_cells: int, chunk: int = 64) -> AnnData:
@@ -359,9 +353,9 @@ class _Run:
             self.model.is_trained_ = True
             self.model.history_ = plan.step_history
             self.model.to_device(self.device)
-            with self._sample() as sample:
+            with self._sample() as rows:
                 self.model.module.eval()
-                self.model._finish_training(np.arange(sample.n_obs))
+                self.model._finish_training(rows)
             summary = self._summary(plan)
             self.model.provenance_ = {name: str(value) for name, value in summary.items()}
             self.model.save(self.out / MODEL)
@@ -391,7 +385,8 @@ class _Run:
 
     def dry_run(self) -> DryRun:
         """Train a few steps on one device; communication between devices is not measured."""
-        self._start()
+        with self._sample() as rows:
+            self.model._prepare_training(rows)
         plan, store, device = self._make_plan(), self.store, self.device
         module = plan.module.to(device).train()
         n_parameters = sum(p.numel() for p in module.parameters())
@@ -462,7 +457,6 @@ class _AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
     ) -> None:
-        """Write a checkpoint."""
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -567,16 +561,13 @@ class _ProgressBar(TQDMProgressBar):
     """Lightning's progress bar over all steps of a run, without epochs."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Replace the name of the epoch."""
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description("Pretraining")
 
     def get_metrics(self, *args: Any) -> dict[str, Any]:
-        """Return the metrics without the version number of the logger."""
         metrics = super().get_metrics(*args)
         return {name: value for name, value in metrics.items() if name != "v_num"}
 
     @property
     def total_train_batches(self) -> int:
-        """Batches of the whole run."""
         return int(self.trainer.num_training_batches)

@@ -82,7 +82,6 @@ def fast_codecs() -> Iterator[None]:
         _Codecs.n_users += 1
         if _Codecs.n_users == 1:
             _Codecs.setting = zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
-            _Codecs.setting.__enter__()
     try:
         yield
     finally:
@@ -102,18 +101,24 @@ def checksums(counts: sparse.csr_matrix, weights: np.ndarray) -> np.ndarray:
     """Return a checksum of the counts and genes of every cell, uint32, shape ``(n_cells,)``."""
     # Codecs miss some damage: zarr reads missing files as zeros, and zarrs does not verify the
     # checksum of a chunk that it reads in part.
-    starts = counts.indptr[:-1]
-    if len(starts) == 0 or (np.diff(counts.indptr) == 0).any():
-        return np.zeros(len(starts), np.uint32)
-    sums = np.empty(len(starts), np.uint64)
-    for first in range(0, len(starts), CELLS_PER_CHECK):
-        cells = slice(first, first + CELLS_PER_CHECK)
-        ends = counts.indptr[first : cells.stop + 1]
-        tokens = slice(ends[0], ends[-1])
-        weighted = weights[counts.indices[tokens]]
-        weighted *= counts.data[tokens].astype(np.uint64)
-        sums[cells] = np.add.reduceat(weighted, ends[:-1] - ends[0])
+    sums = hash_cells(counts.data, counts.indices, counts.indptr, weights)
     return (sums >> np.uint64(32)).astype(np.uint32)
+
+
+def hash_cells(
+    counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """Return a uint64 per cell, equal for equal counts of the same genes in any order."""
+    sums = np.zeros(len(cu_seqlens) - 1, np.uint64)
+    cells = np.flatnonzero(np.diff(cu_seqlens))
+    for first in range(0, len(cells), CELLS_PER_CHECK):
+        part = cells[first : first + CELLS_PER_CHECK]
+        starts = cu_seqlens[part]
+        tokens = slice(starts[0], cu_seqlens[part[-1] + 1])
+        weighted = weights[gene_ids[tokens]]
+        weighted *= counts[tokens].astype(np.uint64)
+        sums[part] = np.add.reduceat(weighted, starts - starts[0])
+    return sums
 
 
 def is_store(path: str | os.PathLike) -> bool:
@@ -131,11 +136,6 @@ class CellStore:
     ----------
     path, split
         Path or URL of the store, and ``"train"`` or ``"validation"``.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        If there is no store, or it is incomplete or was written by a newer version.
 
     Examples
     --------
@@ -174,7 +174,7 @@ class CellStore:
         names = [name for name in list(self.group) if name.startswith("dataset_")]
         self.names = sorted(names, key=lambda name: int(name.removeprefix("dataset_")))
         self._damaged: set[int] = set()
-        expected = int(self.report.get(split, pd.Series(dtype=int)).sum())
+        expected = int(self.report[split].sum())
         if self.n_cells != expected:
             raise ValueError(
                 f"{self.path} is incomplete: it has {self.n_cells:,} of {expected:,} cells for "

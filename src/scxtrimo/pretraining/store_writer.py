@@ -52,6 +52,7 @@ from .store import (
     checksums,
     fast_codecs,
     gene_weights,
+    hash_cells,
     is_store,
     require_annbatch,
 )
@@ -60,8 +61,8 @@ AUTO, RAW = "auto", "raw"
 ROWS_TO_RECOGNIZE = 256  # rows that are read to find out whether a matrix holds raw counts
 MAX_CSC_ENTRIES = 50_000_000
 MAX_VALIDATION_CELLS = 20_000
-KEPT, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE = range(4)
-FATES = {TOO_FEW_GENES: "too_few_genes", TOO_MANY_GENES: "too_many_genes", DUPLICATE: "duplicate"}
+FATES = (*SPLITS, "too_few_genes", "too_many_genes", "duplicate")  # of the cells of a file
+TRAIN, VALIDATION, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE = range(len(FATES))
 BLOCK = 256  # neighbouring cells of a file that are dealt to a data set together
 CELLS_PER_CHUNK = 64
 BYTES_PER_TOKEN = 32  # memory of a data set while it is shuffled and written
@@ -131,9 +132,6 @@ def write_store(
 
     Raises
     ------
-    ValueError, FileExistsError
-        If a file cannot be read, has no raw counts or other genes, no cell is left, or ``out``
-        exists. The message says what to do.
     OSError
         If the disk is full; nothing is left behind.
 
@@ -176,14 +174,14 @@ def write_store(
     sources = usable(tqdm(sources, desc="Reading genes", unit="file", delay=3), Source.open)
     aligner = _Aligner(vocabulary, gene_id_key, read_aliases(gene_aliases), min_gene_overlap)
     sources = usable(sources, aligner.add)
-    if not sources:
-        raise ValueError("No file is left: see the messages above.")
     sources = usable(sources, aligner.align)
     genes = aligner.genes
     totals = np.zeros(len(genes))
     with tqdm(total=sum(s.n_cells for s in sources), desc="Checking", unit="cell", delay=3) as bar:
         sources = usable(sources, lambda source: source.scan(totals, bar))
-    largest = max((source.largest for source in sources), default=0)
+    if not sources:
+        raise ValueError("No file is left: see the messages above.")
+    largest = max(source.largest for source in sources)
     if largest >= 2**32:
         raise ValueError(f"The largest count is {largest:g}: counts must be below 2^32.")
     if len(skipped) > len(paths) / 2:
@@ -191,20 +189,17 @@ def write_store(
             f"{len(skipped)} of {len(paths)} files were left out. The first file that can be read "
             "determines the genes: if it is the exception, list another file first."
         )
-    if sources:
-        _decide(sources, min_genes, max_genes, drop_duplicates)
+    n_kept = _filter(sources, min_genes, max_genes, drop_duplicates)
     if vocabulary is None:
         genes = _drop_unexpressed(sources, genes, totals)
-    kept = sum(int((source.fate_c == KEPT).sum()) for source in sources)
-    _hold_out(sources, held_out, min(validation_size, MAX_VALIDATION_CELLS / max(kept, 1)), seed)
-    n_validation = sum(int(source.is_held_out_c.sum()) for source in sources)
-    if kept - n_validation < 1:
+    _hold_out(sources, held_out, min(validation_size, MAX_VALIDATION_CELLS / max(n_kept, 1)), seed)
+    report: list[dict[str, Any]] = [source.report() for source in sources]
+    if not (n_train := sum(row["train"] for row in report)):
         raise ValueError(
             f"No cell is left to train on: of {sum(s.n_cells for s in sources):,} cells in "
-            f"{len(sources)} files, {kept:,} pass the filters (min_genes={min_genes}, "
-            f"max_genes={max_genes}) and {n_validation:,} are held out."
+            f"{len(sources)} files, {n_kept:,} pass the filters (min_genes={min_genes}, "
+            f"max_genes={max_genes}) and {n_kept - n_train:,} are held out."
         )
-    report: list[dict[str, Any]] = [source.report() for source in sources]
     report += [{"file": path, "error": error} for path, error in skipped.items()]
     filters = {"min_genes": min_genes, "max_genes": max_genes, "drop_duplicates": drop_duplicates}
     header = {
@@ -214,7 +209,7 @@ def write_store(
         "settings": filters | {"seed": seed},
     }
     dtype = np.uint16 if largest < 2**16 else np.uint32
-    writer = _Writer(sources, genes, list(obs_columns), dtype, max(1, int(memory)), seed)
+    writer = _Writer(sources, genes, tuple(obs_columns), dtype, max(1, int(memory)), seed)
     writer.write_in_place(Path(out), header)
     return CellStore(out)
 
@@ -265,15 +260,6 @@ class CellFile:
         self.n_cells, n_genes = self.reader.shape
         if self.n_cells == 0 or n_genes == 0:
             raise ValueError(f"{self.path} is empty: {self.n_cells} cells x {n_genes} genes.")
-        self._obs = pd.DataFrame(index=pd.RangeIndex(self.n_cells))
-
-    def obs(self, columns: list[str]) -> pd.DataFrame:
-        """Return columns of ``obs``; those that the file lacks are missing values."""
-        for name in columns:
-            if name not in self._obs:
-                found = name in self.group["obs"]
-                self._obs[name] = anndata.io.read_elem(self.group["obs"][name]) if found else None
-        return self._obs[columns]
 
     def read(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Read increasing rows in runs of at most ``CHUNK``, rows between them included."""
@@ -296,8 +282,7 @@ class CellFile:
 
     def _candidates(self) -> dict[str, str]:
         """Return where counts may be, by the name of the layer, the most likely place first."""
-        layers = sorted(self.group["layers"]) if "layers" in self.group else []
-        layers.sort(key=lambda name: name != "counts")
+        layers = sorted(self.group.get("layers", {}), key=lambda name: (name != "counts", name))
         places = {"X": "X", RAW: "raw/X"}
         for name in layers:  # a layer may be called "raw" or "X", too
             places[f"layers/{name}" if name in places else name] = f"layers/{name}"
@@ -351,8 +336,7 @@ class Source:
     largest: float = 0.0  # count
     n_genes_c: np.ndarray = field(init=False)  # expressed genes of the cells, int32
     hash_c: np.ndarray = field(init=False)  # see :func:`hash_cells`
-    fate_c: np.ndarray = field(init=False)  # KEPT or why not, int8
-    is_held_out_c: np.ndarray = field(init=False)
+    fate_c: np.ndarray = field(init=False)  # places in FATES, int8
 
     def open(self) -> None:
         """Read the genes, and find the counts."""
@@ -380,25 +364,20 @@ class Source:
             own_totals += np.bincount(gene_ids, counts, minlength=n_genes)
             self.largest = max(self.largest, float(counts.max(initial=0)))
             lengths.append(np.diff(ends))
-            hashes.append(hash_cells(counts, gene_ids, ends))
+            hashes.append(hash_cells(counts, gene_ids, ends, gene_weights(n_genes)))
             bar.update(chunk.shape[0])
         totals += own_totals
         self.n_genes_c = np.concatenate(lengths).astype(np.int32)
         self.hash_c = np.concatenate(hashes)
 
-    def rows(self, split: str) -> np.ndarray:
-        """Return the rows of the cells of a split."""
-        is_held_out = split == "validation"
-        return np.flatnonzero((self.fate_c == KEPT) & (self.is_held_out_c == is_held_out))
-
     def report(self) -> dict[str, Any]:
         """Return what became of cells and genes."""
+        n_cells = np.bincount(self.fate_c, minlength=len(FATES)).tolist()
         return {
             "file": self.path,
             "layer": self.layer,
             "cells": self.n_cells,
-            **{split: len(self.rows(split)) for split in SPLITS},
-            **{name: int((self.fate_c == fate).sum()) for fate, name in FATES.items()},
+            **dict(zip(FATES, n_cells, strict=True)),
             **self.alignment.counts(),
         }
 
@@ -467,34 +446,23 @@ class _Aligner:
         self.genes = GeneVocabulary(ids, ids)
 
 
-def hash_cells(counts: np.ndarray, gene_ids: np.ndarray, cu_seqlens: np.ndarray) -> np.ndarray:
-    """Return a uint64 per cell, equal for equal counts of the same genes in any order."""
-    with np.errstate(over="ignore"):
-        x = gene_ids.astype(np.uint64) << np.uint64(32) | counts.astype(np.uint64)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
-            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
-        total = np.concatenate([np.zeros(1, np.uint64), np.cumsum(x, dtype=np.uint64)])
-        return total[cu_seqlens[1:]] - total[cu_seqlens[:-1]]
-
-
-def _decide(
+def _filter(
     sources: list[Source], min_genes: int, max_genes: int | None, drop_duplicates: bool
-) -> None:
-    """Set the fate of every cell."""
+) -> int:
+    """Set the fate of every cell, to train on it or why not; return how many are kept."""
     n_genes = np.concatenate([source.n_genes_c for source in sources])
-    fate = np.full(len(n_genes), KEPT, dtype=np.int8)
+    fate = np.full(len(n_genes), TRAIN, dtype=np.int8)
     fate[n_genes < max(1, min_genes)] = TOO_FEW_GENES
     if max_genes is not None:
         fate[n_genes > max_genes] = TOO_MANY_GENES
     if drop_duplicates:
         hashes = np.concatenate([source.hash_c for source in sources])
-        kept = np.flatnonzero(fate == KEPT)
-        first = kept[np.unique(hashes[kept], return_index=True)[1]]
-        fate[kept] = DUPLICATE
-        fate[first] = KEPT
+        kept = np.flatnonzero(fate == TRAIN)
+        fate[kept[pd.Series(hashes[kept]).duplicated()]] = DUPLICATE
     ends = np.cumsum([source.n_cells for source in sources])
     for source, part in zip(sources, np.split(fate, ends[:-1]), strict=True):
         source.fate_c = part
+    return int((fate == TRAIN).sum())
 
 
 def _drop_unexpressed(
@@ -511,17 +479,24 @@ def _drop_unexpressed(
 
 
 def _hold_out(sources: list[Source], files: set[str], size: float, seed: int) -> None:
-    """Hold out all cells of some files, and draw cells of the others."""
+    """Hold out all kept cells of some files, and draw cells of the others."""
     rng = np.random.default_rng(seed)
     for source in sources:
-        n_cells = source.n_cells
-        is_whole = source.path in files
-        source.is_held_out_c = np.full(n_cells, True) if is_whole else rng.random(n_cells) < size
+        drawn = True if source.path in files else rng.random(source.n_cells) < size
+        source.fate_c[(source.fate_c == TRAIN) & drawn] = VALIDATION
 
 
 @lru_cache(maxsize=8)
-def _open_file(path: str, layer: str) -> CellFile:
-    return CellFile(path, layer)
+def _open_file(
+    path: str, layer: str, obs_columns: tuple[str, ...]
+) -> tuple[CellFile, pd.DataFrame]:
+    """Open a file and read columns of its ``obs``, of missing values where it has none."""
+    file = CellFile(path, layer)
+    obs = file.group["obs"]
+    found = {
+        name: anndata.io.read_elem(obs[name]) if name in obs else None for name in obs_columns
+    }
+    return file, pd.DataFrame(found, index=pd.RangeIndex(file.n_cells))
 
 
 @dataclass
@@ -530,7 +505,7 @@ class _Writer:
 
     sources: list[Source]
     genes: GeneVocabulary
-    obs_columns: list[str]
+    obs_columns: tuple[str, ...]
     dtype: Any
     memory: int
     seed: int
@@ -568,7 +543,7 @@ class _Writer:
         from annbatch import write_sharded
 
         rng = np.random.default_rng((self.seed, SPLITS.index(split)))
-        rows = [source.rows(split) for source in self.sources]
+        rows = [np.flatnonzero(s.fate_c == FATES.index(split)) for s in self.sources]
         n_cells = sum(map(len, rows))
         with tqdm(total=n_cells, desc=f"Writing {split}", unit="cell", delay=3) as bar:
             for i, blocks in enumerate(self._deal(rows, rng)):
@@ -607,7 +582,7 @@ class _Writer:
         matrices, tables = [], []
         for i, rows in blocks:
             source = self.sources[i]
-            file = _open_file(source.path, source.layer)
+            file, columns = _open_file(source.path, source.layer, self.obs_columns)
             ragged = to_ragged(file.read(rows), source.alignment.column_to_gene)
             counts, gene_ids = ragged["counts"].astype(self.dtype), ragged["gene_ids"]
             parts = (counts, gene_ids.astype(np.int32), ragged["cu_seqlens"])
@@ -615,7 +590,7 @@ class _Writer:
             matrix.sort_indices()
             matrices.append(matrix)
             origin = pd.DataFrame({SOURCE: source.path, SOURCE_ROW: rows}, index=rows)
-            tables.append(origin.join(file.obs(self.obs_columns)))
+            tables.append(origin.join(columns))
         obs = pd.concat(tables, ignore_index=True)
         for column in (SOURCE, *self.obs_columns):
             obs[column] = obs[column].astype(str).astype("category")

@@ -25,12 +25,8 @@ class Window(NamedTuple):
 
     slices: list[slice]
     n_batches: int
+    epoch: int
     key: tuple[int, ...]  # seed of the order
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return len(rows_of(self.slices))
 
     def batches(self, n_tokens: np.ndarray, by_tokens: bool, shuffle: bool) -> list[np.ndarray]:
         """Divide cells with so many expressed genes, by tokens or evenly."""
@@ -143,7 +139,7 @@ class StreamPlan:
             starts = part * self.chunk_size
             ends = np.stack([starts, starts + self._sizes[part]], axis=1)
             slices = [slice(*pair) for pair in ends.tolist()]
-            yield Window(slices, int(n_batches[i]), (self.seed, epoch, lane, i))
+            yield Window(slices, int(n_batches[i]), epoch, (self.seed, epoch, lane, i))
 
 
 def _share(n_batches: int, weights: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -244,18 +240,18 @@ class StreamLoader:
 
     def _batches(self, lane: int) -> Generator[dict[str, Any]]:
         """Iterate over the batches of a lane, without end."""
-        for epoch, window, skip, counts, rows, n_lost in prefetch(self._windows(lane), 1):
+        for window, skip, counts, rows in prefetch(self._windows(lane), 1):
             if not skip:  # a run that is resumed within a window has counted them before
-                self.n_skipped += n_lost
+                self.n_skipped += len(np.setdiff1d(rows_of(window.slices), rows))
             n_tokens = np.diff(counts.indptr)
             places = window.batches(n_tokens, self.plan.by_tokens, self.plan.shuffle)
             for place in places[skip:]:
                 batch = ragged_batch(counts, place, rows[place])
                 if self.pin_memory:
                     batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
-                yield batch | {"epoch": epoch, "lane": lane}
+                yield batch | {"epoch": window.epoch, "lane": lane}
 
-    def _windows(self, lane: int) -> Iterator[tuple[int, Window, int, Any, np.ndarray, int]]:
+    def _windows(self, lane: int) -> Iterator[tuple[Window, int, Any, np.ndarray]]:
         """Read one window after the other, from the first step on."""
         first_epoch, skip = divmod(self.first_step, self.plan.n_steps)
         for epoch in count(first_epoch):
@@ -263,24 +259,22 @@ class StreamLoader:
                 if skip >= window.n_batches:
                     skip -= window.n_batches
                     continue
-                yield epoch, window, skip, *self._read(window)
+                yield window, skip, *self._read(window)
                 skip = 0
 
-    def _read(self, window: Window) -> tuple[sparse.csr_matrix, np.ndarray, int]:
-        """Return the cells of a window, their rows in the store, and how many were lost."""
+    def _read(self, window: Window) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Return the cells of a window that can be read, and their rows in the store."""
         slices = window.slices
         with self._lock:  # the lanes of a process share a reader
             try:
-                counts = self.store.read(slices)
+                return self.store.read(slices), rows_of(slices)
             except DamagedStoreError:
                 if self.on_damage == "raise":
                     raise
-                slices = self.store.readable(slices)
-                n_lost = window.n_cells - len(rows_of(slices))
-                if window.n_cells - n_lost < window.n_batches:
-                    slices += self._stand_ins(window)
-                return self.store.read(slices), rows_of(slices), n_lost
-        return counts, rows_of(slices), 0
+            slices = self.store.readable(slices)
+            if len(rows_of(slices)) < window.n_batches:
+                slices += self._stand_ins(window)
+            return self.store.read(slices), rows_of(slices)
 
     def _stand_ins(self, window: Window) -> list[slice]:
         """Return cells from elsewhere, as every process needs a batch in every step."""
