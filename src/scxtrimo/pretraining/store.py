@@ -174,7 +174,7 @@ class CellStore:
         names = [name for name in list(self.group) if name.startswith("dataset_")]
         self.names = sorted(names, key=lambda name: int(name.removeprefix("dataset_")))
         self._damaged: set[int] = set()
-        expected = int(self.report[split].sum())
+        expected = int(self.report.get(split, pd.Series(dtype=int)).sum())
         if self.n_cells != expected:
             raise ValueError(
                 f"{self.path} is incomplete: it has {self.n_cells:,} of {expected:,} cells for "
