@@ -86,10 +86,9 @@ class Query(NamedTuple):
         """Return the query with ``seen_gt`` for a model that was trained on these groups."""
         is_seen_pt = torch.zeros(training.similarity_gp.shape[1], training.targets_gt.shape[1])
         is_seen_pt.index_add_(0, training.population_g, training.targets_gt)
-        is_seen_pt = (is_seen_pt > 0).float()
-        population_s = self.singles.population_g
-        of_own_st = is_seen_pt[population_s.clamp(min=0)] * (population_s >= 0)[:, None]
-        here_s = (self.singles.targets_gt * of_own_st).sum(dim=1) > 0
+        # Nothing was seen in other populations, -1.
+        is_seen_pt = nn.functional.pad((is_seen_pt > 0).float(), (0, 0, 0, 1))
+        here_s = (self.singles.targets_gt * is_seen_pt[self.singles.population_g]).sum(dim=1) > 0
         anywhere_s = self.singles.targets_gt @ is_seen_pt.amax(dim=0) > 0
         seen_s = torch.where(here_s, HERE, torch.where(anywhere_s, ELSEWHERE, NEVER))
         return self._replace(seen_gt=seen_s.view(self.seen_gt.shape))
@@ -109,10 +108,6 @@ class NetInputs(NamedTuple):
     is_target_gt: Tensor
     genes_gnx: Tensor
 
-    def rows(self, index: Tensor) -> NetInputs:
-        """Return some of the groups."""
-        return NetInputs(*(part[index] for part in self))
-
 
 @dataclass(frozen=True)
 class EffectSizes:
@@ -129,11 +124,6 @@ class EffectSizes:
     n_named: int = 0  # genes with features given by the user
     named_blocks: tuple[int, ...] = ()  # numbers of such features of every kind
 
-    @property
-    def feature_blocks(self) -> tuple[int, ...]:
-        """Numbers of features of a target that share a variance, embeddings first."""
-        return (*([self.n_embedding] if self.n_embedding else []), *self.named_blocks)
-
 
 class EffectNames(NamedTuple):
     """Names of the perturbed genes, the populations, and the genes with features of the user."""
@@ -144,20 +134,12 @@ class EffectNames(NamedTuple):
 
 
 class MixedEffects(nn.Module):
-    r"""Linear mixed model of the effects of perturbations :cite:p:`Henderson1975`.
+    """Linear mixed model of the effects of perturbations :cite:p:`Henderson1975`.
 
-    The mean expression of the cells of population :math:`k` in which the genes :math:`p` were
-    perturbed, minus that of its control cells, in units of the standard deviation of a gene
-    between cells, is
-
-    .. math::
-        \delta_{kp} = \sum_{t \in p} \left( m_k + e_{kt} + F_t w_k \right) + i_{kp}
-            + \varepsilon_{kp} - \varepsilon_{k0}
-
-    with normal effects of all perturbations (:math:`m`), of a target (:math:`e_t`), of its
-    features (:math:`F_t w`) and of a combination beyond the sum (:math:`i`). Each has a part
-    shared by all populations, one by similar ones, and one of its own. The noise
-    :math:`\varepsilon`, that of the control cells included, follows from the numbers of cells.
+    An effect is the sum over targets of what all perturbations do, what the target does and what
+    its features do, of what a combination does beyond, and of noise that follows from the numbers
+    of cells. All but the noise has parts shared by all populations, by similar ones, and by none.
+    The equations are in ``docs/perturbation.md``.
     """
 
     def __init__(
@@ -367,11 +349,7 @@ class MixedEffects(nn.Module):
 
 
 class EffectNet(nn.Module):
-    r"""Correction of predicted effects, :math:`\rho(x_{pn}, \sum_{t \in p} \phi(u_{tn}, x_{pn}))`.
-
-    Its inputs are what is known about targets (:math:`u`), gene and population (:math:`x`), no
-    identities, so that it applies to new ones. Untrained, it corrects nothing.
-    """
+    """Correction of effects from what is known about targets, gene and population."""
 
     def __init__(self, n_target_inputs: int, n_gene_inputs: int) -> None:
         super().__init__()
@@ -381,6 +359,7 @@ class EffectNet(nn.Module):
         )
         last = nn.Linear(n_hidden, 1)
         self.of_sum = nn.Sequential(nn.Linear(n_hidden + n_gene_inputs, n_hidden), nn.GELU(), last)
+        # Untrained, it corrects nothing.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -393,28 +372,18 @@ class EffectNet(nn.Module):
 
 
 class EffectModel(nn.Module):
-    r"""Mean effects of perturbations on log-normalised expression.
-
-    .. math::
-        \Delta_{pn} = s_n \left( \delta_{pn} + \lambda \, r_{pn} \right), \qquad
-        \operatorname{sd}_{pn} = s_n \, c \sqrt{v_{pn}}
-
-    with :math:`\delta` and :math:`v` from ``MixedEffects``, :math:`r` from ``EffectNet``, and the
-    standard deviation :math:`s_n` of a gene between cells. The weight :math:`\lambda` (``gate``)
-    and the calibration :math:`c` depend on where the targets were seen; for perturbations of the
-    training they are 0 and 1.
-    """
+    """Mean effects of perturbations on log-normalised expression, see ``docs/perturbation.md``."""
 
     def __init__(self, sizes: EffectSizes, names: EffectNames) -> None:
         super().__init__()
         self.sizes, self.names = sizes, names
         n_populations, n_genes = sizes.n_populations, sizes.n_genes
-        self.mixed = MixedEffects(
-            sizes.n_groups, sizes.n_targets, n_populations, n_genes, sizes.feature_blocks
-        )
+        blocks = (sizes.n_embedding,) * bool(sizes.n_embedding) + sizes.named_blocks
+        self.mixed = MixedEffects(sizes.n_groups, sizes.n_targets, n_populations, n_genes, blocks)
         self.net = EffectNet(N_TARGET_INPUTS, N_OWN_GENE_INPUTS + sizes.n_context)
         self.gene_ids = nn.Buffer(torch.zeros(n_genes, dtype=torch.int64))
         self.gene_sd = nn.Buffer(torch.ones(n_genes))
+        # Of the standard deviation and the correction, by where the targets were seen.
         self.calibration = nn.Buffer(torch.ones(3))
         self.gate = nn.Buffer(torch.zeros(3))
         self.control_mean = nn.Buffer(torch.zeros(n_populations, n_genes))
@@ -436,23 +405,22 @@ class EffectModel(nn.Module):
         """Whether predictions depend on the encoder; if not, they are the same for any encoder."""
         return len(self.latent) > 1 or self.sizes.n_embedding > 0 or bool(self.gate.any())
 
-    def set_controls(self, controls: Controls) -> None:
-        """Take the control cells of the training."""
+    def set_controls(self, moments: GroupMoments, latent: Tensor, embeddings: Tensor) -> Controls:
+        """Take the control cells of the training, with principal components of gene embeddings."""
+        known_nd = embeddings[embeddings.isfinite().all(dim=2)]
+        if len(known_nd) > self.sizes.n_context:
+            self.context_mean.copy_(known_nd.mean(dim=0))
+            # Their signs are arbitrary, but the network is trained on what they are here.
+            axes_dd = torch.linalg.eigh(torch.cov(known_nd.T))[1].flip(1)
+            axes_dc = axes_dd[:, : self.sizes.n_context]
+            spread_c = ((known_nd - self.context_mean) @ axes_dc).std(dim=0).clamp(min=1e-6)
+            self.context_axes.copy_(axes_dc / spread_c)
+        if len(latent) > 1:
+            self.latent_width.copy_(torch.pdist(latent).median().clamp(min=1e-6))
+        controls = self.controls_of(moments, latent, embeddings)
         for buffer, values in zip(self.controls, controls, strict=True):
             buffer.copy_(values)
-        if len(self.latent) > 1:
-            self.latent_width.copy_(torch.pdist(self.latent).median().clamp(min=1e-6))
-
-    def set_context_axes(self, embeddings_nd: Tensor) -> None:
-        """Choose the principal components of contextual gene embeddings (NaN if there is none)."""
-        known_nd = embeddings_nd[embeddings_nd.isfinite().all(dim=1)]
-        if len(known_nd) <= self.sizes.n_context:
-            return
-        self.context_mean.copy_(known_nd.mean(dim=0))
-        # Their signs are arbitrary, but the network is trained on what they are here.
-        axes_dc = torch.linalg.eigh(torch.cov(known_nd.T))[1].flip(1)[:, : self.sizes.n_context]
-        spread_c = ((known_nd - self.context_mean) @ axes_dc).std(dim=0).clamp(min=1e-6)
-        self.context_axes.copy_(axes_dc / spread_c)
+        return controls
 
     def controls_of(self, moments: GroupMoments, latent: Tensor, embeddings: Tensor) -> Controls:
         """Return control cells; genes that they lack (NaN) are expressed as in the training."""
@@ -489,9 +457,7 @@ class EffectModel(nn.Module):
             features_gf=torch.zeros_like(design.features_gf),
         )
         is_known_gtn = (query.seen_gt == HERE)[:, :, None].expand(effects_gtn.shape)
-        targets_gtnu = torch.stack(
-            [effects_gtn.asinh(), is_known_gtn.float(), query.affinity_gtn], dim=-1
-        )
+        of_target = [effects_gtn.asinh(), is_known_gtn.float(), query.affinity_gtn]
         mean_gn = controls.mean_pn[population]
         size_g = base.mean_gn.square().mean(dim=1).sqrt()
         of_gene = [
@@ -505,10 +471,8 @@ class EffectModel(nn.Module):
             size_g[:, None].expand_as(mean_gn),
             (design.n_targets_g - 1)[:, None].expand_as(mean_gn),
         ]
-        genes_gnx = torch.cat(
-            [torch.stack(of_gene, dim=-1), controls.context_pnc[population]], dim=-1
-        )
-        return base, NetInputs(targets_gtnu, query.is_target_gt, genes_gnx)
+        genes_gnx = torch.cat([torch.stack(of_gene, -1), controls.context_pnc[population]], dim=-1)
+        return base, NetInputs(torch.stack(of_target, dim=-1), query.is_target_gt, genes_gnx)
 
     @torch.inference_mode()
     def predict(self, query: Query, controls: Controls) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,7 @@ MIN_SD = 0.01
 """Lower bound of the standard deviation of a gene between cells, for genes without counts."""
 Group = tuple[int, tuple[str, ...]]
 """Number of a population, and the perturbed genes."""
+Perturbation = str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -50,22 +51,7 @@ class PerturbationNames:
         object.__setattr__(self, "control", canonical(self.control))
 
     def targets(self, name: str | Sequence[str]) -> tuple[str, ...]:
-        """Return the perturbed genes.
-
-        Parameters
-        ----------
-        name
-            A name, or the genes in any order; the control as a part of a combination is ignored.
-
-        Returns
-        -------
-        The genes, sorted; none for control cells.
-
-        Raises
-        ------
-        ValueError
-            If a name is empty or a gene is named twice.
-        """
+        """Return the sorted genes of a name, or of genes in any order; none for control cells."""
         if isinstance(name, Real):
             name = canonical(name)
         if isinstance(name, str) and name.strip() == self.control:
@@ -84,18 +70,44 @@ class PerturbationNames:
         return tuple(genes)
 
     def name(self, targets: Iterable[str]) -> str:
-        """Return the name of a perturbation of these genes.
-
-        Parameters
-        ----------
-        targets
-            Perturbed genes; none for control cells.
-
-        Returns
-        -------
-        The sorted genes joined by the separator, or the name of the control if there are none.
-        """
+        """Return the sorted genes joined by the separator; without genes, the control."""
         return self.separator.join(sorted(targets)) or self.control
+
+
+def parse_perturbations(
+    names: PerturbationNames, perturbations: Perturbation | Sequence[Perturbation]
+) -> list[tuple[str, ...]]:
+    """Return the genes of perturbations to predict; each must be named once."""
+    if isinstance(perturbations, str | tuple | Real):
+        perturbations = [perturbations]
+    targets = [names.targets(name) for name in perturbations]
+    if not targets:
+        raise ValueError("perturbations is empty: name at least one.")
+    if twice := [names.name(t) for t in targets if targets.count(t) > 1]:
+        raise ValueError(f"perturbations names {preview(set(twice))} more than once.")
+    if () in targets:
+        raise ValueError(
+            f"perturbations has {names.control!r}, which is the control and has no effect: leave "
+            "it out."
+        )
+    return targets
+
+
+def choose_populations(
+    known: Sequence[str], population: str | Sequence[str] | None
+) -> tuple[list[str], np.ndarray]:
+    """Return populations of the training, by default all, and their numbers."""
+    known = asked = list(known)
+    if population is not None:
+        asked = [str(name) for name in np.atleast_1d(np.asarray(population, dtype=object))]
+    if missing := [name for name in asked if name not in known]:
+        raise ValueError(
+            f"population={preview(missing)} is not one of the training, {preview(known)}. "
+            "For other cells pass their control cells as `adata`."
+        )
+    if len(set(asked)) < len(asked) or not asked:
+        raise ValueError(f"population={asked} must name at least one, each once.")
+    return asked, np.array([known.index(name) for name in asked])
 
 
 class PerturbationField(CategoryField):
@@ -109,7 +121,6 @@ class PerturbationField(CategoryField):
 
     def register_field(self, adata: AnnData) -> dict[str, Any]:
         """Read all names; there must be control cells and perturbed cells."""
-        assert self.obs_key is not None
         group_cells(adata, self.names, self.obs_key, None)
         # A separator that is part of gene names, such as HLA-A, would split them.
         named = set(as_text(adata.obs[self.obs_key]).unique()) & set(adata.var_names)
@@ -125,17 +136,9 @@ class PerturbationField(CategoryField):
 class LibrarySizeField(CategoryField):
     """A column of ``adata.obs`` with the total counts of the cells; nothing is learned from it."""
 
-    def __init__(self, obs_key: str) -> None:
-        super().__init__("library_size", obs_key)
-
-    def validate_field(self, adata: AnnData) -> None:
-        """Make sure that the column holds positive numbers."""
-        assert self.obs_key is not None
-        library_sizes(adata, self.obs_key)
-
     def register_field(self, adata: AnnData) -> dict[str, Any]:
-        """Check the column."""
-        self.validate_field(adata)
+        """Check that the column holds positive numbers."""
+        library_sizes(adata, self.obs_key)
         return {}
 
     def transfer_field(
@@ -149,15 +152,17 @@ class LibrarySizeField(CategoryField):
         return {}
 
 
-def library_sizes(adata: AnnData, key: str) -> np.ndarray:
-    """Return the total counts of the cells from ``adata.obs[key]``, float64."""
+def library_sizes(adata: AnnData, key: str | None) -> np.ndarray | None:
+    """Return the total counts of cells from ``adata.obs[key]``, float64; none without a key."""
+    if key is None:
+        return None
     column = get_column(adata.obs, "adata.obs", key)
     values = pd.to_numeric(column, errors="coerce").to_numpy(float)
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(bad):
         raise ValueError(
             f"adata.obs[{key!r}] must hold the total counts of every cell, positive numbers, but "
-            f"holds {adata.obs[key].iloc[bad[0]]!r} for {len(bad):,} cells, for instance "
+            f"holds {column.iloc[bad[0]]!r} for {len(bad):,} cells, for instance "
             f"{adata.obs_names[bad[0]]!r}."
         )
     return values
@@ -171,25 +176,30 @@ class CellGroups(NamedTuple):
     control_codes: np.ndarray
     populations: list[str]
 
+    @property
+    def targets(self) -> list[str]:
+        """The perturbed genes, sorted."""
+        return sorted({target for _, targets in self.groups for target in targets})
+
 
 def group_cells(
-    adata: AnnData, names: PerturbationNames, perturbation_key: str, population_key: str | None
+    adata: AnnData, names: PerturbationNames, key: str | None, population_key: str | None
 ) -> CellGroups:
     """Group cells by perturbation and population; every population needs control cells."""
-    labels = complete_column(adata, perturbation_key)
-    targets = {label: names.targets(label) for label in labels.unique()}
+    label, labels = pd.factorize(complete_column(adata, key))
+    targets = [names.targets(name) for name in labels]
     population, populations = population_codes(adata, population_key)
-    conditions = sorted(set(targets.values()))
-    condition = labels.map({label: conditions.index(t) for label, t in targets.items()}).to_numpy()
-    is_control = np.array([not conditions[c] for c in condition])
+    conditions = sorted(set(targets))
+    condition = np.array([conditions.index(genes) for genes in targets])[label]
+    is_control = np.array([not genes for genes in targets])[label]
     if is_control.all():
-        raise ValueError(f"adata.obs[{perturbation_key!r}] has control cells only.")
+        raise ValueError(f"adata.obs[{key!r}] has control cells only.")
     control_codes = np.where(is_control, population, -1)
     without = sorted(set(range(len(populations))) - set(control_codes.tolist()))
     if without and population_key is None:
         raise ValueError(
-            f"adata.obs[{perturbation_key!r}] has no control cells {names.control!r}; it has "
-            f"{preview(targets)}. Name them with `control=`."
+            f"adata.obs[{key!r}] has no control cells {names.control!r}; it has "
+            f"{preview(labels)}. Name them with `control=`."
         )
     if without:
         raise ValueError(
@@ -205,7 +215,7 @@ def group_cells(
     return CellGroups(groups, codes, control_codes, populations)
 
 
-def complete_column(adata: AnnData, key: str) -> pd.Series:
+def complete_column(adata: AnnData, key: str | None) -> pd.Series:
     """Return a column of ``adata.obs`` as text; raise if it has missing values."""
     CategoryField("perturbation", key).validate_field(adata)
     return as_text(adata.obs[key])
@@ -235,11 +245,7 @@ def group_moments(
     totals: np.ndarray | None = None,
     columns: np.ndarray | None = None,
 ) -> GroupMoments:
-    """Return moments of log-normalised counts, which come in chunks, of groups numbered from 0.
-
-    The code of cells of no group is -1. ``totals`` of the cells are by default the sums of the
-    rows; ``columns`` are those to look at after normalisation.
-    """
+    """Return moments of log-normalised counts, NaN where a column is -1, of groups from 0 on."""
     sums: np.ndarray = np.zeros((3, n_groups, 0))
     start = 0
     for chunk in chunks:
@@ -247,7 +253,7 @@ def group_moments(
         logged = log_normalized(chunk, None if totals is None else totals[rows])
         if columns is not None:
             logged = logged[:, columns]
-        if not start - chunk.shape[0]:
+        if not rows.start:
             sums = np.zeros((3, n_groups, logged.shape[1]))
         squares, ones = logged.copy(), logged.copy()
         squares.data, ones.data = np.square(logged.data), np.ones_like(logged.data)
@@ -258,6 +264,8 @@ def group_moments(
         )
         for total, values in zip(sums, (logged, squares, ones), strict=True):
             total[present] += (of_group @ values).toarray()
+    if columns is not None:
+        sums[:, :, columns < 0] = np.nan
     n_cells = np.bincount(codes[codes >= 0], minlength=n_groups)
     mean, mean_square, expressing = sums / np.maximum(n_cells, 1)[:, None]
     variance = np.maximum(mean_square - mean**2, 0)
@@ -280,25 +288,13 @@ class CellCounts(NamedTuple):
     totals: np.ndarray | None  # of the cells, if they are not the sums of the rows
 
     def moments(self, codes: np.ndarray, genes: np.ndarray) -> GroupMoments:
-        """Return moments of log-normalised expression; NaN for genes that the data lack.
-
-        Groups are numbered without gaps; the code of cells of no group is -1.
-        """
-        columns = self.columns[genes]
-        is_measured = columns >= 0
+        """Return moments of log-normalised expression of groups; the code -1 is none of them."""
         chunks, n_groups = self.reader.chunks(), int(codes.max()) + 1
-        n_cells, *measured = group_moments(
-            chunks, codes, n_groups, self.totals, columns[is_measured]
-        )
-        moments = np.full((3, n_groups, len(genes)), np.nan)
-        moments[:, :, is_measured] = measured
-        return GroupMoments(n_cells, *moments)
+        return group_moments(chunks, codes, n_groups, self.totals, self.columns[genes])
 
     def expression(self, rows: np.ndarray, genes: np.ndarray) -> np.ndarray:
         """Return log-normalised expression of some cells; 0 for genes that the data lack."""
         columns = self.columns[genes]
         totals = None if self.totals is None else self.totals[rows]
         logged = log_normalized(self.reader.read(rows), totals)
-        values = np.zeros((len(rows), len(genes)))
-        values[:, columns >= 0] = logged[:, columns[columns >= 0]].toarray()
-        return values
+        return np.where(columns >= 0, logged[:, columns].toarray(), 0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from anndata import AnnData
 from mudata import MuData
 from scvi import REGISTRY_KEYS
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -27,26 +27,28 @@ from ..model.derive import derive_model
 from ..model.xtrimogene import XTrimoGene
 from ..nn.ragged import RaggedBatch
 from ..nn.xtrimogene import XTrimoGeneModule
-from .effects import HERE, NEVER, Controls, EffectModel, EffectNames, EffectSizes, Query
+from .effects import HERE, NEVER, Controls, Design, EffectModel, EffectNames, EffectSizes, Query
 from .groups import (
     CellCounts,
     CellGroups,
+    Group,
     GroupMoments,
     LibrarySizeField,
+    Perturbation,
     PerturbationField,
     PerturbationNames,
+    choose_populations,
     complete_column,
     group_cells,
     library_sizes,
+    parse_perturbations,
     pooled_sd,
     population_codes,
 )
-from .query import Effects, effects_from_json
 from .relations import feature_table
 from .tools import change_means, effects_anndata
-from .training import EffectsConfig, LeftOut, fit_effects, may_correct, n_stages
+from .training import EffectsConfig, LeftOut, fit_effects, may_correct
 
-Perturbation = str | Sequence[str]
 UnknownTargets = Literal["raise", "average"]
 N_CONTEXT = 8
 MAX_ENCODED = 1000
@@ -72,9 +74,8 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     this helps on perturbations that were left out. Perturbed genes need not be measured ones.
 
     The encoder :cite:p:`Gong2023` contributes the similarity of populations, gene embeddings as
-    features of the perturbed genes, and inputs of the correction. With one population, fewer than
-    two perturbed genes that the model knows, and no correction, it is not trained, and predictions
-    are bit-identical whatever its weights. ``print(model)`` says which is the case.
+    features of the perturbed genes, and inputs of the correction. Where none of these is needed,
+    it is not trained, and predictions do not depend on it; ``print(model)`` says so.
 
     Parameters
     ----------
@@ -85,10 +86,8 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
 
     Examples
     --------
-    >>> import scxtrimo
-    >>> adata = perturbed_cells
-    >>> scxtrimo.model.XTrimoGenePerturbation.setup_anndata(adata, perturbation_key="condition")
-    >>> model = scxtrimo.model.XTrimoGenePerturbation(adata, size="tiny")
+    >>> scxtrimo.model.XTrimoGenePerturbation.setup_anndata(perturbed_cells, "condition")
+    >>> model = scxtrimo.model.XTrimoGenePerturbation(perturbed_cells, size="tiny")
     >>> model.train(max_epochs=1, enable_progress_bar=False)
     >>> model.predict("GENE1+GENE2").layers["effect"].shape
     (1, 60)
@@ -100,7 +99,13 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
 
     @classmethod
     def _own_fields(cls, args: Mapping[str, Any], roles: Mapping[str, Any]) -> list[Any]:
-        return super()._own_fields(args, roles) + perturbation_fields(args)
+        names = PerturbationNames(args["control"], args["separator"])
+        own: list[Any] = [PerturbationField(args["perturbation_key"], names)]
+        if args["population_key"] is not None:
+            own.append(CategoryField("population", args["population_key"]))
+        if args["library_size_key"] is not None:
+            own.append(LibrarySizeField("library_size", args["library_size_key"]))
+        return super()._own_fields(args, roles) + own
 
     @classmethod
     def setup_anndata(  # type: ignore[override]
@@ -140,12 +145,6 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             of the genes; by default the sums of its counts.
         layer, batch_key, labels_key, categorical_covariate_keys, gene_id_key, modality, **kwargs
             See :meth:`XTrimoGene.setup_anndata`. Effects are not corrected for batches.
-
-        Raises
-        ------
-        ValueError
-            If there are no control cells or no perturbed ones, a name has an empty part or a gene
-            twice, or as :meth:`XTrimoGene.setup_anndata` does.
 
         Examples
         --------
@@ -204,7 +203,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             "population_key": population_key,
             "library_size_key": library_size_key,
         }
-        fields, config = perturbation_fields(own), model.config_
+        fields, config = cls._own_fields(own, {"labels_key": None}), model.config_
         return derive_model(
             cls, model, adata, own, fields, config, seed=seed, min_gene_overlap=min_gene_overlap
         )
@@ -236,11 +235,6 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         **kwargs
             See :meth:`XTrimoGene.train`.
 
-        Raises
-        ------
-        ValueError
-            If a population has no control cells, or features or relations are not as described.
-
         Examples
         --------
         >>> perturbation_model.train(effects=scxtrimo.perturbation.EffectsConfig(n_steps=20))
@@ -253,30 +247,23 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         adata = self._validate_anndata()
         args = self.registry_["setup_args"]
         cells = group_cells(adata, self._names, args["perturbation_key"], args["population_key"])
-        conditions = {targets for _, targets in cells.groups}
+        conditions = {names for _, names in cells.groups}
         if len(conditions) < 2:
             raise ValueError(
                 f"adata.obs[{args['perturbation_key']!r}] has the single perturbation "
                 f"{self._names.name(*conditions)!r}, from which others cannot be predicted. "
                 "Measure its effect with `scxtrimo.tl.perturbation_effects`."
             )
-        targets = sorted({target for names in conditions for target in names})
-        named = feature_table(target_features, relations, targets)
-        encode = (
-            len(cells.populations) > 1
-            or self._n_embedding(targets) > 0
-            or may_correct(config, len(conditions))
-        )
+        named = feature_table(target_features, relations, cells.targets)
+        embedded = sum(target in self.vocabulary.lookup() for target in cells.targets) > 1
+        corrects = may_correct(config, len(conditions))
+        encode = embedded or corrects or len(cells.populations) > 1
         self._train_encoder(encode, max_epochs, kwargs)
         with self._progress_as_asked(kwargs):
-            model, query, observed = self._measure_effects(adata, cells, targets, named, encode)
-        with tqdm(
-            total=n_stages(model, config),
-            desc="Learning effects",
-            delay=PROGRESS_SECONDS,
-            disable=kwargs.get("enable_progress_bar") is False,
-        ) as bar:
-            held_out, predicted = fit_effects(model, query, config, self.seed_, bar.update)
+            model, query, observed = self._measure_effects(adata, cells, named, embedded, encode)
+        is_silent = kwargs.get("enable_progress_bar") is False
+        with tqdm(desc="Learning effects", delay=PROGRESS_SECONDS, disable=is_silent) as bar:
+            held_out, predicted = fit_effects(model, query, config, self.seed_, bar)
         # The state of the model changes only here, after everything that can fail.
         self._held_out = self._held_out_anndata(model, cells, held_out, predicted, observed)
         self.module.effects = model.to(self.device)
@@ -308,35 +295,25 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         elif unused:
             logger.info(f"The encoder is trained already{said}.")
 
-    def _n_embedding(self, targets: Sequence[str]) -> int:
-        """Return the width of gene embeddings as features of targets; 0 if too few have any."""
-        lookup = self.vocabulary.lookup()
-        return self.config_.n_hidden if sum(target in lookup for target in targets) > 1 else 0
-
     def _measure_effects(
-        self,
-        adata: AnnData,
-        cells: CellGroups,
-        targets: list[str],
-        named: pd.DataFrame,
-        encode: bool,
+        self, adata: AnnData, cells: CellGroups, named: pd.DataFrame, embedded: bool, encode: bool
     ) -> tuple[EffectModel, Query, tuple[np.ndarray, np.ndarray]]:
         """Return an effect model with all that is measured, its groups, and their effects."""
         genes = np.flatnonzero(self._measured_genes(adata).cpu().numpy())
         perturbed = self._cells(adata).moments(cells.codes, genes)
         codes = cells.control_codes
         moments, latent, context = self._read_controls(adata, codes, genes, encode)
-        names = EffectNames(tuple(targets), tuple(cells.populations), tuple(named.index))
+        names = EffectNames(tuple(cells.targets), tuple(cells.populations), tuple(named.index))
         named_blocks = named.columns.get_level_values(0).value_counts(sort=False)
         sizes = EffectSizes(
             n_groups=len(cells.groups),
-            n_targets=len(targets),
+            n_targets=len(names.targets),
             n_populations=len(cells.populations),
             n_genes=len(genes),
             n_latent=latent.shape[1],
             n_hidden=context.shape[2],
             n_context=N_CONTEXT,
-            n_embedding=self._n_embedding(targets),
+            n_embedding=self.config_.n_hidden if embedded else 0,
             n_named=len(named),
             named_blocks=tuple(named_blocks.tolist()),
         )
@@ -345,18 +322,12 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         model.gene_ids.copy_(torch.from_numpy(genes))
         model.named_features.copy_(torch.tensor(named.to_numpy(np.float32)))
         model.gene_sd.copy_(torch.from_numpy(sd))
-        model.set_context_axes(context.flatten(0, 1))
-        controls = model.controls_of(moments, latent, context)
-        model.set_controls(controls)
-        everyone = torch.arange(len(cells.populations))
-        n_controls = torch.from_numpy(moments.n_cells)
-        query = self._effects_of(model).query(cells.groups, controls, everyone, n_controls)
+        controls = model.set_controls(moments, latent, context)
+        everyone = np.arange(len(cells.populations))
+        query = self._query(model, cells.groups, controls, everyone, moments.n_cells)
         observed = perturbed.mean - moments.mean[[p for p, _ in cells.groups]]
-        model.mixed.set(
-            query.design,
-            torch.from_numpy(observed).float() / model.gene_sd,
-            torch.from_numpy(perturbed.n_cells).float(),
-        )
+        effects_gn = torch.from_numpy(observed).float() / model.gene_sd
+        model.mixed.set(query.design, effects_gn, torch.from_numpy(perturbed.n_cells).float())
         return model, query, (observed, sd / np.sqrt(perturbed.n_cells)[:, None])
 
     def _held_out_anndata(
@@ -364,7 +335,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         model: EffectModel,
         cells: CellGroups,
         held_out: LeftOut,
-        predicted: Sequence[torch.Tensor],
+        predicted: Sequence[Tensor],
         observed: Sequence[np.ndarray],
     ) -> AnnData:
         """Return predictions for groups left out beside what was observed."""
@@ -397,19 +368,12 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     def held_out(self) -> AnnData:
         """Predictions for the training perturbations by models that have not seen them.
 
-        Every perturbation of every population is predicted by a model without this and some other
-        perturbations (``obs["left_out"] == "perturbation"``), without all perturbations with one
-        of its targets (``"target"``) and, if there are several populations, with this perturbation
-        in others only (``"population"``); ``obs["unseen_targets"]`` are those of its targets not
-        seen at all. The layer ``observed`` is the measured effect, ``observed_std`` its standard
-        error without the noise of the control cells. Of large screens it has a random part. It is
-        not saved with the model, and not for publication: the weight of the correction and the
-        calibration were chosen on it.
-
-        Raises
-        ------
-        ValueError
-            If the model was not trained since it was loaded.
+        A perturbation is left out with some others (``obs["left_out"] == "perturbation"``), with
+        all that share a target (``"target"``), or in one of several populations
+        (``"population"``); ``obs["unseen_targets"]`` are its targets not seen at all. The layer
+        ``observed`` is the measured effect, ``observed_std`` its standard error without the noise
+        of the control cells. Large screens have a random part. It is not saved with the model, and
+        not for publication: the weight of the correction and the calibration were chosen on it.
 
         Examples
         --------
@@ -432,7 +396,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         >>> perturbation_model.targets[:2]
         ['GENE1', 'GENE2']
         """
-        return list(self._trained_effects().model.names.targets)
+        return list(self._trained_effects().names.targets)
 
     @property
     def perturbations(self) -> list[str]:
@@ -443,9 +407,9 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         >>> "GENE1" in perturbation_model.perturbations
         True
         """
-        effects = self._trained_effects()
-        rows = np.unique(effects.model.mixed.targets_gt.numpy(), axis=0)
-        targets = np.array(effects.model.names.targets)
+        model = self._trained_effects()
+        rows = np.unique(model.mixed.targets_gt.numpy(), axis=0)
+        targets = np.array(model.names.targets)
         return sorted(self._names.name(targets[row > 0]) for row in rows)
 
     def predict(
@@ -481,31 +445,28 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         perturbed in the training (``n_unknown``), and whether the training had this perturbation
         (``is_trained``).
 
-        Raises
-        ------
-        ValueError
-            If a population or gene is unknown, or there are no control cells.
-
         Examples
         --------
         >>> effects = perturbation_model.predict(["GENE1+GENE2", ("GENE2", "GENE3")])
         >>> effects.obs_names.tolist()
         ['GENE1+GENE2', 'GENE2+GENE3']
         """
-        effects = self._trained_effects()
-        model = effects.model
+        model = self._trained_effects()
         if unknown_targets not in ("raise", "average"):
             raise ValueError(f"unknown_targets={unknown_targets!r} must be 'raise' or 'average'.")
         asked = self.perturbations if perturbations is None else perturbations
         targets = parse_perturbations(self._names, asked)
         if unknown_targets == "raise":
-            effects.check_known(targets)
+            self._check_known(model, targets)
         if adata is not None and population is not None:
             raise ValueError("Give either `population` or `adata`, not both.")
         if adata is None:
             populations, trained = choose_populations(model.names.populations, population)
             controls = Controls(*(part[trained] for part in model.controls))
-            n_cells = effects.n_controls[trained]
+            n_controls = np.zeros(len(model.names.populations), dtype=np.int64)
+            n_controls[model.mixed.population_g.numpy()] = model.mixed.n_controls_g.numpy()
+            # Their number is not known for a population without perturbed cells.
+            n_cells = np.maximum(n_controls, 1)[trained]
         else:
             data = self._validate_anndata(adata)
             codes, populations = self._control_codes(data)
@@ -521,8 +482,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
             controls, n_cells = model.controls_of(moments, latent, context), moments.n_cells
             trained = np.full(len(populations), -1)
         groups = [(p, names) for p in range(len(populations)) for names in targets]
-        in_training, n_controls = torch.from_numpy(trained), torch.from_numpy(n_cells)
-        query = effects.query(groups, controls, in_training, n_controls)
+        query = self._query(model, groups, controls, trained, n_cells)
         query = query.as_seen_in(model.mixed.design)
         parts = [
             model.predict(query.rows(rows), controls)
@@ -572,11 +532,6 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         -------
         AnnData of log-normalised expression; ``obs["control_cell"]`` is the origin of a cell.
 
-        Raises
-        ------
-        ValueError
-            If there are several populations, or as :meth:`predict` does.
-
         Examples
         --------
         >>> cells = perturbation_model.predict_cells("GENE1+GENE2", n_cells=20)
@@ -600,7 +555,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         rng = np.random.default_rng(self.seed_ if seed is None else seed)
         if n_cells is not None:
             rows = rng.choice(rows, n_cells)
-        genes = self._trained_effects().model.gene_ids.numpy()
+        genes = self._trained_effects().gene_ids.numpy()
         values = self._cells(data).expression(rows, genes)
         drawn = change_means(values, np.asarray(mean.X)[0], rng)
         cells = data.obs_names[rows].to_numpy()
@@ -630,17 +585,17 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         effects = self.module.effects
         if effects is None:
             return f"{super().__repr__()}\n  effects: not learned"
+        sizes = effects.sizes
         uses = {
-            "similarity of populations": effects.sizes.n_populations > 1,
-            "gene embeddings": effects.sizes.n_embedding > 0,
+            "similarity of populations": sizes.n_populations > 1,
+            "gene embeddings": sizes.n_embedding > 0,
             "correction": bool(effects.gate.any()),
         }
         used = ", ".join(name for name, is_used in uses.items() if is_used)
         untrained = "" if self.is_trained_ else ", so it was not trained"
         return (
-            f"{super().__repr__()}\n"
-            f"  effects: {effects.sizes.n_targets} perturbed genes, "
-            f"{effects.sizes.n_populations} populations, {effects.sizes.n_genes:,} genes\n"
+            f"{super().__repr__()}\n  effects: {sizes.n_targets} perturbed genes, "
+            f"{sizes.n_populations} populations, {sizes.n_genes:,} genes\n"
             "  encoder in the predictions: "
             f"{used or f'none, they are the same for any encoder{untrained}'}"
         )
@@ -650,19 +605,72 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         args = self.registry_["setup_args"]
         return PerturbationNames(args["control"], args["separator"])
 
-    def _trained_effects(self) -> Effects:
-        """Return the effect model; raise if there is none yet."""
+    def _trained_effects(self) -> EffectModel:
+        """Return the effect model on the CPU; raise if there is none yet."""
         model = self.module.effects
         if model is None:
             raise ValueError("No effects were learned yet. Call `model.train()` first.")
-        # On the CPU: moving queries to another device takes longer than this small model.
-        on_cpu = model.gene_sd.device.type == "cpu"
-        return self._effects_of(model if on_cpu else deepcopy(model).cpu())
+        # Moving queries to another device takes longer than this small model.
+        return model if model.gene_sd.device.type == "cpu" else deepcopy(model).cpu()
 
-    def _effects_of(self, model: EffectModel) -> Effects:
+    def _gene_vectors(self) -> Tensor:
+        """Return the gene embeddings, centred and of unit length."""
         weights = self.module.net.gene_embeddings.detach().float().cpu()
-        embeddings = F.normalize(weights - weights.mean(dim=0))
-        return Effects(model, embeddings, self.vocabulary.lookup())
+        return F.normalize(weights - weights.mean(dim=0))
+
+    def _target_vectors(self, model: EffectModel, genes: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return embeddings and all features of genes; 0 where there are none."""
+        lookup = self.vocabulary.lookup()
+        embedded = _rows(self._gene_vectors(), [lookup.get(gene, -1) for gene in genes])
+        named = _rows(model.named_features, _places(model.names.named, genes))
+        blocks = [embedded] if model.sizes.n_embedding else []
+        return embedded, torch.cat([*blocks, named], dim=1)
+
+    def _check_known(self, model: EffectModel, targets: Sequence[tuple[str, ...]]) -> None:
+        """Raise if a gene was neither perturbed in the training nor has features."""
+        known = model.names.targets
+        genes = sorted({gene for of_one in targets for gene in of_one} - set(known))
+        is_known = (self._target_vectors(model, genes)[1] != 0).any(dim=1).tolist()
+        if not all(is_known):
+            unknown = [gene for gene, known in zip(genes, is_known, strict=True) if not known]
+            raise ValueError(
+                f"Nothing is known about {preview(unknown)}: not perturbed in the training "
+                f"({preview(known)} were), and without features. Train with "
+                "`target_features=` or `relations=` that have these genes, or accept the average "
+                'of all perturbations with `unknown_targets="average"`.'
+            )
+
+    def _query(
+        self,
+        model: EffectModel,
+        groups: Sequence[Group],
+        controls: Controls,
+        trained_p: np.ndarray,
+        n_controls_p: np.ndarray,
+    ) -> Query:
+        """Return groups as a model that saw nothing sees them; new populations are ``-1``."""
+        table = pd.DataFrame([targets for _, targets in groups])  # None beyond the last target
+        shape, gene_s = table.shape, table.to_numpy(object).ravel()
+        genes = sorted({gene for _, targets in groups for gene in targets})
+        place_s, known = _places(genes, gene_s), model.names.targets
+        embedded, features = self._target_vectors(model, genes)
+        cosines = F.normalize(embedded) @ F.normalize(self._gene_vectors()[model.gene_ids]).T
+        population_g = torch.tensor([p for p, _ in groups])
+        of_populations = (
+            model.similarity(controls.latent_pz)[population_g],
+            torch.from_numpy(trained_p)[population_g],
+            torch.from_numpy(n_controls_p)[population_g].float(),
+        )
+        singles = Design(
+            (_places(known, gene_s)[:, None] == torch.arange(len(known))).float(),
+            (place_s >= 0).float(),
+            _rows(features, place_s),
+            *(part.repeat_interleave(shape[1], dim=0) for part in of_populations),
+        )
+        counts, numbers, sums = (part.unflatten(0, shape).sum(dim=1) for part in singles[:3])
+        design = Design(counts, numbers, sums, *of_populations)
+        affinity_gtn = _rows(cosines, place_s).unflatten(0, shape)
+        return Query(design, singles, torch.full(shape, NEVER), affinity_gtn, population_g)
 
     def _extra_state(self) -> dict[str, Any]:
         effects = self.module.effects
@@ -671,8 +679,17 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         return {"sizes": asdict(effects.sizes), "names": effects.names._asdict()}
 
     def _restore_extra_state(self, state: dict[str, Any]) -> None:
-        if state:
-            self.module.effects = effects_from_json(state)
+        if not state:
+            return
+        try:
+            blocks = tuple(state["sizes"]["named_blocks"])
+            sizes = EffectSizes(**(state["sizes"] | {"named_blocks": blocks}))
+            names = EffectNames(**{key: tuple(value) for key, value in state["names"].items()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"The saved effects of perturbations are damaged: {error}") from error
+        if tuple(map(len, names)) != (sizes.n_targets, sizes.n_populations, sizes.n_named):
+            raise ValueError("The saved effects of perturbations are damaged: names are missing.")
+        self.module.effects = EffectModel(sizes, names)
 
     def _cells(self, adata: AnnData) -> CellCounts:
         manager = self.get_anndata_manager(adata, required=True)
@@ -682,19 +699,15 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         used = np.flatnonzero(gene_of_column >= 0)
         columns = np.full(len(self.vocabulary), -1)
         columns[gene_of_column[used]] = used
-        key = self.registry_["setup_args"]["library_size_key"]
-        totals = None if key is None else library_sizes(adata, key)
-        return CellCounts(
-            RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY)), columns, totals
-        )
+        reader = RowReader(manager.get_from_registry(REGISTRY_KEYS.X_KEY))
+        totals = library_sizes(adata, self.registry_["setup_args"]["library_size_key"])
+        return CellCounts(reader, columns, totals)
 
     def _control_codes(self, adata: AnnData) -> tuple[np.ndarray, list[str]]:
         """Return the population of control cells, -1 for perturbed ones, and their names."""
         args = self.registry_["setup_args"]
-        key, population_key = args["perturbation_key"], args["population_key"]
-        codes, names = population_codes(
-            adata, population_key if population_key in adata.obs else None
-        )
+        key, by = args["perturbation_key"], args["population_key"]
+        codes, names = population_codes(adata, by if by in adata.obs else None)
         if key not in adata.obs:  # all are control cells
             return codes, names
         labels = complete_column(adata, key)
@@ -709,72 +722,35 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
 
     def _read_controls(
         self, adata: AnnData, codes: np.ndarray, genes: np.ndarray, encode: bool
-    ) -> tuple[GroupMoments, torch.Tensor, torch.Tensor]:
+    ) -> tuple[GroupMoments, Tensor, Tensor]:
         """Return expression, latent representation and gene embeddings (0 and NaN if unused)."""
         moments = self._cells(adata).moments(codes, genes)
         n_populations = len(moments.n_cells)
         if not encode:
             shape = (n_populations, len(genes), self.config_.n_hidden)
             return moments, torch.zeros(n_populations, 1), torch.full(shape, torch.nan)
-        names = np.asarray(self.vocabulary.gene_ids)[genes]
+        names = np.asarray(self.vocabulary.gene_ids)[genes].tolist()
         rng = np.random.default_rng(self.seed_)
         latent, context = [], []
         for population in range(n_populations):
             rows = np.flatnonzero(codes == population)
             if len(rows) > MAX_ENCODED:
                 rows = np.sort(rng.choice(rows, MAX_ENCODED, replace=False))
-            vectors = self.get_latent_representation(adata, rows.tolist())
-            latent.append(np.asarray(vectors).mean(axis=0))
+            latent.append(self.get_latent_representation(adata, rows.tolist()).mean(axis=0))
             embedded = self.get_contextual_gene_embeddings(
-                adata, rows.tolist(), gene_list=list(names), source="encoder"
+                adata, rows.tolist(), gene_list=names, source="encoder"
             )
             context.append(np.asarray(embedded, dtype=np.float32))
         latent_pz = torch.from_numpy(np.stack(latent).astype(np.float32))
         return moments, latent_pz, torch.from_numpy(np.stack(context))
 
 
-def parse_perturbations(
-    names: PerturbationNames, perturbations: Perturbation | Sequence[Perturbation]
-) -> list[tuple[str, ...]]:
-    """Return the genes of perturbations to predict; each must be named once."""
-    if isinstance(perturbations, str | tuple | Real):
-        perturbations = [perturbations]
-    targets = [names.targets(name) for name in perturbations]
-    if not targets:
-        raise ValueError("perturbations is empty: name at least one.")
-    if twice := [names.name(t) for t in targets if targets.count(t) > 1]:
-        raise ValueError(f"perturbations names {preview(set(twice))} more than once.")
-    if () in targets:
-        raise ValueError(
-            f"perturbations has {names.control!r}, which is the control and has no effect: leave "
-            "it out."
-        )
-    return targets
+def _places(names: Sequence[str], genes: Any) -> Tensor:
+    """Return the places of genes among names, -1 for those that are not."""
+    return torch.from_numpy(pd.Index(list(names), dtype=object).get_indexer(genes))
 
 
-def choose_populations(
-    known: Sequence[str], population: str | Sequence[str] | None
-) -> tuple[list[str], np.ndarray]:
-    """Return populations of the training, by default all, and their numbers."""
-    known = asked = list(known)
-    if population is not None:
-        asked = [str(name) for name in np.atleast_1d(np.asarray(population, dtype=object))]
-    if missing := [name for name in asked if name not in known]:
-        raise ValueError(
-            f"population={preview(missing)} is not one of the training, {preview(known)}. "
-            "For other cells pass their control cells as `adata`."
-        )
-    if len(set(asked)) < len(asked) or not asked:
-        raise ValueError(f"population={asked} must name at least one, each once.")
-    return asked, np.array([known.index(name) for name in asked])
-
-
-def perturbation_fields(args: Mapping[str, Any]) -> list[Any]:
-    """Return the fields with perturbations, populations and total counts."""
-    names = PerturbationNames(args["control"], args["separator"])
-    fields: list[Any] = [PerturbationField(args["perturbation_key"], names)]
-    if args["population_key"] is not None:
-        fields.append(CategoryField("population", args["population_key"]))
-    if args["library_size_key"] is not None:
-        fields.append(LibrarySizeField(args["library_size_key"]))
-    return fields
+def _rows(table: Tensor, numbers: Any) -> Tensor:
+    """Return rows of a table, zeros for the number -1."""
+    padded = torch.cat([table, torch.zeros(1, table.shape[1])])
+    return padded[torch.as_tensor(numbers, dtype=torch.int64)]

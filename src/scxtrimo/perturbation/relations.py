@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from .._logging import logger
 from ..data.columns import preview
@@ -47,11 +48,6 @@ def relations_from_gene_sets(
     Data frame with the columns ``source``, ``target`` and ``weight``, for
     :meth:`scxtrimo.model.XTrimoGenePerturbation.train`.
 
-    Raises
-    ------
-    ValueError
-        If the file is no ``.gmt`` file, or no two genes are similar enough.
-
     Examples
     --------
     >>> sets = {"erythroid": ["KLF1", "GATA1"], "kinase": ["MAPK1", "MAP2K6"]}
@@ -60,19 +56,12 @@ def relations_from_gene_sets(
     """
     if not isinstance(gene_sets, Mapping):
         gene_sets = _read_gmt(Path(gene_sets))
-    wanted = None if genes is None else set(genes)
-    belonging = [
-        (gene, i)
-        for i, of_set in enumerate(gene_sets.values())
-        for gene in set(of_set)
-        if wanted is None or gene in wanted
-    ]
-    names = pd.Index(sorted({gene for gene, _ in belonging}))
-    row = names.get_indexer([gene for gene, _ in belonging])
-    belongs = sparse.csr_matrix(
-        (np.ones(len(row), np.float32), (row, [i for _, i in belonging])),
-        shape=(len(names), len(gene_sets)),
-    )
+    binarizer = MultiLabelBinarizer(sparse_output=True)
+    belongs = binarizer.fit_transform(gene_sets.values()).T.tocsr().astype(np.float32)
+    names = pd.Index(list(binarizer.classes_))
+    if genes is not None:
+        kept = names.isin(list(genes))
+        belongs, names = belongs[kept], names[kept]
     n_sets = np.asarray(belongs.sum(axis=1)).ravel()
 
     def jaccard(rows: slice) -> np.ndarray:
@@ -106,11 +95,6 @@ def relations_from_expression(
     -------
     See :func:`relations_from_gene_sets`; similarities are absolute correlations of log-normalised
     expression.
-
-    Raises
-    ------
-    ValueError
-        If a gene is not in the data, counts are not raw, or no two genes are similar enough.
 
     Examples
     --------
@@ -184,11 +168,9 @@ def feature_table(
     targets: Sequence[str],
 ) -> pd.DataFrame:
     """Return all features of genes side by side; the upper level of the columns is their kind."""
-    tables: dict[str, pd.DataFrame] = {}
-    if isinstance(target_features, Mapping):
-        tables |= target_features
-    elif target_features is not None:
-        tables["target_features"] = target_features
+    tables = {} if target_features is None else target_features
+    if not isinstance(tables, Mapping):
+        tables = {"target_features": tables}
     checked = {name: _standardized(table, name, targets) for name, table in tables.items()}
     if relations is not None:
         if RELATIONS in checked:

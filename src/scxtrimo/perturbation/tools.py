@@ -41,11 +41,6 @@ def perturbation_effects(
     ``std`` is the standard error of the effect without the noise of the control cells, and
     ``obs["n_cells"]`` the number of perturbed cells.
 
-    Raises
-    ------
-    ValueError
-        If a column is missing, counts are not raw counts, or a population has no control cells.
-
     Examples
     --------
     >>> effects = scxtrimo.tl.perturbation_effects(perturbed_cells, "condition")
@@ -55,8 +50,7 @@ def perturbation_effects(
     check_counts(adata, layer)
     names = PerturbationNames(control, separator)
     cells = group_cells(adata, names, perturbation_key, population_key)
-    totals = None if library_size_key is None else library_sizes(adata, library_size_key)
-    every_gene = np.arange(adata.n_vars)
+    totals, every_gene = library_sizes(adata, library_size_key), np.arange(adata.n_vars)
     counts = CellCounts(RowReader(get_layer(adata, layer)), every_gene, totals)
     perturbed = counts.moments(cells.codes, every_gene)
     controls = counts.moments(cells.control_codes, every_gene)
@@ -73,14 +67,9 @@ def perturbation_effects(
             "n_control_cells": controls.n_cells[population],
         }
     )
-    return effects_anndata(
-        obs,
-        adata.var_names,
-        effect,
-        sd * np.sqrt(per_cell)[:, None],
-        effect / (sd * np.sqrt(per_cell + per_control)[:, None]),
-        controls.mean[population],
-    )
+    std = sd * np.sqrt(per_cell)[:, None]
+    score = effect / (sd * np.sqrt(per_cell + per_control)[:, None])
+    return effects_anndata(obs, adata.var_names, effect, std, score, controls.mean[population])
 
 
 def rank_perturbed_genes(effects: AnnData, n_genes: int | None = 50) -> pd.DataFrame:
@@ -136,11 +125,6 @@ def perturbation_scores(predicted: AnnData, observed: AnnData, n_top: int = 20) 
     the differential ones (``mse_top``), correlation of the effects (``pearson``, ``pearson_top``;
     0 where nothing is predicted to change), and the fraction of the differential genes that
     change in the predicted ``direction``.
-
-    Raises
-    ------
-    ValueError
-        If a perturbation was not observed or there are no genes in common.
 
     Examples
     --------
@@ -198,11 +182,6 @@ def genetic_interactions(
     buffering; ``fit``, the correlation of pair and regression, low for neomorphism; ``equality``,
     the smaller coefficient over the larger one, low for epistasis; ``similarity``, the correlation
     of the two single effects; ``ratio``, the length of the effect over that of the sum.
-
-    Raises
-    ------
-    ValueError
-        If there is no pair whose genes both have single effects.
 
     Examples
     --------
@@ -275,14 +254,13 @@ def effects_anndata(
     index = make_index_unique(pd.Index(names.to_numpy(), dtype=object))
     effect, std, score, control = layers
     effect = np.maximum(effect, -control)  # expression is not negative
-    adata = AnnData(
+    values = [part.astype(np.float32) for part in (effect, std, score, control)]
+    return AnnData(
         (control + effect).astype(np.float32),
         obs=obs.set_axis(index, axis=0),
         var=pd.DataFrame(index=pd.Index(np.asarray(genes, dtype=object))),
+        layers=dict(zip(LAYERS, values, strict=True)),
     )
-    for name, values in zip(LAYERS, (effect, std, score, control), strict=True):
-        adata.layers[name] = np.asarray(values, dtype=np.float32)
-    return adata
 
 
 def check_effects(effects: AnnData, argument: str) -> None:
@@ -301,18 +279,16 @@ def change_means(
 ) -> sparse.csr_matrix:
     """Return log-normalised cells changed at random to have another expected mean."""
     result = np.array(values_cg)
-    for gene in range(values_cg.shape[1]):
-        column = values_cg[:, gene]
+    for gene, column in enumerate(values_cg.T):
         is_on = column > 0
         now, wanted = column.mean(), max(float(mean_g[gene]), 0.0)
         if wanted < now:
             result[is_on & (rng.random(len(column)) > wanted / now), gene] = 0.0
         elif wanted > now:
-            level = column[is_on].mean() if is_on.any() else 1.0
-            missing = (wanted - now) * len(column) / level
+            pool = column[is_on] if is_on.any() else np.ones(1)
+            missing = (wanted - now) * len(column) / pool.mean()
             chance = min(missing / max((~is_on).sum(), 1), 1.0)
             turned = ~is_on & (rng.random(len(column)) < chance)
-            pool = column[is_on] if is_on.any() else np.array([level])
             result[turned, gene] = rng.choice(pool, turned.sum())
             if chance == 1.0:  # all cells express it now: shift the rest of the way
                 result[:, gene] += wanted - result[:, gene].mean()

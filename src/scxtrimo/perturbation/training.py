@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
@@ -11,18 +11,10 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from .._validation import Validated
-from .effects import (
-    ELSEWHERE,
-    HERE,
-    NEVER,
-    EffectModel,
-    EffectNet,
-    NetInputs,
-    Prediction,
-    Query,
-)
+from .effects import ELSEWHERE, HERE, NEVER, EffectModel, EffectNet, NetInputs, Prediction, Query
 
 N_NET_FOLDS = 3
 MIN_JUDGED = 8
@@ -41,10 +33,8 @@ class EffectsConfig(Validated):
         Parts of the perturbations that are left out in turn.
     correct
         Train a network that corrects the mixed model, and use it as far as it helps.
-    n_steps, lr, weight_decay
-        Training of this network with AdamW.
-    groups_per_step, genes_per_step
-        Its batches.
+    n_steps, lr, weight_decay, groups_per_step, genes_per_step
+        Training of this network with AdamW, and its batches.
 
     Examples
     --------
@@ -80,20 +70,19 @@ def fit_effects(
     query: Query,
     config: EffectsConfig,
     seed: int,
-    update: Callable[[], object],
+    bar: tqdm,
 ) -> tuple[LeftOut, tuple[Tensor, Tensor, Tensor]]:
-    """Fit a model that holds its training groups, those of ``query``, in ``n_stages`` updates.
-
-    Return groups left out, and their predicted effects, standard deviations and scores.
-    """
+    """Fit a model to its groups, those of ``query``; return effect, std and score without each."""
+    rounds, condition_g = _rounds(query, config.n_folds, seed), _condition_of_group(query)
+    corrects = may_correct(config, int(condition_g.max()) + 1)
+    bar.total = 1 + len(rounds) + (N_NET_FOLDS + 1) * corrects
     model.mixed.fit(seed)
-    update()
+    bar.update()
     with torch.no_grad():
-        rows = _leave_out(model, query, config.n_folds, seed, update)
+        rows = _leave_out(model, query, rounds, seed, bar)
     correction_gn = torch.zeros_like(rows.observed_gn)
     model.gate.zero_()
-    condition_g = _condition_of_group(query)
-    if may_correct(config, int(condition_g.max()) + 1):
+    if corrects:
         condition_g = condition_g[rows.group]
         fold_g = _folds(condition_g, N_NET_FOLDS, seed + 1)
         for fold in range(N_NET_FOLDS):
@@ -102,17 +91,16 @@ def fit_effects(
                 net = _train_net(model, rows, ~is_out, config, seed + fold)
                 with torch.no_grad():
                     for part in torch.nonzero(is_out)[:, 0].split(16):
-                        correction_gn[part] = net(*rows.inputs.rows(part))
-            update()
+                        correction_gn[part] = net(*(values[part] for values in rows.inputs))
+            bar.update()
         weight_n = model.gene_sd.square()
-        model.gate.copy_(
-            _by_kind(rows, lambda used: _gate(rows, correction_gn, weight_n, condition_g, used))
-        )
+        gate = _by_kind(rows, lambda used: _gate(rows, correction_gn, weight_n, condition_g, used))
+        model.gate.copy_(gate)
         if bool(model.gate.any()):
             everything = torch.ones_like(rows.kind_g, dtype=torch.bool)
             net = _train_net(model, rows, everything, config, seed)
             model.net.load_state_dict(net.state_dict())
-        update()
+        bar.update()
     base = rows.base
     correction_gn = model.gate[rows.kind_g][:, None] * correction_gn
     predicted_gn = base.mean_gn + correction_gn
@@ -124,63 +112,46 @@ def fit_effects(
     return rows, (predicted_gn * model.gene_sd, std_gn, score_gn)
 
 
-def n_stages(model: EffectModel, config: EffectsConfig) -> int:
-    """Return how often ``fit_effects`` reports progress."""
-    n_rounds = config.n_folds * (2 if model.sizes.n_populations == 1 else 3)
-    n_conditions = len(model.mixed.targets_gt.unique(dim=0))
-    return 1 + n_rounds + (N_NET_FOLDS + 1) * may_correct(config, n_conditions)
-
-
 def may_correct(config: EffectsConfig, n_conditions: int) -> bool:
     """Return whether there are enough perturbations to judge a correction by."""
     return config.correct and n_conditions >= MIN_JUDGED
 
 
 def _leave_out(
-    model: EffectModel, query: Query, n_folds: int, seed: int, update: Callable[[], object]
+    model: EffectModel, query: Query, rounds: list[tuple[str, Tensor]], seed: int, bar: tqdm
 ) -> LeftOut:
     """Predict groups, a random part if there are many, by models that have seen less."""
     n_groups = len(query.design.targets_gt)
     max_rows = max(8, MAX_ENTRIES // model.sizes.n_genes // 2)
-    drawn = torch.zeros(n_groups, dtype=torch.bool)
     order = torch.randperm(n_groups, generator=torch.Generator().manual_seed(seed))
-    drawn[order[:max_rows]] = True
+    drawn = order.argsort() < max_rows
     parts, reasons = [], []
-    for reason, is_out in _rounds(query, n_folds, seed):
+    for reason, is_out in rounds:
         rows = torch.nonzero(is_out & drawn)[:, 0]
         if len(rows) > 0 and not bool(is_out.all()):
             asked = query.rows(rows).as_seen_in(query.design.rows(~is_out))
             base, inputs = model.inputs(asked, model.controls, model.mixed.without(~is_out))
             parts.append((rows, asked.seen_gt, asked.kind_g, *base, *inputs))
             reasons += [reason] * len(rows)
-        update()
+        bar.update()
     group, seen_gt, kind_g, *known = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     n_base = len(Prediction._fields)
-    return LeftOut(
-        group,
-        np.array(reasons),
-        seen_gt,
-        kind_g,
-        Prediction(*known[:n_base]),
-        NetInputs(*known[n_base:]),
-        model.mixed.effects_gn[group],
-        model.mixed.n_cells_g[group],
-    )
+    base, inputs = Prediction(*known[:n_base]), NetInputs(*known[n_base:])
+    observed_gn, n_cells_g = model.mixed.effects_gn[group], model.mixed.n_cells_g[group]
+    return LeftOut(group, np.array(reasons), seen_gt, kind_g, base, inputs, observed_gn, n_cells_g)
 
 
-def _rounds(query: Query, n_folds: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield why groups are left out, and which."""
-    targets_gt = query.design.targets_gt > 0
+def _rounds(query: Query, n_folds: int, seed: int) -> list[tuple[str, Tensor]]:
+    """Return why groups are left out, and which."""
+    targets_gt, folds = query.design.targets_gt > 0, range(n_folds)
     fold_g = _folds(_condition_of_group(query), n_folds, seed)
     fold_t = _folds(torch.arange(targets_gt.shape[1]), n_folds, seed)
-    for fold in range(n_folds):
-        yield "perturbation", fold_g == fold
-    for fold in range(n_folds):
-        yield "target", targets_gt[:, fold_t == fold].any(dim=1)
+    rounds = [("perturbation", fold_g == fold) for fold in folds]
+    rounds += [("target", targets_gt[:, fold_t == fold].any(dim=1)) for fold in folds]
     if query.design.similarity_gp.shape[1] > 1:
         fold_g = _folds(torch.arange(len(targets_gt)), n_folds, seed)
-        for fold in range(n_folds):
-            yield "population", fold_g == fold
+        rounds += [("population", fold_g == fold) for fold in folds]
+    return rounds
 
 
 def _condition_of_group(query: Query) -> Tensor:
@@ -192,9 +163,7 @@ def _folds(items: Tensor, n_folds: int, seed: int) -> Tensor:
     """Return folds of about equal size, the same one for equal items."""
     distinct, place = items.unique(return_inverse=True)
     order = torch.randperm(len(distinct), generator=torch.Generator().manual_seed(seed))
-    fold = torch.empty(len(distinct), dtype=torch.int64)
-    fold[order] = torch.arange(len(distinct)) % n_folds
-    return fold[place]
+    return (order.argsort() % n_folds)[place]
 
 
 def _train_net(
