@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from scxtrimo.checkpoint.scfoundation import _names
+from scxtrimo.checkpoint.scfoundation import write_scfoundation
 from scxtrimo.config import XTrimoGeneConfig
 from scxtrimo.nn.layers import normalize_counts
 from scxtrimo.nn.performer import EPSILON
@@ -23,30 +23,7 @@ from scxtrimo.nn.xtrimogene import XTrimoGeneModule, XTrimoGeneNet, target_value
 
 def random_checkpoint(path: Path, config: XTrimoGeneConfig, n_genes: int) -> None:
     """Write random weights in the published format."""
-    module = XTrimoGeneModule(n_genes, (), config)
-    state, stored = module.net.state_dict(), {}
-    for ours, theirs in _names(module.net):
-        for name, part in zip(theirs, state[ours].chunk(len(theirs)), strict=True):
-            stored[f"model.{name}"] = part.clone()
-    positions = stored["model.pos_emb.weight"]
-    stored["model.pos_emb.weight"] = torch.cat([positions, positions[:1]])
-    stored["model.token_emb.emb_mask.weight"] = stored["model.token_emb.emb_mask.weight"][None]
-    encoder = {"hidden_dim": config.n_hidden, "depth": config.n_layers, "heads": config.n_heads}
-    decoder = {
-        "hidden_dim": config.n_decoder_hidden,
-        "depth": config.n_decoder_layers,
-        "heads": config.n_decoder_heads,
-        "dim_head": config.n_decoder_hidden // config.n_decoder_heads,
-    }
-    sizes = {
-        "seq_len": n_genes + 2,
-        "bin_num": config.n_bins,
-        "bin_alpha": config.bin_alpha,
-        "encoder": encoder | {"norm_first": False},
-        "decoder": decoder,
-    }
-    content = {"config": {"model_config": {"mae_autobin": sizes}}, "state_dict": stored}
-    torch.save({"cell": content}, path)
+    write_scfoundation(path, XTrimoGeneModule(n_genes, (), config).net, config)
 
 
 ENCODER_NAMES = {
@@ -178,7 +155,7 @@ class NaiveTraining:
         ]
         padded_ids = pad_sequence(ids, batch_first=True)
         x = self._embed(pad_sequence(values, batch_first=True))
-        x = x + F.embedding(padded_ids, self.module.positions)
+        x = x + F.embedding(padded_ids, self.module.net.positions)
         n_tokens = torch.tensor([len(x) for x in ids])
         is_padding = torch.arange(x.shape[1]) >= n_tokens[:, None]
         x = self.encoder(x, src_key_padding_mask=is_padding)
@@ -195,7 +172,7 @@ class NaiveTraining:
         values_h, ids_h, cu_h = (
             batch[f"hidden_{name}"] for name in ("values", "gene_ids", "cu_seqlens")
         )
-        n_cells, n_positions = len(cu_h) - 1, len(self.module.positions)
+        n_cells, n_positions = len(cu_h) - 1, len(self.module.net.positions)
         values = torch.zeros(n_cells, n_positions)
         values[cells_of(cu_h, len(ids_h)), ids_h] = values_h
         x = self._embed(values.nan_to_num(0.0))
@@ -204,7 +181,7 @@ class NaiveTraining:
         cells = torch.arange(n_cells).repeat_interleave(torch.tensor([len(i) for i in ids]))
         x = x.index_put((cells, torch.cat(ids)), torch.cat(tokens).to(x.dtype))
         all_ids = torch.arange(n_positions).repeat(n_cells, 1)
-        return x + F.embedding(all_ids, self.module.positions)
+        return x + F.embedding(all_ids, self.module.net.positions)
 
     def _decode(self, x_cgd: Tensor) -> Tensor:
         """Apply the Performer to all genes of all cells."""

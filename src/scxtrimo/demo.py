@@ -46,19 +46,17 @@ def run_demo(
     data
         Cells with raw counts, see :func:`scxtrimo.data.read_cells`; by default 700 PBMCs that
         ship with scanpy.
-    out
-        Directory for ``cells.h5ad`` (embedding, neighbours, UMAP, clusters), ``umap.png`` and the
-        trained ``model/``; by default ``scxtrimo-demo`` or, for ``cells.h5ad``,
-        ``cells-scxtrimo``. Results that the data already have are kept; new ones of the same name
-        get the suffix ``_xtrimo``.
+    out, overwrite
+        Directory for ``cells.h5ad`` (embedding, neighbours, UMAP, clusters), ``umap.png`` and
+        ``model/``, by default ``scxtrimo-demo`` or, for ``cells.h5ad``, ``cells-scxtrimo``;
+        whether to replace results there. What the data already have is kept; new results of the
+        same name get the suffix ``_xtrimo``.
     layer, labels_key, batch_key
         Layer with counts, and columns of ``obs`` with labels and batches.
     max_epochs, seed, progress
         Passes over the cells, by default chosen from their number; random seed; progress bar.
     modality
         See :func:`scxtrimo.data.read_cells`.
-    overwrite
-        Replace existing results in ``out``.
 
     Returns
     -------

@@ -48,25 +48,7 @@ class Panel(NamedTuple):
 
 
 class LatentSpace(nn.Module):
-    r"""Principal components of a cell, partly as measured, partly as the network predicts them.
-
-    The measured components :math:`m_c` of a cell are noisy, as most of its genes were not caught;
-    what the network predicts from the cell vector, :math:`\hat m_c = W z_c + b`, is almost free
-    of noise, but lacks what training has not taught it. Where cells come in batches, the
-    prediction has an offset :math:`\delta` per batch, which is left out of the representation,
-    and what is left of the batches is taken away cluster by cluster:
-
-    .. math::
-        r_c = \hat m_c + w \, (m_c - \hat m_c - \delta_{b(c)}), \qquad
-        u_c = r_c - \sum_k p_{ck} \Delta_{b(c) k}
-
-    Here :math:`p_{ck}` is the probability of the cell to be in cluster :math:`k`, from the cosine
-    between :math:`r_c` and the centres of the clusters in the batch of the cell,
-    :math:`\mu_k + \Delta_{bk}`. No cell depends on another.
-
-    Components, prediction and clusters are fitted to the training cells when training ends;
-    nothing here has gradients.
-    """
+    """Principal components of a cell, partly measured, partly predicted; see docs/model.md."""
 
     inverse_std: Tensor
     scaled_mean: Tensor
@@ -131,12 +113,7 @@ class LatentSpace(nn.Module):
         batch_c: Tensor | None = None,
         measured_weight: float | None = None,
     ) -> Tensor:
-        """Return the latent representation, shape ``(n_cells, n_latent)``.
-
-        ``latent_cz`` are the cell vectors and ``measured_ck`` what :meth:`measure` returned.
-        ``batch_c`` are the batches of the cells; -1, one not trained on, is left as it is, and so
-        are all cells by default.
-        """
+        """Return the latent representation, of which known batches (not -1) are integrated."""
         predicted_ck, surprise_ck = self.compare(latent_cz, measured_ck, panel, batch_c)
         weight = self.measured_weight if measured_weight is None else measured_weight
         mixed_ck = predicted_ck + weight * surprise_ck
@@ -173,10 +150,7 @@ class LatentSpace(nn.Module):
 
 
 def memberships(mixed_ck: Tensor, centers_nk: Tensor) -> Tensor:
-    """Return the probability of each cell to be in each cluster, from cosines.
-
-    As in Harmony (Korsunsky et al. 2019), with their default width of 0.1.
-    """
+    """Return the probability of each cell to be in each cluster, from cosines as in Harmony."""
     cosine_cn = nn.functional.normalize(mixed_ck) @ nn.functional.normalize(centers_nk).T
     return (SHARPNESS * cosine_cn).softmax(dim=1)
 
@@ -184,14 +158,7 @@ def memberships(mixed_ck: Tensor, centers_nk: Tensor) -> Tensor:
 def fit_latent_space(
     space: LatentSpace, latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor, seed: int
 ) -> None:
-    """Learn to predict components from cell vectors, and what batches differ in.
-
-    On the CPU, from cell vectors and measured, centred components of training cells; ``batch_c``
-    are their batches, -1 for one the model does not know. Batches are integrated with Harmony
-    (Korsunsky et al. 2019). Of its result only the clusters are used: their centres in all batches
-    make a correction that applies to other cells as well, as in Symphony (Kang et al. 2021). If
-    the space was fitted before and cells of a batch are missing now, clusters and batches stay.
-    """
+    """Fit the prediction from cell vectors, and what batches (-1: unknown) differ in."""
     n_batches, n_latent = space.batch_offset.shape
     is_batch = (batch_c[:, None] == torch.arange(n_batches)).double()
     fraction_b = is_batch.mean(0)
@@ -208,7 +175,7 @@ def fit_latent_space(
         bias=torch.from_numpy(np.atleast_1d(ridge.intercept_)) + average_k,
         batch_offset=torch.where(is_new_b1, (offset_bk - average_k).to(known_bk), known_bk),
     )
-    if space.is_fitted and not is_new_b1.all():
+    if space.is_fitted and not is_new_b1.all():  # cells of a batch are missing now
         return
     everything = Panel(torch.zeros(n_latent), torch.eye(n_latent))
     predicted_ck, surprise_ck = space.compare(latent_cz, components_ck, everything, batch_c)
@@ -217,6 +184,7 @@ def fit_latent_space(
         batch_c = torch.zeros_like(batch_c)
         known = batch_c == 0
     mixed_ck = (predicted_ck + space.measured_weight * surprise_ck)[known]
+    # Of Harmony only the clusters: with their centres other cells are corrected as well.
     p_cn = _clusters(mixed_ck, batch_c[known], seed)
     mean_bnk, trust_bn1 = _means(p_cn, mixed_ck, batch_c[known], n_batches)
     centers_nk = (trust_bn1 * mean_bnk).sum(0) / trust_bn1.sum(0).clamp(min=1e-8)
@@ -230,11 +198,7 @@ def fit_latent_space(
 def map_batches(
     space: LatentSpace, latent_cz: Tensor, measured_ck: Tensor, panel: Panel, batch_c: Tensor
 ) -> Tensor:
-    """Return the latent representation of cells of other batches, moved to the training cells.
-
-    As in Symphony (Kang et al. 2021), except that clusters and what the batch shifts them by are
-    looked for in turn. ``batch_c`` numbers the batches of the query from 0.
-    """
+    """Return cells of other batches, moved to the training cells as in Symphony (Kang 2021)."""
     centers_nk = space.centers[space.is_cluster]
     result_ck = torch.empty_like(measured_ck)
     for batch in batch_c.unique().tolist():
@@ -277,10 +241,7 @@ def _clusters(mixed_ck: Tensor, batch_c: Tensor, seed: int) -> Tensor:
 def _means(
     p_cn: Tensor, mixed_ck: Tensor, batch_c: Tensor, n_batches: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean of every cluster in every batch, and how far to trust it.
-
-    A cluster with hardly a cell in a batch is not shifted there; one cell counts half.
-    """
+    """Return the mean of every cluster in every batch, and how far to trust it: 1/2 for a cell."""
     n_bn = p_cn.new_zeros(n_batches, p_cn.shape[1]).index_add_(0, batch_c, p_cn)
     sums = [p_cn[batch_c == b].T @ mixed_ck[batch_c == b] for b in range(n_batches)]
     n_bn1 = n_bn.unsqueeze(-1)
@@ -296,13 +257,7 @@ def gene_statistics(
     n_input_genes: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Compute what :func:`start_from` takes, from at most 20,000 of the training cells.
-
-    Gene embeddings start as the correlations of genes with the principal components of the scaled,
-    log-normalised training cells: a randomly initialised encoder that adds up the embeddings of
-    the genes of a cell then already knows what PCA knows, and training starts there. The encoder
-    is to read the ``n_input_genes`` most variable genes, ``None`` for all.
-    """
+    """Compute what :func:`start_from` takes, from at most 20,000 of the training cells."""
     rows = draw_rows(rows, seed)
     counts = read_counts(adata_manager, rows, n_genes)
     totals = np.asarray(counts.sum(axis=0, dtype=np.float64)).ravel()
@@ -325,32 +280,21 @@ def gene_statistics(
     }
 
 
-def start_from(
-    module: XTrimoGeneModule,
-    is_read: Tensor,
-    mean_expression: Tensor,
-    rates: Tensor,
-    embeddings: Tensor,
-    typical_depth: Tensor,
-    components: dict[str, Tensor],
-) -> None:
-    """Put what the training cells say about the genes into a network, before it is trained.
-
-    Gene embeddings beyond the dimensions of ``embeddings`` keep their random values.
-    """
+def start_from(module: XTrimoGeneModule, statistics: dict[str, Any]) -> None:
+    """Put what the training cells say about the genes into a network, before it is trained."""
     net, from_pca = module.net, module.config.pca_initialization
+    embeddings = statistics["embeddings"]
     with torch.no_grad():
-        module.is_read.copy_(is_read)
-        module.mean_expression.copy_(mean_expression)
-        module.typical_depth.copy_(typical_depth)
+        for name in ("is_read", "mean_expression", "typical_depth"):
+            getattr(module, name).copy_(statistics[name])
         if net.bottleneck is not None:
-            net.bottleneck.log_baseline.copy_(rates.log())
+            net.bottleneck.log_baseline.copy_(statistics["rates"].log())
             if from_pca and embeddings.shape[1]:  # the first components are the latent dimensions
                 nn.init.eye_(net.bottleneck.to_query.weight)
-        if from_pca:
+        if from_pca:  # then a random encoder, which adds up the embeddings of genes, knows PCA
             net.gene_embeddings[:, : embeddings.shape[1]] = embeddings
         if module.latent_space is not None:
-            module.latent_space.set(**components)
+            module.latent_space.set(**statistics["components"])
 
 
 def draw_rows(rows: np.ndarray, seed: int) -> np.ndarray:
@@ -381,10 +325,7 @@ def read_counts(
 
 
 def _highly_variable(logged: sparse.csr_matrix, n_top: int | None) -> np.ndarray:
-    """Choose genes as scanpy does by default, among those seen in at least three cells.
-
-    Dispersions of a handful of cells mean nothing: there the most variable are taken.
-    """
+    """Choose genes as scanpy does, or of a handful of cells those with the largest variance."""
     if n_top is None or n_top >= logged.shape[1]:
         return np.ones(logged.shape[1], dtype=bool)
     chosen = np.flatnonzero(logged.getnnz(axis=0) >= min(MIN_EXPRESSING, logged.shape[0]))
@@ -408,11 +349,7 @@ def _components(
     n_embedding: int,
     seed: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Principal components of the genes that are read, and correlations of all genes with them.
-
-    Genes that hardly vary would fill the components with noise: they only get their places.
-    The correlations have shape ``(n_genes, <= n_embedding)``, rows of about unit length.
-    """
+    """Return principal components of the genes read, and correlations of all genes with them."""
     n_cells, n_genes = logged.shape
     second_moment = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
     inverse_std = 1 / np.sqrt(np.maximum(second_moment - mean**2, 1e-8))
@@ -420,7 +357,7 @@ def _components(
     scaled.data = np.minimum(scaled.data, MAX_SCALED_VALUE)
     spread = np.asarray(scaled.multiply(scaled).mean(axis=0)).ravel()
     spread -= np.square(np.asarray(scaled.mean(axis=0)).ravel())
-    is_read = is_read & (spread > MIN_SPREAD)
+    is_read = is_read & (spread > MIN_SPREAD)  # others would fill the components with noise
     n_components = min(n_components, n_cells - 1, int(is_read.sum()) - 1)
     if n_components < 1:
         return {}, torch.empty(n_genes, 0)

@@ -266,7 +266,7 @@ def test_models_of_the_version_before_load_and_give_equal_results():
         model.get_normalized_expression(return_numpy=True), expected["cells_expression"], **close
     )
     counts_only = XTrimoGene.load(FIXTURES / "counts_only", adata=make_cells(80, 30))
-    assert list(counts_only.module.decoders) == ["bottleneck"]
+    assert list(counts_only.module.net.decoders) == ["bottleneck"]
     np.testing.assert_allclose(
         counts_only.get_latent_representation(), expected["counts_only_latent"], **close
     )

@@ -139,6 +139,24 @@ def test_validation_files_are_held_out_as_a_whole(files, tmp_path):
     assert set(held_out.origin(np.arange(held_out.n_cells))["source"]) == {str(files[1])}
 
 
+def test_cells_that_are_left_out_are_not_held_out(tmp_path):
+    """A file for validation may have more poor cells than the others have good ones."""
+    good = make_cells(40)
+    poor = make_cells(100, seed=1)
+    poor.X = sparse.csr_matrix(poor.X.multiply(np.arange(60) < 4))
+    good.write_h5ad(tmp_path / "good.h5ad")
+    poor.write_h5ad(tmp_path / "poor.h5ad")
+    paths = [tmp_path / "good.h5ad", tmp_path / "poor.h5ad"]
+    report = write_store(
+        paths,
+        tmp_path / "store.zarr",
+        min_genes=5,
+        validation_size=0.0,
+        validation_files=paths[1:],
+    ).report
+    assert report[["train", "validation", "too_few_genes"]].sum().tolist() == [40, 0, 100]
+
+
 def test_columns_of_obs_are_kept(files, tmp_path):
     made = write_store(files, tmp_path / "store.zarr", obs_columns=["cell_type", "none"], **FEW)
     origin = made.origin(np.arange(made.n_cells))

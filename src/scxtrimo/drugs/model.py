@@ -341,7 +341,13 @@ class DrugModelBase:
 
     @property
     def seed(self) -> int:
-        """Former name of ``seed_``."""
+        """Former name of ``seed_``.
+
+        Examples
+        --------
+        >>> synergy.seed_
+        0
+        """
         warnings.warn("`seed` is now `seed_`.", FutureWarning, stacklevel=2)
         return self.seed_
 
@@ -491,7 +497,7 @@ class XTrimoGeneSynergy(DrugModelBase):
     Drugs are read as graphs of atoms, as in DeepDDS :cite:p:`Wang2021`, and by their fingerprints;
     the bulk expression of the cell line by xTrimoGene's encoder :cite:p:`Gong2023`. Predictions
     are exactly symmetric in the drugs. Those for new drugs or lines are shrunk to the mean over
-    known ones in their place.
+    known ones in their place. Needs ``pip install "scxtrimo[drug]"``.
 
     Parameters
     ----------
@@ -514,18 +520,11 @@ class XTrimoGeneSynergy(DrugModelBase):
     **hyperparameters
         Fields of :class:`~scxtrimo.drugs.DrugConfig`.
 
-    Raises
-    ------
-    ImportError
-        If RDKit or PyTorch Geometric is missing: ``pip install "scxtrimo[drug]"``.
-
     Examples
     --------
     >>> scxtrimo.model.XTrimoGeneSynergy.setup_anndata(lines, expression="values")
     >>> model = scxtrimo.model.XTrimoGeneSynergy(lines, screen, n_members=2)
     >>> model.train(max_epochs=1, enable_progress_bar=False)
-    >>> model.is_trained, len(model.history["validation_loss"])
-    (True, 1)
     >>> swapped = screen.rename(columns={"drug1": "drug2", "drug2": "drug1"})
     >>> bool((model.predict(screen)["probability"] == model.predict(swapped)["probability"]).all())
     True
@@ -581,8 +580,6 @@ class XTrimoGeneDrugResponse(DrugModelBase):
     ...     lines, screen, drug_key="drug1", response_key="score", n_members=2
     ... )
     >>> model.train(max_epochs=1, enable_progress_bar=False)
-    >>> model.is_trained, len(model.history["validation_loss"])
-    (True, 1)
     >>> model.predict(screen).columns[-2:].tolist()
     ['predicted_response', 'predicted_std']
     """

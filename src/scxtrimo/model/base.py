@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import wraps
 from inspect import signature
@@ -23,7 +23,6 @@ from pydantic import PositiveFloat, PositiveInt
 from scvi import REGISTRY_KEYS
 from scvi.data import _constants
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .._logging import logger
@@ -56,10 +55,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def keywords_after_indices(former: str = "") -> Callable[[Method], Method]:
-    """Take for one release by position, with a warning, what has become keyword-only.
-
-    ``former`` has the arguments whose order was another one, in the order that they had.
-    """
+    """Take keywords by position for one release, with a warning; ``former`` were the first."""
 
     def decorate(method: Method) -> Method:
         parameters = signature(method).parameters.values()
@@ -84,13 +80,7 @@ def keywords_after_indices(former: str = "") -> Callable[[Method], Method]:
 
 
 class XTrimoGeneBase(TrainedModel):
-    """xTrimoGene for registered data; see :class:`~scxtrimo.model.XTrimoGene`.
-
-    Parameters
-    ----------
-    adata, size, config, registry, seed, **hyperparameters
-        See :class:`~scxtrimo.model.XTrimoGene`.
-    """
+    """What :class:`~scxtrimo.model.XTrimoGene` shares with the models derived from it."""
 
     @keywords_after_indices()
     @torch.inference_mode()
@@ -108,9 +98,9 @@ class XTrimoGeneBase(TrainedModel):
     ) -> np.ndarray:
         """Return the latent representation of cells.
 
-        Every cell is represented from all of its genes that the model reads, none masked, and
-        does not depend on the other cells. With a ``batch_key`` the batches the model was trained
-        on are integrated; for unseen batches see :meth:`map_query`.
+        A cell is represented from all genes that the model reads, and does not depend on other
+        cells. With a ``batch_key`` the batches of the training are integrated; for others see
+        :meth:`map_query`.
 
         Parameters
         ----------
@@ -128,17 +118,15 @@ class XTrimoGeneBase(TrainedModel):
             Read depth to represent all cells at, in a model that is aware of it: ``"t4"`` for
             :math:`10^4` counts, ``"f2"`` for twice a cell's own total, ``"a1"`` for ten times it,
             or the total counts as a number. By default that of the training cells, or ``"t4"``
-            for published checkpoints. With a depth of your choice only predicted components are
-            returned, as what was measured has the cell's own depth.
+            for published checkpoints. Components are then all predicted.
         depth
             ``"bulk"`` for profiles of many cells: counts are scaled to the median total of
             ``adata`` rather than 10,000, and both depth tokens say the same, as published.
         out
             Path of a zarr store to stream the result to, as ``obsm["X_xtrimo"]`` of an AnnData.
         precision
-            ``"32-true"`` or ``"bf16-mixed"``, which is several times faster where the device has
-            it, and good to about 1%. By default the latter on a GPU that has it, except for
-            published checkpoints.
+            ``"32-true"``, or ``"bf16-mixed"``, which is faster and good to about 1%: the default
+            on a GPU that has it, except for published checkpoints.
 
         Returns
         -------
@@ -153,7 +141,6 @@ class XTrimoGeneBase(TrainedModel):
         --------
         >>> adata.obsm["X_xtrimo"] = model.get_latent_representation()
         """
-        n_special = self.module.net.n_special
         if pool is not None and pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; choose one of {list(POOLS)}.")
         check_precision(precision)
@@ -171,28 +158,30 @@ class XTrimoGeneBase(TrainedModel):
         n_latent = self.config_.n_latent
         if pool is not None or not self.config_.has_bottleneck:
             n_latent = self.config_.n_hidden * (4 if pool in (None, "all") else 1)
+
+        def represent(batch: RaggedBatch) -> Tensor:
+            cells = self._encode(batch, precision)
+            if pool is not None:
+                return pool_tokens(cells, pool, self.module.net.n_special)
+            if space is None:
+                return cells.latent_cz
+            return space(
+                cells.latent_cz.float(),
+                space.measure(batch),
+                panel,
+                self.module.batch_codes(batch),
+                measured_weight=0.0 if at_other_depth else None,
+            )
+
         batches = self._batches(adata, indices, batch_size, "Embedding", target_depth, depth)
-        latent = make_result(
+        return collect(
+            ((place, represent(batch)) for place, batch in batches),
             (len(rows), n_latent),
             out,
             "obsm/X_xtrimo",
             registered.obs_names[rows],
             rows_per_chunk=self._batch_size(batch_size),
         )
-        for place, batch in batches:
-            cells = self._encode(batch, precision)
-            if space is not None:
-                pooled = space(
-                    cells.latent_cz.float(),
-                    space.measure(batch),
-                    panel,
-                    self.module.batch_codes(batch),
-                    measured_weight=0.0 if at_other_depth else None,
-                )
-            else:
-                pooled = cells.latent_cz if pool is None else pool_tokens(cells, pool, n_special)
-            latent[place] = pooled.float().cpu().numpy()
-        return latent.finish()
 
     @torch.inference_mode()
     def map_query(
@@ -203,16 +192,14 @@ class XTrimoGeneBase(TrainedModel):
     ) -> np.ndarray:
         """Return the latent representation of unseen batches, on top of the training cells.
 
-        Nothing is trained. What a batch of the query differs in from the training cells is
-        estimated cluster by cluster and taken away, so that labels can be transferred between
-        neighbours. A cell type that the training cells lack keeps apart only if it is unlike them.
-        Batches should have hundreds of cells, as their differences are averages over these. For
-        data with a small part of the genes this is the method to use too.
+        Nothing is trained. What a batch differs in from the training cells is estimated cluster by
+        cluster and taken away, so that labels can be transferred between neighbours. Batches
+        should have hundreds of cells, as their differences are averages over these.
 
         Parameters
         ----------
         adata
-            Other data, aligned by gene identifier.
+            Other data, aligned by gene identifier; they may have a small part of the genes.
         batch_key
             Column of ``adata.obs`` with the batches of the query; by default all are one batch.
         batch_size
@@ -221,11 +208,6 @@ class XTrimoGeneBase(TrainedModel):
         Returns
         -------
         float32 array of shape ``(n_cells, n_latent)``.
-
-        Raises
-        ------
-        ValueError
-            If the latent representation is not made of components, or there is no such column.
 
         Examples
         --------
@@ -254,11 +236,8 @@ class XTrimoGeneBase(TrainedModel):
         panel = Panel(*(part.cpu() for part in self._panel(registered)))
         return map_batches(space, vectors, measured, panel, torch.from_numpy(codes)).numpy()
 
-    def _finish_training(self, rows: np.ndarray) -> None:
-        self._fit_latent_space(rows)
-
     @torch.no_grad()
-    def _fit_latent_space(self, rows: np.ndarray) -> None:
+    def _finish_training(self, rows: np.ndarray) -> None:
         """Fit the latent space to at most 20,000 training cells."""
         if self.module.latent_space is None:
             return
@@ -347,15 +326,13 @@ class XTrimoGeneBase(TrainedModel):
         transform_batch
             Predict as if all cells came from this batch; by default from their own.
         decoder
-            ``"bottleneck"`` (the default where there is one) predicts from the latent
-            representation, ``"cross_attention"`` or ``"performer"`` from the encoded genes of the
-            cell (imputation).
+            ``"bottleneck"``, the default where there is one, predicts from the latent
+            representation, ``"cross_attention"`` or ``"performer"`` from the encoded genes.
         return_numpy
             Return an array instead of a data frame.
         log1p
-            Return ``log1p`` of counts per 10,000 (bulk: per median total of the data), the scale
-            the imputation decoders work on, as predicted: values may be negative.
-            ``library_size`` must then be left out.
+            Return ``log1p`` of counts per 10,000 (bulk: per median total of the data), as the
+            imputation decoders predict it: values may be negative.
         out
             Path of a zarr store to stream the result to, as ``X`` of an AnnData.
 
@@ -363,11 +340,6 @@ class XTrimoGeneBase(TrainedModel):
         -------
         Expression of shape ``(n_cells, n_genes)``, float32, as fraction of the cell's counts
         times ``library_size``, or as ``log1p`` says.
-
-        Raises
-        ------
-        ValueError
-            If a gene, the batch, the decoder or the depth is unknown.
 
         Examples
         --------
@@ -395,36 +367,41 @@ class XTrimoGeneBase(TrainedModel):
         batch_code = self._batch_code(transform_batch)
         registered, rows = self._rows(adata, indices)
         obs_names = registered.obs_names[rows]
-        rows_per_chunk = self._batch_size(batch_size)
-        batches = self._batches(adata, indices, batch_size, "Predicting", target_depth, depth)
-        result = make_result((len(rows), len(genes)), out, "X", obs_names, names, rows_per_chunk)
-        for place, batch in batches:
+
+        def predict(batch: RaggedBatch) -> Tensor:
             if batch_code is not None:
                 batch["categories"][:, 0] = batch_code
             predicted = self._predict(self._encode(batch, precision), genes_t, decoder_name)
-            if not log1p:
-                total = (
-                    batch["library_size"][:, None] if library_size == "observed" else library_size
-                )
-                scale = batch.get("scale", 1e4)
-                predicted = torch.expm1(predicted.clamp(min=0)) / scale * total
-            result[place] = predicted.cpu().numpy()
-        predicted = result.finish()
+            if log1p:
+                return predicted
+            total = batch["library_size"][:, None] if library_size == "observed" else library_size
+            return torch.expm1(predicted.clamp(min=0)) / batch.get("scale", 1e4) * total
+
+        batches = self._batches(adata, indices, batch_size, "Predicting", target_depth, depth)
+        predicted = collect(
+            ((place, predict(batch)) for place, batch in batches),
+            (len(rows), len(genes)),
+            out,
+            "X",
+            obs_names,
+            names,
+            self._batch_size(batch_size),
+        )
         if return_numpy or out is not None:
             return predicted
         return pd.DataFrame(predicted, index=obs_names, columns=names)
 
     def _predict(self, cells: EncodedCells, genes: Tensor, name: str) -> Tensor:
         """Predicted log-normalised expression, float32, shape ``(n_cells, n_genes)``."""
-        decoder = self.module.decoders[name]
+        decoder = self.module.net.decoders[name]
         n_cells = cells.latent_cz.shape[0]
         if name == "bottleneck":
-            rates = self.module.net.bottleneck.log_rates(cells, self.module.positions)
+            rates = self.module.net.bottleneck.log_rates(cells, self.module.net.positions)
             return torch.log1p(1e4 * rates[:, genes].exp())
         n_at_a_time = decoder.max_queries // n_cells if decoder.max_queries else len(genes)
         ends = torch.arange(n_cells + 1, device=genes.device, dtype=torch.int32)
         parts = [
-            decoder(cells, self.module.positions, part.repeat(n_cells), ends * len(part))
+            decoder(cells, self.module.net.positions, part.repeat(n_cells), ends * len(part))
             for part in genes.split(max(1, n_at_a_time))
         ]
         return torch.cat([part.float().view(n_cells, -1) for part in parts], dim=1)
@@ -439,29 +416,21 @@ class XTrimoGeneBase(TrainedModel):
     ) -> None:
         """Write predicted expression to a layer, at another read depth if the model knows depths.
 
+        A layer of more than 8 GiB is refused; stream it with :meth:`get_normalized_expression`.
+
         Parameters
         ----------
         adata, batch_size
             See :meth:`get_latent_representation`.
         target_depth
-            Read depth to predict, for instance ``"f10"`` for ten times the counts of the cell, or
-            ``"t4.5"``; see :meth:`get_latent_representation`.
+            Read depth to predict, for instance ``"f10"`` for ten times the counts of the cell; see
+            :meth:`get_latent_representation`.
         layer_added
             Layer to write: ``log1p`` of counts per 10,000, float32, not negative. Genes the model
             does not know are NaN.
         decoder
             See :meth:`get_normalized_expression`. By default the imputation decoder in a model
             that is aware of the read depth, else the bottleneck decoder.
-
-        Raises
-        ------
-        ValueError
-            If the layer holds the counts, or would take more than 8 GiB: then stream the genes
-            you need with :meth:`get_normalized_expression` and ``out=``.
-
-        Notes
-        -----
-        Hao et al. 2024, read-depth enhancement.
 
         Examples
         --------
@@ -478,8 +447,8 @@ class XTrimoGeneBase(TrainedModel):
         )
         known = np.flatnonzero(genes >= 0)
         if decoder is None and self.config_.read_depth_aware:
-            decoder = list(self.module.decoders)[-1]  # the imputation decoder, if there is one
-        layer = make_result(registered.shape, None, "X", registered.obs_names).finish()
+            decoder = list(self.module.net.decoders)[-1]  # the imputation decoder, if there is one
+        layer = collect((), registered.shape, None, "X", registered.obs_names)
         layer[:, genes < 0] = np.nan
         predicted = self.get_normalized_expression(
             adata,
@@ -531,18 +500,14 @@ class XTrimoGeneBase(TrainedModel):
     ) -> pd.DataFrame | np.ndarray:
         """Return gene embeddings in the context of cells.
 
-        Only the cells and genes asked for are ever held.
-
         Parameters
         ----------
-        adata, indices, target_depth, depth
+        adata, indices, batch_size, target_depth, depth
             See :meth:`get_latent_representation`.
         gene_list
             Genes; by default all.
         average
             Average over the cells, instead of one embedding per cell.
-        batch_size
-            Cells per forward pass.
         source
             ``"encoder"``: the encoder's output at the genes a cell expresses. ``"decoder"``: the
             output of a Performer decoder at all genes, which is the published gene embedding and
@@ -556,11 +521,6 @@ class XTrimoGeneBase(TrainedModel):
         If averaged, a data frame of shape ``(n_genes, n_hidden)``; else a float32 array of shape
         ``(n_cells, n_genes, n_hidden)``. From the encoder, NaN where a gene is not expressed or
         not among the genes it reads (``model.input_genes``).
-
-        Raises
-        ------
-        ValueError
-            If a gene is unknown, the array would take more than 8 GiB, or there is no such source.
 
         Examples
         --------
@@ -590,22 +550,21 @@ class XTrimoGeneBase(TrainedModel):
         if average:
             mean = _mean(parts, len(genes), n_hidden)
             return pd.DataFrame(mean[place_of_asked], index=names)
-        shape = (len(rows), len(asked), n_hidden)
-        obs_names = registered.obs_names[rows]
-        result = make_result(
-            shape,
+
+        def of_cells(place: slice, cell: Tensor, gene: Tensor, embeddings: Tensor) -> Tensor:
+            chunk = torch.full((place.stop - place.start, len(genes), n_hidden), torch.nan)
+            chunk[cell.cpu(), gene.cpu()] = embeddings.float().cpu()
+            return chunk[:, place_of_asked]
+
+        return collect(
+            ((place, of_cells(place, *part)) for place, part in parts),
+            (len(rows), len(asked), n_hidden),
             out,
             "obsm/gene_embeddings",
-            obs_names,
+            registered.obs_names[rows],
             rows_per_chunk=batch_size,
             uns={"genes": names},
         )
-        for place, (cell, gene, embeddings) in parts:
-            n_cells = place.stop - place.start
-            chunk = np.full((n_cells, len(genes), n_hidden), np.nan, dtype=np.float32)
-            chunk[cell.cpu().numpy(), gene.cpu().numpy()] = embeddings.float().cpu().numpy()
-            result[place] = chunk[:, place_of_asked]
-        return result.finish()
 
     def _encoded_genes(
         self, batch: RaggedBatch, genes: np.ndarray
@@ -626,12 +585,11 @@ class XTrimoGeneBase(TrainedModel):
         wanted = torch.as_tensor(genes, device=self.device)
         ends = n_genes * torch.arange(n_cells + 1, device=self.device, dtype=torch.int32)
         decoder = self.module.net.imputation
-        embedded = decoder.embed(cells, self.module.positions, wanted.repeat(n_cells), ends)
+        embedded = decoder.embed(cells, self.module.net.positions, wanted.repeat(n_cells), ends)
         gene = torch.arange(n_genes, device=self.device).repeat(n_cells)
         return cells_of(ends, len(gene)), gene, torch.cat(list(embedded))
 
     @keywords_after_indices()
-    @torch.inference_mode()
     def get_reconstruction_error(
         self,
         adata: AnnData | MuData | None = None,
@@ -649,34 +607,25 @@ class XTrimoGeneBase(TrainedModel):
         indices
             Cells; by default the validation cells of the model's own data.
         mask_rate
-            Fraction of a cell's expressed genes that is hidden. As many unexpressed genes are
-            asked for beside them.
+            Fraction of the expressed genes that is hidden, with as many unexpressed ones.
 
         Returns
         -------
         Mean squared error of log-normalised expression (``log1p`` of counts per 10,000) of all
-        decoders and of two trivial predictions, over expressed, unexpressed and all masked genes,
-        with the number of genes compared.
+        decoders and two trivial predictions, over expressed, unexpressed and all masked genes.
 
         Examples
         --------
         >>> list(model.get_reconstruction_error().index)
         ['bottleneck', 'cross_attention', 'gene mean', 'zero']
         """
-        errors: dict[str, list[Tensor]] = {}
-        expressed: list[Tensor] = []
-        for _, batch, predictions in self._mask_and_predict(
-            adata, self._held_out_rows(adata, indices), mask_rate, batch_size
-        ):
-            truth = target_values(batch)
-            predictions["zero"] = torch.zeros_like(truth)
-            for name, predicted in predictions.items():
-                errors.setdefault(name, []).append((predicted - truth).square().cpu())
-            expressed.append((truth > 0).cpu())
-        is_expressed = torch.cat(expressed)
+        rows = self._held_out_rows(adata, indices)
+        predictions = self._predict_hidden(adata, rows, mask_rate, batch_size)
+        measured = predictions.pop("measured")
+        is_expressed = measured > 0
         table = {}
-        for name, chunks in errors.items():
-            error = torch.cat(chunks)
+        for name in (*list(predictions)[2:], "zero"):
+            error = (predictions.get(name, torch.zeros(1)) - measured).square()
             table[name] = {
                 "mse": error.mean().item(),
                 "mse_expressed": error[is_expressed].mean().item(),
@@ -700,14 +649,13 @@ class XTrimoGeneBase(TrainedModel):
         Parameters
         ----------
         adata, indices, mask_rate, batch_size
-            See :meth:`get_reconstruction_error`, which is made from the same predictions.
+            See :meth:`get_reconstruction_error`, which is made from these predictions.
 
         Returns
         -------
         Data frame with a row for every masked gene of every cell: ``cell`` (its name), ``gene``,
-        ``measured`` log-normalised expression (``log1p`` of counts per 10,000), and what each
-        decoder predicts, in a column of its name; ``gene mean``, where it is known, is the mean
-        over the training cells. Values are float32.
+        ``measured`` log-normalised expression, what each decoder predicts, and ``gene mean``, that
+        of the training cells, where it is known.
 
         Examples
         --------
@@ -716,20 +664,38 @@ class XTrimoGeneBase(TrainedModel):
         """
         rows = self._held_out_rows(adata, indices)
         registered, numbers = self._rows(adata, rows)
-        obs_names = registered.obs_names[numbers]
-        parts: dict[str, list[np.ndarray]] = {"cell": [], "gene": [], "measured": []}
-        for place, batch, predictions in self._mask_and_predict(
-            adata, rows, mask_rate, batch_size
-        ):
-            genes = batch["target_gene_ids"]
-            cells = place.start + cells_of(batch["target_cu_seqlens"], len(genes))
-            values = {"cell": cells, "gene": genes, "measured": target_values(batch)}
-            for name, value in (values | predictions).items():
-                parts.setdefault(name, []).append(value.cpu().numpy())
-        columns = {name: np.concatenate(chunks) for name, chunks in parts.items()}
-        columns["cell"] = np.asarray(obs_names)[columns["cell"]]
+        predictions = self._predict_hidden(adata, rows, mask_rate, batch_size)
+        columns = {name: values.numpy() for name, values in predictions.items()}
+        columns["cell"] = np.asarray(registered.obs_names[numbers])[columns["cell"]]
         columns["gene"] = np.asarray(self.vocabulary.gene_ids)[columns["gene"]]
         return pd.DataFrame(columns)
+
+    def _predict_hidden(
+        self,
+        adata: AnnData | MuData | None,
+        rows: Sequence[int] | np.ndarray | None,
+        mask_rate: float,
+        batch_size: int | None,
+    ) -> dict[str, Tensor]:
+        """Return numbers of cells and genes that were hidden, measured values and predictions."""
+        mask_rate = check("mask_rate", mask_rate, OpenInterval)
+        masking = Masking(mask_rate, mask_rate, max_targets=None)
+        target, net = "f1" if self.config_.read_depth_aware else None, self.module.net
+        parts: dict[str, list[Tensor]] = {}
+        batches = self._batches(adata, rows, batch_size, "Predicting hidden genes", target)
+        for place, batch in batches:
+            batch = mask_batch(batch, masking, self.module.n_genes, self.seed_, epoch=-1)
+            encoded = self._encode(batch)
+            genes, cu_genes = batch["target_gene_ids"], batch["target_cu_seqlens"]
+            cells = place.start + cells_of(cu_genes, len(genes))
+            values = {"cell": cells, "gene": genes, "measured": target_values(batch)}
+            for name, decoder in net.decoders.items():
+                values[name] = decoder(encoded, net.positions, genes, cu_genes).float()
+            if self.module.mean_expression.any():  # published weights come without
+                values["gene mean"] = self.module.mean_expression[genes]
+            for name, value in values.items():
+                parts.setdefault(name, []).append(value.cpu())
+        return {name: torch.cat(chunks) for name, chunks in parts.items()}
 
     def _held_out_rows(
         self, adata: AnnData | MuData | None, indices: Sequence[int] | None
@@ -751,30 +717,6 @@ class XTrimoGeneBase(TrainedModel):
             )
         return None
 
-    def _mask_and_predict(
-        self,
-        adata: AnnData | MuData | None,
-        indices: Sequence[int] | np.ndarray | None,
-        mask_rate: float,
-        batch_size: int | None,
-    ) -> Iterator[tuple[slice, RaggedBatch, dict[str, Tensor]]]:
-        """Iterate over masked batches, their places, and predictions of what is masked."""
-        mask_rate = check("mask_rate", mask_rate, OpenInterval)
-        masking = Masking(mask_rate, mask_rate, max_targets=None)
-        target = "f1" if self.config_.read_depth_aware else None
-        batches = self._batches(adata, indices, batch_size, "Predicting hidden genes", target)
-        for place, batch in batches:
-            batch = mask_batch(batch, masking, self.module.n_genes, self.seed_, epoch=-1)
-            cells = self._encode(batch)
-            asked, cu_asked = batch["target_gene_ids"], batch["target_cu_seqlens"]
-            predictions = {
-                name: decoder(cells, self.module.positions, asked, cu_asked).float()
-                for name, decoder in self.module.decoders.items()
-            }
-            if self.module.mean_expression.any():  # published weights come without
-                predictions["gene mean"] = self.module.mean_expression[asked]
-            yield place, batch, predictions
-
     @keywords_after_indices()
     @torch.inference_mode()
     def get_attention(
@@ -788,8 +730,8 @@ class XTrimoGeneBase(TrainedModel):
     ) -> pd.DataFrame:
         """Return how much the encoder attends from gene to gene.
 
-        Attention says what this network mixes where, no more: it is no causal or regulatory
-        relation between genes, and another training finds other weights that predict as well.
+        This is no causal or regulatory relation: another training finds other weights that predict
+        as well.
 
         Parameters
         ----------
@@ -802,15 +744,9 @@ class XTrimoGeneBase(TrainedModel):
 
         Returns
         -------
-        Data frame of shape ``(n_genes, n_genes)``: attention from the gene of the row to the gene
-        of the column, averaged over the heads and over the cells in which both are expressed and
-        read; NaN where there is no such cell. In a cell the attention of a gene to all tokens,
-        the special ones included, sums to 1, of which only the genes asked for are shown.
-
-        Raises
-        ------
-        ValueError
-            If a gene is unknown, or there is no such layer.
+        Data frame of shape ``(n_genes, n_genes)``: attention from the gene of the row to that of
+        the column, averaged over heads and cells in which both are read; NaN if there is none. In
+        a cell the attention of a gene to all tokens, special ones included, sums to 1.
 
         Examples
         --------
@@ -858,10 +794,7 @@ class XTrimoGeneBase(TrainedModel):
         target_depth: str | float | None = None,
         depth: Depth = "cell",
     ) -> Iterator[tuple[slice, RaggedBatch]]:
-        """Iterate over ragged batches on the model's device and their places in the result.
-
-        Everything is checked before the first batch is asked for.
-        """
+        """Check all arguments, then iterate over batches on the device and where they belong."""
         self._check_if_trained(
             message="The model is not trained: its results are those of random weights. Call "
             "`model.train()` first."
@@ -869,49 +802,40 @@ class XTrimoGeneBase(TrainedModel):
         target = self._target_depth(target_depth, depth)
         adata = self._validate_anndata(adata)
         rows = as_rows(indices, adata.n_obs)
-        scale = self._bulk_scale(adata) if depth == "bulk" else None
-        loader = self._make_data_loader(
-            adata,
-            indices=rows,
-            batch_size=self._batch_size(batch_size),
-            pin_memory=self.device.type == "cuda",
-        )
-        return self._iterate(loader, len(rows), description, target, scale)
-
-    def _iterate(
-        self,
-        loader: DataLoader,
-        n_rows: int,
-        description: str,
-        target: TargetDepth | None,
-        scale: float | None,
-    ) -> Iterator[tuple[slice, RaggedBatch]]:
-        self.module.eval()
-        start = 0
+        scale = None
+        if depth == "bulk":
+            manager = self._manager_of(adata)
+            scale = float(np.median(RaggedDataset(manager).library_sizes()))
         on_gpu = self.device.type == "cuda"  # elsewhere memory is not pinned
-        batches = prefetch(loader) if on_gpu else loader
-        with tqdm(
-            total=n_rows,
-            desc=description,
-            unit="cell",
-            delay=PROGRESS_SECONDS,
-            disable=not self._shows_progress,
-        ) as bar:
-            for loaded in batches:
-                n_cells = len(loaded["cell_ids"])
-                place = slice(start, start + n_cells)
-                batch: RaggedBatch = {
-                    key: value.to(self.device, non_blocking=on_gpu)
-                    for key, value in loaded.items()
-                }  # type: ignore[assignment]
-                if scale is not None:
-                    batch["scale"] = scale
-                    batch["depths"] = bulk_depths(batch, scale)
-                elif target is not None:
-                    batch["depths"] = target.tokens(batch["library_size"])
-                yield place, batch
-                start += n_cells
-                bar.update(n_cells)
+        loader = self._make_data_loader(
+            adata, indices=rows, batch_size=self._batch_size(batch_size), pin_memory=on_gpu
+        )
+
+        def iterate() -> Iterator[tuple[slice, RaggedBatch]]:
+            self.module.eval()
+            start = 0
+            with tqdm(
+                total=len(rows),
+                desc=description,
+                unit="cell",
+                delay=PROGRESS_SECONDS,
+                disable=not self._shows_progress,
+            ) as bar:
+                for loaded in prefetch(loader) if on_gpu else loader:
+                    batch: Any = {
+                        key: value.to(self.device, non_blocking=on_gpu)
+                        for key, value in loaded.items()
+                    }
+                    if scale is not None:
+                        batch |= {"scale": scale, "depths": bulk_depths(batch, scale)}
+                    elif target is not None:
+                        batch["depths"] = target.tokens(batch["library_size"])
+                    n_cells = len(batch["cell_ids"])
+                    yield slice(start, start + n_cells), batch
+                    start += n_cells
+                    bar.update(n_cells)
+
+        return iterate()
 
     def _target_depth(self, target_depth: str | float | None, depth: Depth) -> TargetDepth | None:
         """Return the depth to ask for; ``None`` if the model cannot be asked, or for bulk."""
@@ -932,25 +856,16 @@ class XTrimoGeneBase(TrainedModel):
             return TargetDepth("t", float(self.module.typical_depth))
         return TargetDepth.parse(target_depth)
 
-    def _bulk_scale(self, adata: AnnData) -> float:
-        """Return the median total of all profiles of the data."""
-        manager = self._manager_of(adata)
-        return float(np.median(RaggedDataset(manager).library_sizes()))
-
     def _batch_size(self, batch_size: int | None) -> int:
         if batch_size is None:
-            return default_inference_batch_size(self.config_.n_hidden)
+            return int(np.clip(128 * 128 // self.config_.n_hidden, 8, 128))
         return check("batch_size", batch_size, PositiveInt)
 
-    def _default_precision(self) -> Precision:
-        """Return bfloat16 where a model is trained in it; published weights are kept exact."""
-        if self.device.type != "cuda" or not self.config_.has_bottleneck:
-            return "32-true"
-        has_it = torch.cuda.get_device_capability(self.device) >= (8, 0)
-        return "bf16-mixed" if has_it else "32-true"
-
     def _encode(self, batch: RaggedBatch, precision: Precision | None = None) -> EncodedCells:
-        precision = precision or self._default_precision()
+        """Encode, by default in bfloat16 where models are trained in it; not published weights."""
+        if precision is None and self.device.type == "cuda" and self.config_.has_bottleneck:
+            has_it = torch.cuda.get_device_capability(self.device) >= (8, 0)
+            precision = "bf16-mixed" if has_it else "32-true"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
             return self.module.encode(batch)
 
@@ -963,7 +878,7 @@ class XTrimoGeneBase(TrainedModel):
 
     def _decoder(self, name: str | None) -> str:
         """Return the name of a decoder; by default the first."""
-        known = list(self.module.decoders)
+        known = list(self.module.net.decoders)
         if name is None:
             return known[0]
         if name not in known:
@@ -978,10 +893,8 @@ class XTrimoGeneBase(TrainedModel):
         return self.vocabulary.index_of(gene_list)
 
     def _places_among(self, genes: np.ndarray) -> Tensor:
-        """Look up where a token's gene is among ``genes``, which are distinct; else -1.
-
-        Two depth tokens follow the genes; -1, the cell token, finds the last entry.
-        """
+        """Return for every gene where it is among ``genes``, which are distinct, or -1."""
+        # Two depth tokens follow the genes; -1, the cell token, finds the last entry.
         places = torch.full((self.module.n_genes + 3,), -1, device=self.device)
         wanted = torch.as_tensor(genes, device=self.device)
         places[wanted] = torch.arange(len(genes), device=self.device)
@@ -1004,11 +917,6 @@ class XTrimoGeneBase(TrainedModel):
         if code < 0:
             raise ValueError(f"transform_batch={batch!r} is not a batch; choose from {batches}.")
         return code
-
-
-def default_inference_batch_size(n_hidden: int) -> int:
-    """Return the default number of cells per forward pass: fewer for a wide model."""
-    return int(np.clip(128 * 128 // n_hidden, 8, 128))
 
 
 def check_precision(precision: str | None) -> None:
@@ -1039,27 +947,8 @@ def _mean(
     return mean.float().numpy()
 
 
-class Result:
-    """Somewhere to write results to, row by row: an array, or one in a store that is written."""
-
-    def __init__(
-        self, array: Any, partial: Path | None = None, out: Path | None = None, place: str = ""
-    ) -> None:
-        self.array = array
-        self.partial, self.out, self.place = partial, out, place
-
-    def __setitem__(self, rows: slice, values: np.ndarray) -> None:
-        self.array[rows] = values
-
-    def finish(self) -> Any:
-        """Return the array; a store gets its name only now that it is complete."""
-        if self.partial is None or self.out is None:
-            return self.array
-        os.replace(self.partial, self.out)
-        return zarr.open_group(str(self.out), mode="r")[self.place]
-
-
-def make_result(
+def collect(
+    parts: Iterable[tuple[slice, Tensor]],
     shape: tuple[int, ...],
     out: str | os.PathLike | None,
     place: str,
@@ -1067,12 +956,8 @@ def make_result(
     var_names: np.ndarray | None = None,
     rows_per_chunk: int = 128,
     uns: dict[str, np.ndarray] | None = None,
-) -> Result:
-    """Return somewhere to write float32 results of a shape, cells first.
-
-    In memory, or in a zarr store at ``out`` that :func:`anndata.io.read_zarr` reads, at the
-    ``place`` ``"X"`` or ``"obsm/<key>"``; until it is finished its name ends in ``.partial``.
-    """
+) -> Any:
+    """Return results as one float32 array: in memory, or at ``place`` in a store of an AnnData."""
     if out is None:
         n_bytes = 4 * int(np.prod(shape))
         if n_bytes > MAX_RESULT_BYTES:
@@ -1080,7 +965,7 @@ def make_result(
                 f"The result of shape {shape} would take {n_bytes / 2**30:.1f} GiB. Name fewer "
                 'genes or cells (`gene_list`, `indices`), or stream it to disk: `out="out.zarr"`.'
             )
-        return Result(np.empty(shape, dtype=np.float32))
+        return _fill(np.empty(shape, dtype=np.float32), parts)
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"{out} exists. Choose another path or remove it first.")
@@ -1101,4 +986,12 @@ def make_result(
         fill_value=np.nan,
     )
     array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    return Result(array, partial, out, place)
+    _fill(array, parts)
+    os.replace(partial, out)  # it gets its name only now that it is complete
+    return zarr.open_group(str(out), mode="r")[place]
+
+
+def _fill(array: Any, parts: Iterable[tuple[slice, Tensor]]) -> Any:
+    for rows, values in parts:
+        array[rows] = values.float().cpu().numpy()
+    return array

@@ -18,13 +18,9 @@ _PATTERN = re.compile(r"^([taf])(\d+(?:\.\d+)?)$")
 
 @dataclass(frozen=True)
 class TargetDepth:
-    """The read depth that is asked for.
+    """The read depth that is asked for."""
 
-    ``mode`` is ``"t"`` (log10 of total counts), ``"a"`` (the own log10 total plus ``number``)
-    or ``"f"`` (the own total times ``number``).
-    """
-
-    mode: Literal["t", "a", "f"]
+    mode: Literal["t", "a", "f"]  # log10 of total counts; what to add to it; or a factor
     number: float
 
     @classmethod

@@ -28,11 +28,7 @@ def derive_model(
     seed: int | None = None,
     min_gene_overlap: float | None = None,
 ) -> Model:
-    """Return a model of class ``cls`` for ``data``, with the network of a trained one.
-
-    ``own_args`` and ``own_fields`` are what its set-up has beyond that of the trained model, whose
-    seed and overlap it has by default.
-    """
+    """Return a model for ``data`` with the network of a trained one, and set-up of its own."""
     if not model.is_trained_:
         raise ValueError("The model is not trained. Call `model.train()` first.")
     setup_args = model.registry_[_constants._SETUP_ARGS_KEY] | own_args

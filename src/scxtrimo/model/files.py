@@ -20,9 +20,10 @@ from scvi.data import AnnDataManager
 from scvi.model._utils import parse_device_args
 
 from .. import __version__
+from .._files import replacing
 from .._logging import logger
 from ..checkpoint.hub import download, require_hub, upload, write_card
-from ..checkpoint.native import check_destination, read_model, replacing, write_model
+from ..checkpoint.native import check_destination, read_model, write_model
 from ..config import XTrimoGeneConfig
 from ..data.columns import canonical, kind_of
 from ..data.fields import CategoryField, CountsField, LabelsField
@@ -30,9 +31,7 @@ from ..data.gene_table import GeneAliases
 from ..train.trainer import history_from_dict, history_to_dict
 from .registration import RegisteredModel, hash_texts
 
-OF_THE_DATA = {
-    *(CountsField.COLUMN_TO_GENE_KEY, CountsField.COVERAGE_KEY, CategoryField.CODES_KEY),
-}
+OF_THE_DATA = (CountsField.COLUMN_TO_GENE_KEY, CountsField.COVERAGE_KEY, CategoryField.CODES_KEY)
 REQUIRED = {
     *("model_class", "registry", "config", "seed", "size", "is_trained", "history", "indices"),
     *("has_adata", "obs_names_sha256", "provenance", "gene_aliases", "min_gene_overlap"),
@@ -80,8 +79,6 @@ class SavedModel(RegisteredModel):
         ------
         FileExistsError
             If there is a model already and ``overwrite`` is false.
-        OSError
-            If the directory cannot be written or the disk is full.
 
         Examples
         --------
@@ -153,8 +150,7 @@ class SavedModel(RegisteredModel):
         dir_path
             Directory with the saved model.
         adata
-            Data to attach, aligned to the model by gene identifier. ``None`` attaches the data
-            that were saved with the model, if any; ``False`` attaches none.
+            Data to attach; ``None`` for those saved with the model, ``False`` for none.
         accelerator, device
             Where to put the model; see :meth:`scvi.model.base.BaseModelClass.load`.
         prefix
@@ -170,8 +166,6 @@ class SavedModel(RegisteredModel):
         ------
         FileNotFoundError
             If there is no model.
-        ValueError
-            If the files are truncated, damaged, foreign, from a newer version or of another class.
 
         Examples
         --------
@@ -187,9 +181,7 @@ class SavedModel(RegisteredModel):
             raise ValueError(
                 f"{dir_path} holds a model of class {metadata['model_class']}, not {cls.__name__}."
             )
-        _, _, torch_device = parse_device_args(
-            accelerator, device, return_device="torch", validate_single_device=True
-        )
+        target = parse_device_args(accelerator, device, "torch", validate_single_device=True)[2]
         data_path = Path(dir_path).expanduser() / f"{prefix or ''}adata.h5ad"
         if adata is None and metadata["has_adata"]:
             adata = anndata.read_h5ad(data_path)
@@ -222,7 +214,7 @@ class SavedModel(RegisteredModel):
         if model.adata is not None and model.train_indices is None:  # they are of other cells
             for name in INDEX_SETS:
                 setattr(model, f"{name}_", None)
-        model.to_device(torch_device)
+        model.to_device(target)
         model.module.eval()
         return model
 
@@ -238,34 +230,22 @@ class SavedModel(RegisteredModel):
     ) -> str:
         """Upload the model to the Hugging Face hub, with a card that says what it is.
 
-        What is uploaded are the weights (safetensors), ``model.json``, the card and the metadata
-        of scvi-hub. Which rows of the data were trained on is not.
+        Which cells were trained on is not uploaded.
 
         Parameters
         ----------
-        repo_id
-            Where to, ``"organisation/name"``; made if it does not exist.
+        repo_id, private
+            Where to, ``"organisation/name"``; made, private or not, if it does not exist.
         license
-            Identifier of the licence of the weights, as the hub has them.
+            Licence of the weights, as the hub calls it.
         description
             What the model is for, in Markdown.
-        private
-            Whether a new repository is private.
-        token
-            Access token; by default that of ``huggingface-cli login``.
-        message
-            Message of the commit.
+        token, message
+            Access token, by default that of ``huggingface-cli login``; message of the commit.
 
         Returns
         -------
         Address of the commit.
-
-        Raises
-        ------
-        ImportError
-            If huggingface_hub is not installed.
-        ValueError
-            If the model is not trained, or its weights may not be redistributed.
 
         Examples
         --------
@@ -287,10 +267,12 @@ class SavedModel(RegisteredModel):
                 f"These weights come from {self.provenance_['source']}, and may not be uploaded: "
                 f"{self.provenance_['licence']}"
             )
-        # Nothing that says which cells were trained on.
-        private: dict[str, Any] = {"has_adata": False, "obs_names_sha256": None}
-        private["indices"] = {f"{name}_": None for name in INDEX_SETS}
-        metadata = self._metadata() | private
+        metadata = self._metadata() | {
+            "has_adata": False,
+            # Nothing that says which cells were trained on.
+            "obs_names_sha256": None,
+            "indices": {f"{name}_": None for name in INDEX_SETS},
+        }
         write_model(directory, self.module.state_dict(), metadata)
         config = self.config_
         facts = {
@@ -319,9 +301,7 @@ class SavedModel(RegisteredModel):
         gene_aliases: GeneAliases = None,
         min_gene_overlap: float | None = None,
     ) -> Any:
-        """Load a model from the Hugging Face hub, or from a directory.
-
-        Nothing in it is executed.
+        """Load a model from the Hugging Face hub, or from a directory; nothing in it is executed.
 
         Parameters
         ----------
@@ -336,13 +316,6 @@ class SavedModel(RegisteredModel):
         -------
         The model, ready for inference.
 
-        Raises
-        ------
-        ImportError
-            If huggingface_hub is not installed.
-        FileNotFoundError
-            If there is no model of scxtrimo in it.
-
         Examples
         --------
         >>> model.save("my_model")
@@ -351,14 +324,8 @@ class SavedModel(RegisteredModel):
         """
         is_directory = Path(name).is_dir()
         directory = Path(name) if is_directory else download(str(name), revision, token)
-        return cls.load(
-            directory,
-            adata,
-            accelerator,
-            device,
-            gene_aliases=gene_aliases,
-            min_gene_overlap=min_gene_overlap,
-        )
+        names: Any = {"gene_aliases": gene_aliases, "min_gene_overlap": min_gene_overlap}
+        return cls.load(directory, adata, accelerator, device, **names)
 
     def _extra_state(self) -> dict[str, Any]:
         """Return what a class keeps beside weights and set-up, as JSON holds it."""
@@ -402,8 +369,6 @@ class SavedModel(RegisteredModel):
         --------
         >>> model.save("my_model")
         >>> registry = scxtrimo.model.XTrimoGene.load_registry("my_model")
-        >>> registry["setup_args"]["layer"] is None
-        True
         """
         return read_model(dir_path, prefix or "")[1]["registry"]
 

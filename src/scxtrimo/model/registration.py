@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -36,13 +36,12 @@ MODALITY_KEY = "_scxtrimo_modality"
 COPIED_KEY = "_scxtrimo_copied"  # columns of mdata.obs that a modality has a copy of
 
 
-@dataclass(frozen=True)
-class QuerySetup:
+class QuerySetup(NamedTuple):
     """How data other than those of the training are registered."""
 
     setup_args: dict[str, Any]
-    gene_aliases: Mapping[str, str] | None = None
-    min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP
+    gene_aliases: dict[str, str]
+    min_gene_overlap: float
 
 
 @dataclass
@@ -57,11 +56,7 @@ class Query:
 def select_modality(
     data: AnnData | MuData, modality: str | None = None, obs_keys: Sequence[str] = ()
 ) -> AnnData:
-    """Return the AnnData to work on: the data, or the modality of a MuData.
-
-    Columns ``obs_keys`` of ``mdata.obs`` are copied where the modality has none of its own. A copy
-    follows the original until it is changed.
-    """
+    """Return the AnnData to work on; a modality of a MuData gets columns ``obs_keys`` of it."""
     if isinstance(data, AnnData):
         return data
     if not isinstance(data, MuData):
@@ -73,6 +68,7 @@ def select_modality(
             'training, `model.prepare_query_anndata(mdata, modality="...")`.'
         )
     adata = data.mod[modality]
+    # A copy follows the original until it is changed.
     copied = dict(adata.uns.get(COPIED_KEY, {}))
     for key in obs_keys:
         if key not in data.obs:
@@ -96,13 +92,10 @@ def own_view(adata: AnnData) -> None:
 
 
 class RegisteredModel(BaseModelClass):
-    """A network for registered data.
+    """A network for registered data, which are found by identity and aligned to the model.
 
-    scvi-tools finds registrations by an identifier in ``adata.uns``; this class finds those of a
-    model by the data object itself, checks that cells, genes and registered columns are those it
-    was made of (``RaggedDataManager.is_current``), and always aligns to the registry of the model.
     A set-up of the same data for another model, or an edit in place, can therefore not shift genes
-    or batches.
+    or batches, as it could where scvi-tools finds data by an identifier in ``adata.uns``.
     """
 
     _module_cls: type[XTrimoGeneModule] = XTrimoGeneModule
@@ -135,7 +128,9 @@ class RegisteredModel(BaseModelClass):
             self._select_modality(mdata, self.registry["setup_args"])  # its columns may be newer
         if self._adata_manager is not None and not self._adata_manager.is_current():
             logger.info("The data changed after `setup_anndata`: they are set up again.")
-            self._adata_manager = self._set_up_again(self._adata_manager)
+            former = self._adata_manager
+            self._adata_manager = self._make_manager(_setup_method_args(former.registry))
+            self._adata_manager.register_fields(former.adata, former._source_registry)
             self.registry_ = self._adata_manager.registry
             self.summary_stats = self._adata_manager.summary_stats
         # A later set-up of the same data must not change what this model was made for.
@@ -249,7 +244,7 @@ class RegisteredModel(BaseModelClass):
             f"{int(self.module.is_read.sum()):,}\n"
             f"  encoder: {config.n_layers} layers of width {config.n_hidden}, "
             f"{config.n_heads} heads; latent representation: {latent}\n"
-            f"  decoders: {', '.join(self.module.decoders)}"
+            f"  decoders: {', '.join(self.module.net.decoders)}"
             f"{'; aware of the read depth' if config.read_depth_aware else ''}\n"
             f"  covariates: {covariates}; seed: {self.seed_}"
         )
@@ -271,33 +266,28 @@ class RegisteredModel(BaseModelClass):
         Parameters
         ----------
         adata
-            Data with raw counts: CSR, CSC (converted when read) or dense, in memory or backed. A
-            MuData needs ``modality``. A view is made an independent copy.
+            Data with raw counts, in memory or backed. A view is made an independent copy.
         layer
             Layer with the raw counts; ``None`` for ``adata.X``.
         batch_key
-            Column of ``adata.obs`` with the batch. The latent representation integrates it, and
-            the decoder of the counts is conditioned on it; the encoder is not.
+            Column of ``adata.obs`` with the batch, which the latent representation integrates.
         labels_key
             Column of ``adata.obs`` with labels. They are not used in training.
         categorical_covariate_keys
-            Columns of ``adata.obs`` with further categories that the decoder of the counts is
-            conditioned on. They are not integrated.
+            Columns of ``adata.obs`` that the decoder of the counts takes, not integrated.
         gene_id_key
-            Column of ``adata.var`` with gene identifiers, for instance Ensembl ids; ``None`` for
-            ``adata.var_names``.
+            Column of ``adata.var`` with gene identifiers; ``None`` for ``adata.var_names``.
         modality
-            Modality of a MuData, for instance ``"rna"``. Columns named above are looked up in the
-            modality's ``obs`` and then in that of the MuData.
+            Modality of a MuData, for instance ``"rna"``. Columns are looked up in its ``obs`` and
+            then in that of the MuData.
         **kwargs
             ``source_registry``: registry of a trained model to align the data to.
 
         Raises
         ------
         ValueError
-            If a key or layer does not exist, gene identifiers are not unique, counts are not raw
-            counts, a cell has no counts, or a category is missing. The message names the field,
-            an offending value and the way out.
+            If counts are not raw, a cell has none, or a category is missing. The message names the
+            field, an offending value and the way out.
 
         Examples
         --------
@@ -310,10 +300,7 @@ class RegisteredModel(BaseModelClass):
 
     @classmethod
     def _own_fields(cls, args: Mapping[str, Any], roles: Mapping[str, Any]) -> list[Any]:
-        """Return the fields of a set-up beyond counts, batch and covariates.
-
-        ``args`` are the arguments of the set-up, ``roles`` those of the training.
-        """
+        """Return further fields of a set-up; ``roles`` are the arguments of the training."""
         if roles["labels_key"] is None:
             return []
         return [CompleteLabelsField(args["labels_key"])]
@@ -326,16 +313,11 @@ class RegisteredModel(BaseModelClass):
         min_gene_overlap: float = DEFAULT_MIN_GENE_OVERLAP,
         trained_args: Mapping[str, Any] | None = None,
     ) -> RaggedDataManager:
-        """Return a data manager with the fields that the set-up asks for.
-
-        With ``trained_args`` it has those of the training; of a column that the set-up does not
-        name, no category is known.
-        """
+        """Return a data manager with the fields of the training, or else of the set-up."""
         args = setup_method_args[_constants._SETUP_ARGS_KEY]
         roles = args if trained_args is None else trained_args
-        fields: list[Any] = [
-            CountsField(args["layer"], args["gene_id_key"], gene_aliases, min_gene_overlap),
-        ]
+        counts = CountsField(args["layer"], args["gene_id_key"], gene_aliases, min_gene_overlap)
+        fields: list[Any] = [counts]
         if roles["batch_key"] is not None:
             fields.append(CategoryField(REGISTRY_KEYS.BATCH_KEY, args["batch_key"]))
         covariates = roles["categorical_covariate_keys"] or ()
@@ -386,37 +368,30 @@ class RegisteredModel(BaseModelClass):
         """Align other data to the model, where the defaults do not fit.
 
         Any method that takes ``adata`` does this by itself, with the set-up of the training data.
+        Which genes were found is written to ``adata.uns["scxtrimo_gene_coverage"]``.
 
         Parameters
         ----------
         adata
             Other data, with other genes, another order of genes or other identifiers.
         gene_id_key
-            Column of ``adata.var`` with the identifiers, or ``"var_names"``. By default the column
-            named for the training data, if there is one by that name, else ``"var_names"``, and
-            another column only if not a single gene is found there.
+            Column of ``adata.var`` with the identifiers, or ``"var_names"``. By default that of
+            the training data, and another one only if not a single gene is found there.
         gene_aliases
             How to find genes under other identifiers: a mapping from those in the data to those
-            in the model; a :class:`~scxtrimo.data.GeneTable`, or the path of a table of HGNC, to
-            translate previous and alias symbols and Ensembl ids; ``"hgnc"`` to download this
-            table once.
+            in the model; a :class:`~scxtrimo.data.GeneTable` or the path of one, for previous and
+            alias symbols and Ensembl ids; or ``"hgnc"``, to download one once.
         min_gene_overlap
             Smallest acceptable fraction of the model's genes, by default a quarter. Genes that
             are missing are not read; they are predicted all the same.
         **setup_args
-            Arguments of :meth:`setup_anndata` that differ from those of the training data, for
-            instance ``layer`` or ``batch_key``; ``batch_key=None`` for data of none of the batches
-            of the training.
+            Arguments of :meth:`setup_anndata` that differ from those of the training data;
+            ``batch_key=None`` for data of none of the batches of the training.
 
         Raises
         ------
         ValueError
-            If too few genes are found, or the data are not as :meth:`setup_anndata` wants them.
-
-        Notes
-        -----
-        The coverage report (genes matched, renamed, missing; columns unused) is written to
-        ``adata.uns["scxtrimo_gene_coverage"]``.
+            If too few genes are found.
 
         Examples
         --------
@@ -447,17 +422,6 @@ class RegisteredModel(BaseModelClass):
         self._register_query(adata, query)
         self._query_of(adata).setup = self._query_of(given).setup = query
 
-    def _set_up_again(self, manager: RaggedDataManager) -> RaggedDataManager:
-        """Return the registration of data that changed after their set-up."""
-        keys = (
-            _constants._MODEL_NAME_KEY,
-            _constants._SETUP_METHOD_NAME,
-            _constants._SETUP_ARGS_KEY,
-        )
-        again = self._make_manager({key: manager.registry[key] for key in keys})
-        again.register_fields(manager.adata, manager._source_registry)
-        return again
-
     def _setup_of(self, adata: AnnData | MuData) -> QuerySetup:
         """Return how data are registered: as they were prepared, or as those of the training."""
         known = self._queries.get(id(adata))
@@ -482,37 +446,27 @@ class RegisteredModel(BaseModelClass):
         min_gene_overlap: float | None = None,
     ) -> QuerySetup:
         """Return a set-up with the model's own names of genes where no others are given."""
-        aliases = self.gene_aliases_ if gene_aliases is None else self._read_aliases(gene_aliases)
-        overlap = self.min_gene_overlap_
+        names, overlap = self.gene_aliases_, self.min_gene_overlap_
+        if gene_aliases is not None:  # a plain mapping, which can be saved with the model
+            read, genes = read_aliases(gene_aliases), self.vocabulary.gene_ids
+            names = read.aliases_of(genes) if isinstance(read, GeneTable) else dict(read)
         if min_gene_overlap is not None:
             overlap = check("min_gene_overlap", min_gene_overlap, Probability)
-        return QuerySetup(setup_args, aliases, overlap)
-
-    def _read_aliases(self, gene_aliases: GeneAliases) -> dict[str, str]:
-        """Return aliases as a plain mapping, which can be saved with the model."""
-        aliases = read_aliases(gene_aliases)
-        if isinstance(aliases, GeneTable):
-            return aliases.aliases_of(self.vocabulary.gene_ids)
-        return dict(aliases)
+        return QuerySetup(setup_args, names, overlap)
 
     def _remember_names(self, gene_aliases: GeneAliases, min_gene_overlap: float | None) -> None:
         """Use these for all data from now on, also after saving and loading."""
-        if gene_aliases is not None:
-            self.gene_aliases_ = self._read_aliases(gene_aliases)
-        if min_gene_overlap is not None:
-            self.min_gene_overlap_ = check("min_gene_overlap", min_gene_overlap, Probability)
+        setup = self._query_setup({}, gene_aliases, min_gene_overlap)
+        self.gene_aliases_, self.min_gene_overlap_ = setup.gene_aliases, setup.min_gene_overlap
 
     def _register_query(self, adata: AnnData, query: QuerySetup) -> None:
         """Align data to the model and make that the registration in use for them."""
-        setup_method_args = {
-            key: self.registry[key]
-            for key in (_constants._MODEL_NAME_KEY, _constants._SETUP_METHOD_NAME)
-        } | {_constants._SETUP_ARGS_KEY: query.setup_args}
+        trained = _setup_method_args(self.registry)
         manager = self._make_manager(
-            setup_method_args,
+            trained | {_constants._SETUP_ARGS_KEY: query.setup_args},
             query.gene_aliases,
             query.min_gene_overlap,
-            self.registry[_constants._SETUP_ARGS_KEY],
+            trained[_constants._SETUP_ARGS_KEY],
         )
         manager.register_fields(adata, source_registry=self.registry)
         if adata is self.adata:
@@ -527,25 +481,16 @@ class RegisteredModel(BaseModelClass):
 
         Parameters
         ----------
-        adata
-            The data.
-        required
-            Raise instead of returning ``None``.
+        adata, required
+            The data, and whether to raise where there is none.
 
         Returns
         -------
         The registration, or ``None``.
 
-        Raises
-        ------
-        ValueError
-            If there is none and ``required`` is true.
-
         Examples
         --------
         >>> model.get_anndata_manager(model.adata) is model.adata_manager
-        True
-        >>> model.get_anndata_manager(adata.copy()) is None
         True
         """
         own = self._adata_manager
@@ -605,9 +550,7 @@ class RegisteredModel(BaseModelClass):
         """Make other data the model's own."""
         self._adata = self._validate_anndata(adata)
         self._mdata = weakref.ref(adata) if isinstance(adata, MuData) else None
-        manager = self.get_anndata_manager(self._adata)
-        assert manager is not None  # it was registered just now
-        self._adata_manager = manager
+        self._adata_manager = self._manager_of(self._adata)
         self._query_of(self._adata).manager = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -661,6 +604,11 @@ def _check_roles(trained_args: Mapping[str, Any], args: Mapping[str, Any]) -> No
 def _columns(args: Mapping[str, Any]) -> list[str]:
     """Return the names of the arguments of a set-up that name a column of ``adata.obs``."""
     return [name for name in args if name.endswith("_key") and name != "gene_id_key"]
+
+
+def _setup_method_args(registry: Mapping[str, Any]) -> dict[str, Any]:
+    keys = (_constants._MODEL_NAME_KEY, _constants._SETUP_METHOD_NAME, _constants._SETUP_ARGS_KEY)
+    return {key: registry[key] for key in keys}
 
 
 def registry_of_genes(

@@ -45,10 +45,7 @@ def default_batch_size(n_cells: int) -> int:
 
 
 def default_max_epochs(n_cells: int, batch_size: int) -> int:
-    """Return the default number of epochs, that of about 800 steps for up to 2,600 cells.
-
-    Beyond, the number of steps grows as the square root of the number of cells.
-    """
+    """Return the epochs of 800 steps for 2,600 cells; steps grow as the square root of cells."""
     n_steps = 800 * math.sqrt(max(n_cells / 2_600, 1))
     return int(np.clip(round(n_steps * batch_size / n_cells), 3, 200))
 
@@ -107,15 +104,13 @@ class TrainedModel(SavedModel):
     ) -> None:
         """Train the model.
 
-        The first training starts from the training cells' own statistics (genes to read, their
-        principal components); a further call goes on from the present weights. At the end the
-        latent space is fitted to the training cells.
+        The first training starts from statistics of the training cells; a further one goes on
+        from the present weights. If training is interrupted, the model is left as it was before.
 
         Parameters
         ----------
         max_epochs
-            Passes over the training cells; a fraction is rounded. By default chosen from the
-            number of cells and printed.
+            Passes over the training cells, rounded; by default chosen from their number.
         accelerator, devices
             See :class:`scvi.train.Trainer`.
         train_size, validation_size, shuffle_set_split
@@ -123,42 +118,34 @@ class TrainedModel(SavedModel):
         batch_size
             Cells per step. By default 64, and more for large data.
         tokens_per_batch
-            Expressed genes per step, read by the encoder or not, instead of a number of cells:
-            memory and time of a step depend less on the depths of its cells.
+            Expressed genes per step, instead of a number of cells: memory and time of a step then
+            depend less on the depths of its cells.
         early_stopping
             Stop when the validation loss has not fallen for ``early_stopping_patience`` epochs.
         checkpoint_dir
-            Directory for ``last.ckpt``, written after every epoch: all that is needed to go on
-            with a training that was interrupted.
+            Directory for ``last.ckpt``, written after every epoch, to go on from.
         ckpt_path
             A ``last.ckpt`` to go on from, with the same arguments otherwise. On a CPU the result
-            is that of an uninterrupted training. Nothing in the file is executed.
+            is that of an uninterrupted training.
         optimizer, masking
             Optimiser, schedule and masking. A model with the published objective is masked as
             published by default.
         finetuning
-            What to freeze, learning rates by layer and low-rank adapters, for a model that was
-            trained before.
+            What to freeze, learning rates by layer and low-rank adapters, for a trained model.
         datasplitter_kwargs
             Passed to :class:`scvi.dataloaders.DataSplitter`, for instance ``external_indexing``.
         plan_kwargs
             Single fields of ``optimizer`` and ``masking``, for instance ``{"lr": 3e-4}``.
         **trainer_kwargs
             Passed to :class:`scvi.train.Trainer`. ``gradient_clip_val`` is 1 unless given, and
-            ``precision`` ``"bf16-mixed"`` on CUDA. ``logger`` adds loggers;
-            ``model.history`` is kept whatever they are.
+            ``precision`` ``"bf16-mixed"`` on CUDA. ``logger`` adds loggers.
 
         Raises
         ------
         ValueError
-            If the model has no data, an argument has an impossible value, early stopping has no
-            validation cells, or ``ckpt_path`` is of a training on other data.
+            If the model has no data, or ``ckpt_path`` is of a training on other data.
         FileNotFoundError
             If ``ckpt_path`` does not exist.
-
-        Notes
-        -----
-        Where training is interrupted, the model is left as it was before.
 
         Examples
         --------
@@ -274,9 +261,7 @@ class TrainedModel(SavedModel):
 
     train_indices = _rows_of_split(
         "train_indices_",
-        """Rows of the present data that were trained on, wherever these cells are now.
-
-        ``None`` if the data do not have them.
+        """Rows of the cells trained on, in the present data; ``None`` if these have none of them.
 
         Examples
         --------
@@ -397,7 +382,7 @@ class TrainedModel(SavedModel):
                 'read have no principal components. Pass `latent_space="bottleneck"` to the '
                 "model to do without."
             )
-        start_from(self.module, **statistics)
+        start_from(self.module, statistics)
 
     def _finish_training(self, rows: np.ndarray) -> None:
         """Fit what is fitted to the trained network and its training cells."""
@@ -405,9 +390,7 @@ class TrainedModel(SavedModel):
     def compile(self, **kwargs: Any) -> None:
         """Compile the encoder layers, for training and for embedding.
 
-        What is done token by token is compiled for any number of tokens; the attention is a
-        kernel of its own already. On a CPU it does not pay. A saved model is not compiled when
-        it is loaded.
+        On a CPU it does not pay. A saved model is not compiled when it is loaded.
 
         Parameters
         ----------
@@ -428,30 +411,26 @@ class TrainedModel(SavedModel):
         finetuning: FinetuningConfig | None,
         plan_kwargs: dict[str, Any],
     ) -> XTrimoGenePlan:
-        groups = {
-            cls: {field.name for field in fields(cls)} for cls in (OptimizerConfig, MaskingConfig)
-        }
-        if unknown := sorted(set(plan_kwargs) - set().union(*groups.values())):
-            raise TypeError(
-                f"Unknown plan_kwargs {unknown}; choose from "
-                f"{sorted(set().union(*groups.values()))}."
-            )
+        known = sorted(f.name for cls in (OptimizerConfig, MaskingConfig) for f in fields(cls))
+        if unknown := sorted(set(plan_kwargs) - set(known)):
+            raise TypeError(f"Unknown plan_kwargs {unknown}; choose from {known}.")
         if (optimizer or masking) and plan_kwargs:
             raise TypeError("Give either `optimizer` and `masking` or `plan_kwargs`, not both.")
-        optimizer_fields, masking_fields = (
-            {name: plan_kwargs[name] for name in names & plan_kwargs.keys()}
-            for names in groups.values()
-        )
-        default = {"lr": default_lr(self.config_.n_hidden)}
+        settings: dict[str, Any] = {"lr": default_lr(self.config_.n_hidden)}
         if self.config_.has_bottleneck:
             # What is predicted at another depth must be right over all genes.
-            masking_default = {"natural_weights": self.config_.read_depth_aware}
+            settings["natural_weights"] = self.config_.read_depth_aware
         else:
-            masking_default = asdict(MaskingConfig.published())
+            settings |= asdict(MaskingConfig.published())
+        settings |= plan_kwargs
+
+        def configured(cls: type) -> Any:
+            return cls(**{f.name: settings[f.name] for f in fields(cls) if f.name in settings})
+
         return self._plan_class()(
             self.module,
-            optimizer or OptimizerConfig(**(default | optimizer_fields)),
-            masking or MaskingConfig(**(masking_default | masking_fields)),
+            optimizer or configured(OptimizerConfig),
+            masking or configured(MaskingConfig),
             seed=self.seed_,
             finetuning=finetuning,
             **self._plan_arguments(),

@@ -22,10 +22,8 @@ from .registration import registry_of_genes
 class XTrimoGene(XTrimoGeneBase):
     """Transformer over the expressed genes of a cell :cite:p:`Gong2023`.
 
-    The encoder reads only the genes a cell expresses; a cell vector and the gene embeddings
-    predict all counts of the cell, and a cross-attention decoder the genes hidden from the
-    encoder. Trained on the user's own cells from scratch. The latent representation consists of
-    principal components, partly as measured and partly as predicted from the cell vector.
+    Trained on the user's own cells from scratch. The latent representation consists of principal
+    components, partly as measured and partly as predicted by the network.
 
     Parameters
     ----------
@@ -43,13 +41,6 @@ class XTrimoGene(XTrimoGeneBase):
         or 0. On a CPU equal seeds give equal models, bit for bit.
     **hyperparameters
         Fields of :class:`~scxtrimo.model.XTrimoGeneConfig` that differ from those of ``size``.
-
-    Raises
-    ------
-    ValueError
-        If the data were not set up, or a hyper-parameter has an impossible value.
-    TypeError
-        If a hyper-parameter is unknown.
 
     Examples
     --------
@@ -83,28 +74,24 @@ class XTrimoGene(XTrimoGeneBase):
         """Make a model from a published checkpoint :cite:p:`Hao2024`, which you bring.
 
         The weights are licensed by their authors for non-commercial research and may not be
-        redistributed; this package neither ships nor downloads them. Results are those of the
-        published code to within rounding, whatever the batch.
+        redistributed. Results are those of the published code to within rounding.
 
         Parameters
         ----------
         checkpoint
-            ``models.ckpt``. It is read without executing anything in it.
+            ``models.ckpt``; nothing in it is executed.
         gene_index
-            The gene index that comes with it: a table with the column ``gene_name``, a text file
-            with one gene per line, or the 19,264 gene symbols in their order.
+            Its genes in their order: symbols, a text file with one per line, or a table with the
+            column ``gene_name``.
         version
             ``"cell"`` for cell embeddings, ``"rde"`` for these after training on changed read
             depths, ``"gene"`` for gene embeddings and expression.
         adata
-            Raw counts to attach, with any genes in any order: they are aligned by identifier, with
-            a report in ``adata.uns["scxtrimo_gene_coverage"]``. Needed for fine-tuning; any method
-            takes other data.
+            Raw counts to attach, needed for fine-tuning, with any genes in any order.
         layer, gene_id_key, modality
             See :meth:`setup_anndata`.
         gene_aliases, min_gene_overlap
-            See :meth:`prepare_query_anndata`. The model keeps them, for other data and when it is
-            saved.
+            See :meth:`prepare_query_anndata`; the model keeps them.
         accelerator, device
             Where to put the model; see :meth:`load`.
         seed
@@ -112,17 +99,14 @@ class XTrimoGene(XTrimoGeneBase):
 
         Returns
         -------
-        The model, ready for inference; ``model.provenance`` says where it came from, also after
-        saving and loading. :meth:`train` fine-tunes it with the published objective.
+        The model, ready for inference; :meth:`train` fine-tunes it with the published objective.
 
         Raises
         ------
         FileNotFoundError
             If a file does not exist.
         ValueError
-            If the checkpoint is truncated, holds anything but tensors and plain values, lacks a
-            tensor or has one of another shape; if the gene index has another length or order; or
-            if too few of its genes are among those of the data.
+            If the checkpoint or the gene index is not as published.
 
         Examples
         --------
@@ -141,9 +125,7 @@ class XTrimoGene(XTrimoGeneBase):
             "gene_id_key": gene_id_key,
             "modality": modality,
         }
-        _, _, torch_device = parse_device_args(
-            accelerator, device, return_device="torch", validate_single_device=True
-        )
+        target = parse_device_args(accelerator, device, "torch", validate_single_device=True)[2]
         model = cls(
             registry=registry_of_genes(cls, genes, setup_args), config=published.config, seed=seed
         )
@@ -157,7 +139,7 @@ class XTrimoGene(XTrimoGeneBase):
             "version": version,
             "gene_index_sha256": hash_genes(genes),
         }
-        model.to_device(torch_device)
+        model.to_device(target)
         model.module.eval()
         licence = model.provenance_.get("licence", "Weights written by scxtrimo.")
         logger.info(f"{published.path.name}, version {version!r}. {licence}")
@@ -176,15 +158,14 @@ class XTrimoGene(XTrimoGeneBase):
     ) -> None:
         """Write a model of the published architecture in the format of the published checkpoints.
 
-        For scripts that read that format; :meth:`save` is what keeps everything.
+        Only :meth:`save` keeps everything.
 
         Parameters
         ----------
         checkpoint
             File for the weights, as ``version="cell"``.
         gene_index
-            File for the genes in their order, a table with the columns ``gene_name``
-            and ``index``.
+            File for the genes in their order, with the columns ``gene_name`` and ``index``.
         overwrite
             Replace files that exist.
 
@@ -192,9 +173,6 @@ class XTrimoGene(XTrimoGeneBase):
         ------
         FileExistsError
             If a file exists and is not to be replaced.
-        ValueError
-            If the architecture is another one; ``size="published-3m"`` and so on are the right
-            ones.
 
         Examples
         --------

@@ -454,16 +454,6 @@ class XTrimoGeneModule(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def decoders(self) -> dict[str, Decoder]:
-        """The decoders by name."""
-        return self.net.decoders
-
-    @property
-    def positions(self) -> Tensor:
-        """Embeddings of all genes and depth tokens, as decoders take them."""
-        return self.net.positions
-
-    @property
     def sees_all_genes(self) -> bool:
         """Whether the imputation decoder works on all genes and must know which are masked."""
         return isinstance(self.net.imputation, PerformerDecoder)

@@ -51,7 +51,17 @@ class PerturbationNames:
         object.__setattr__(self, "control", canonical(self.control))
 
     def targets(self, name: str | Sequence[str]) -> tuple[str, ...]:
-        """Return the sorted genes of a name, or of genes in any order; none for control cells."""
+        """Return the perturbed genes.
+
+        Parameters
+        ----------
+        name
+            A name, or genes in any order.
+
+        Returns
+        -------
+        The sorted genes; none for control cells.
+        """
         if isinstance(name, Real):
             name = canonical(name)
         if isinstance(name, str) and name.strip() == self.control:
@@ -70,7 +80,17 @@ class PerturbationNames:
         return tuple(genes)
 
     def name(self, targets: Iterable[str]) -> str:
-        """Return the sorted genes joined by the separator; without genes, the control."""
+        """Return the name of a perturbation.
+
+        Parameters
+        ----------
+        targets
+            The perturbed genes.
+
+        Returns
+        -------
+        The sorted genes joined by the separator; without genes, the control.
+        """
         return self.separator.join(sorted(targets)) or self.control
 
 

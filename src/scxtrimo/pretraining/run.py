@@ -122,10 +122,8 @@ class DryRun:
         Median of the measured steps of the optimiser, including reading.
     cells_per_step, n_steps, epochs
         Cells of a step, over all devices, and length of the run.
-    device, n_devices, precision
-        The device that was measured, and how many will train.
-    mfu
-        Fraction of the peak floating-point operations of the device.
+    device, n_devices, precision, mfu
+        The device that was measured, how many will train, and the part of its peak operations.
 
     Examples
     --------

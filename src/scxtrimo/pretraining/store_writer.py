@@ -100,8 +100,8 @@ def write_store(
     ----------
     files
         ``.h5ad`` files and AnnData zarr stores, paths or URLs.
-    out
-        Path of the store, ending in ``.zarr``.
+    out, overwrite
+        Path of the store, ending in ``.zarr``; whether to replace an existing one.
     vocabulary
         The genes of the store; by default all genes of all files that a cell expresses.
     layer
@@ -123,8 +123,8 @@ def write_store(
         ``"raise"``, or ``"skip"`` files that cannot be read or have other genes and report them.
     memory
         Bytes for the cells that are shuffled at a time. More memory shuffles better.
-    seed, overwrite
-        Seed of order and held-out cells; whether to replace an existing store.
+    seed
+        Seed of order and held-out cells.
 
     Returns
     -------
