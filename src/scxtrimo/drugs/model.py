@@ -336,7 +336,13 @@ class DrugModelBase:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the model was trained."""
+        """Whether the model was trained.
+
+        Examples
+        --------
+        >>> synergy.is_trained
+        True
+        """
         return self.is_trained_
 
     @property

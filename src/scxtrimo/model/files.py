@@ -236,10 +236,8 @@ class SavedModel(RegisteredModel):
         ----------
         repo_id, private
             Where to, ``"organisation/name"``; made, private or not, if it does not exist.
-        license
-            Licence of the weights, as the hub calls it.
-        description
-            What the model is for, in Markdown.
+        license, description
+            Licence of the weights, as the hub calls it; what the model is for, in Markdown.
         token, message
             Access token, by default that of ``huggingface-cli login``; message of the commit.
 

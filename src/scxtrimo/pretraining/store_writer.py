@@ -121,10 +121,8 @@ def write_store(
         Columns of ``obs`` to keep, as text, in addition to ``source`` and ``source_row``.
     on_bad_file
         ``"raise"``, or ``"skip"`` files that cannot be read or have other genes and report them.
-    memory
-        Bytes for the cells that are shuffled at a time. More memory shuffles better.
-    seed
-        Seed of order and held-out cells.
+    memory, seed
+        Bytes for the cells that are shuffled at a time, the more the better; seed of the order.
 
     Returns
     -------
@@ -140,10 +138,8 @@ def write_store(
     >>> adata[:400].write_h5ad("a.h5ad")
     >>> adata[400:].write_h5ad("b.h5ad")
     >>> store = scxtrimo.pretraining.write_store(["a.h5ad", "b.h5ad"], "both.zarr", min_genes=1)
-    >>> store.report[["file", "cells", "train", "validation"]]
-         file  cells  train  validation
-    0  a.h5ad    400    396           4
-    1  b.h5ad    300    296           4
+    >>> store.report["cells"].tolist(), store.report["train"].tolist()
+    ([400, 300], [396, 296])
     """
     require_annbatch()
     paths = [str(path) for path in files]
