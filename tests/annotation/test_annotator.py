@@ -488,6 +488,8 @@ def test_wrong_arguments_are_named(annotator, fresh, model):
         make_annotator(cells, gene_weight=2)
     with pytest.raises(TypeError, match="n_layers"):
         XTrimoGeneAnnotator.from_xtrimogene_model(model, n_layers=3)
+    with pytest.raises(TypeError, match="unlabeled_category must be a label, not data"):
+        XTrimoGeneAnnotator.from_xtrimogene_model(model, cells, labels_key="cell_type")
     with pytest.raises(ValueError, match=r"labels_key=\"cell_type\""):
         XTrimoGeneAnnotator.from_xtrimogene_model(train_tiny(cells, 1))
     for arguments, message in [

@@ -240,6 +240,8 @@ class LabelsField(CompleteLabelsField):
     def __init__(self, obs_key: str | None, unlabeled_category: object = None) -> None:
         super().__init__(obs_key)
         missing = unlabeled_category is None
+        if isinstance(unlabeled_category, AnnData):
+            raise TypeError("unlabeled_category must be a label, not data (`adata=...`).")
         self.unlabeled_category = None if missing else canonical(unlabeled_category)
 
     def _labels(self, adata: AnnData) -> pd.Series:
