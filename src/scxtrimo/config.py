@@ -44,6 +44,13 @@ class XTrimoGeneConfig(Validated, NetConfig):
                     f"{width}={getattr(self, width)} must be a multiple of "
                     f"{heads}={getattr(self, heads)}."
                 )
+        if self.n_inducing is not None and (
+            not self.has_bottleneck or self.imputation_decoder == "performer"
+        ):
+            raise ValueError(
+                f"n_inducing={self.n_inducing} does not go with imputation_decoder='performer' or "
+                "objective='masked', which work on encoded genes: use n_inducing=None."
+            )
         if self.decoder_head_width is not None and self.imputation_decoder != "performer":
             raise ValueError(
                 f"decoder_head_width={self.decoder_head_width} applies to "
@@ -94,6 +101,10 @@ class XTrimoGeneConfig(Validated, NetConfig):
         known = [field.name for field in fields(cls)]
         if unknown := sorted(set(overrides) - set(known)):
             raise TypeError(f"Unknown hyper-parameters {unknown}; {cls.__name__} has {known}.")
+        if overrides.get("imputation_decoder") == "performer" or (
+            overrides.get("objective") == "masked"
+        ):
+            overrides = {"n_inducing": None} | overrides  # these work on encoded genes
         return cls(**(asdict(SIZES[size]) | overrides))
 
 
@@ -103,6 +114,7 @@ def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -
         n_hidden=hidden,
         n_layers=layers,
         n_heads=heads,
+        n_inducing=4,
         n_pool=2 * hidden,
         n_decoder_hidden=decoder_hidden,
         n_decoder_layers=decoder_layers,
@@ -111,6 +123,7 @@ def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -
 
 
 PUBLISHED_FIELDS: dict[str, Any] = {
+    "n_inducing": None,
     "imputation_decoder": "performer",
     "read_depth_aware": True,
     "n_input_genes": None,

@@ -33,10 +33,10 @@ from ..data.dataset import RaggedDataset, covariate_keys, prefetch
 from ..data.fields import CategoryField, CountsField
 from ..data.vocabulary import preview
 from ..latent import Panel, draw_rows, fit_latent_space, map_batches
-from ..nn.layers import attention_among, normalize_counts
+from ..nn.layers import normalize_counts
 from ..nn.masking import Masking, mask_batch
 from ..nn.performer import PerformerDecoder
-from ..nn.ragged import EncodedCells, RaggedBatch, cells_of, lengths_of, sum_per_cell, to_tokens
+from ..nn.ragged import EncodedCells, RaggedBatch, cells_of, sum_per_cell, to_tokens
 from ..nn.ranges import OpenInterval
 from ..nn.xtrimogene import POOLS, Pool, pool_tokens, target_values
 from .depth import TargetDepth
@@ -144,10 +144,10 @@ class XTrimoGeneBase(TrainedModel):
         if pool is not None and pool not in POOLS:
             raise ValueError(f"pool={pool!r} is unknown; choose one of {list(POOLS)}.")
         check_precision(precision)
-        if pool in ("all", "s", "t") and not self.config_.read_depth_aware:
+        if pool in ("all", "s", "t") and not self.module.net.n_special >= 2:
             raise ValueError(
-                f"pool={pool!r} needs the depth tokens of a model that is aware of the read "
-                "depth; this one has 'max', 'mean' and its own (leave `pool` out)."
+                f"pool={pool!r} needs the encoded depth tokens of a model that is aware of the "
+                "read depth; this one has 'max', 'mean' and its own (leave `pool` out)."
             )
         registered, rows = self._rows(adata, indices)
         space = self.module.latent_space if pool is None else None
@@ -510,8 +510,8 @@ class XTrimoGeneBase(TrainedModel):
             Average over the cells, instead of one embedding per cell.
         source
             ``"encoder"``: the encoder's output at the genes a cell expresses. ``"decoder"``: the
-            output of a Performer decoder at all genes, which is the published gene embedding and
-            the default where there is such a decoder.
+            output of the imputation decoder at all genes: the published gene embedding, and the
+            default, of a Performer and with inducing tokens, whose encoder has none.
         out
             Path of a zarr store to stream the embeddings of single cells to, as
             ``obsm["gene_embeddings"]`` of an AnnData; its ``uns["genes"]`` names the genes.
@@ -519,28 +519,31 @@ class XTrimoGeneBase(TrainedModel):
         Returns
         -------
         If averaged, a data frame of shape ``(n_genes, n_hidden)``; else a float32 array of shape
-        ``(n_cells, n_genes, n_hidden)``. From the encoder, NaN where a gene is not expressed or
-        not among the genes it reads (``model.input_genes``).
+        ``(n_cells, n_genes, n_hidden)``. From a decoder it is ``n_decoder_hidden`` wide. From the
+        encoder, NaN where a gene is not expressed or not among those it reads
+        (``model.input_genes``).
 
         Examples
         --------
         >>> model.get_contextual_gene_embeddings(gene_list=["CD3D"]).shape
         (1, 32)
         """
-        has_performer = isinstance(self.module.net.imputation, PerformerDecoder)
-        source = source or ("decoder" if has_performer else "encoder")
-        if source not in ("encoder", "decoder") or (source == "decoder" and not has_performer):
-            raise ValueError(
-                f"source={source!r} must be 'encoder', or 'decoder' in a model with "
-                "imputation_decoder='performer'."
-            )
+        config = self.config_
+        at_all_genes = isinstance(self.module.net.imputation, PerformerDecoder)
+        choices = ["decoder"] if config.has_imputation else []
+        if config.n_inducing is None:
+            choices.insert(0 if not at_all_genes else 1, "encoder")
+        if not choices:
+            self._check_context_decoder("get_contextual_gene_embeddings")
+        source = source or choices[0]  # type: ignore[assignment]
+        if source not in choices:
+            raise ValueError(f"source={source!r}: this model has {' and '.join(choices)} only.")
         if average and out is not None:
             raise ValueError("out= is for embeddings of single cells: `average=False`.")
         asked = self._genes(gene_list)
         names = np.asarray(self.vocabulary.gene_ids)[asked]
         genes, place_of_asked = np.unique(asked, return_inverse=True)
         registered, rows = self._rows(adata, indices)
-        config = self.config_
         n_hidden = config.n_decoder_hidden if source == "decoder" else config.n_hidden
         if batch_size is None:
             batch_size = int(np.clip(GENES_PER_BATCH // len(genes), 1, self._batch_size(None)))
@@ -584,10 +587,22 @@ class XTrimoGeneBase(TrainedModel):
         n_cells, n_genes = len(batch["cell_ids"]), len(genes)
         wanted = torch.as_tensor(genes, device=self.device)
         ends = n_genes * torch.arange(n_cells + 1, device=self.device, dtype=torch.int32)
-        decoder = self.module.net.imputation
+        decoder: Any = self.module.net.imputation
         embedded = decoder.embed(cells, self.module.net.positions, wanted.repeat(n_cells), ends)
         gene = torch.arange(n_genes, device=self.device).repeat(n_cells)
-        return cells_of(ends, len(gene)), gene, torch.cat(list(embedded))
+        return (
+            cells_of(ends, len(gene)),
+            gene,
+            torch.cat([*embedded]) if isinstance(decoder, PerformerDecoder) else embedded,
+        )
+
+    def _check_context_decoder(self, method: str) -> None:
+        """Make sure that there is a decoder to tell what a cell means for its genes."""
+        if not self.config_.has_imputation:
+            raise ValueError(
+                f"{method} of a model with inducing tokens needs an imputation decoder: make it "
+                "with another `objective`, or with `n_inducing=None`."
+            )
 
     @keywords_after_indices()
     def get_reconstruction_error(
@@ -740,23 +755,29 @@ class XTrimoGeneBase(TrainedModel):
         adata, indices, batch_size
             See :meth:`get_latent_representation`.
         layer
-            Layer of the encoder, from 0; -1 is the last one.
+            Layer of the encoder, from 0, or, with inducing tokens, of the imputation decoder; -1
+            is the last one.
 
         Returns
         -------
         Data frame of shape ``(n_genes, n_genes)``: attention from the gene of the row to that of
         the column, averaged over heads and cells in which both are read; NaN if there is none. In
-        a cell the attention of a gene to all tokens, special ones included, sums to 1.
+        a cell the attention of a gene to all tokens, special ones included, sums to 1. With
+        inducing tokens it is that of the decoder to the tokens times that of these to the genes.
 
         Examples
         --------
         >>> model.get_attention(["CD3D", "CD3E", "NKG7"]).round(2).shape
         (3, 3)
         """
-        n_layers = self.config_.n_layers
+        config, part = self.config_, "encoder"
+        n_layers = config.n_layers
+        if config.n_inducing is not None:
+            part, n_layers = "decoder", config.n_decoder_layers
+            self._check_context_decoder("get_attention")
         if not -n_layers <= layer < n_layers:
             raise ValueError(
-                f"layer={layer} is not in the encoder, which has the layers 0 to {n_layers - 1}; "
+                f"layer={layer} is not in the {part}, which has the layers 0 to {n_layers - 1}; "
                 "-1 is the last one."
             )
         asked = self._genes(gene_list)
@@ -769,17 +790,13 @@ class XTrimoGeneBase(TrainedModel):
                 f"{preview(names[unread])}. Their attention is NaN; see `model.input_genes`."
             )
         places = self._places_among(genes)
+        is_asked = places[: self.module.n_genes] >= 0
         sums = np.zeros((len(genes), len(genes)))
         n_cells = np.zeros((len(genes), len(genes)), dtype=np.int64)
         for _, batch in self._batches(adata, indices, batch_size, "Reading attention"):
-            x_td, cu_seqlens, gene_ids_t = self.module.tokens(batch)
-            q_the, k_the = self.module.net.encoder.queries_and_keys(x_td, cu_seqlens, layer)
-            lengths = lengths_of(cu_seqlens).tolist()
-            of_cells = (part.split(lengths) for part in (q_the, k_the, places[gene_ids_t]))
-            for q, k, gene in zip(*of_cells, strict=True):
-                chosen = torch.nonzero(gene >= 0)[:, 0]
-                at = np.ix_(*2 * (gene[chosen].cpu().numpy(),))
-                sums[at] += attention_among(q, k, chosen).cpu().numpy()
+            for ids, weights in self.module.gene_attention(batch, is_asked, layer):
+                at = np.ix_(*2 * (places[ids].cpu().numpy(),))
+                sums[at] += weights.cpu().numpy()
                 n_cells[at] += 1
         mean = np.divide(sums, n_cells, out=np.full_like(sums, np.nan), where=n_cells > 0)
         mean = mean[np.ix_(place_of_asked, place_of_asked)].astype(np.float32)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .ragged import CellBoundaries
+from .ragged import CellBoundaries, cells_of
 
 varlen_attn: Any = None
 with suppress(ImportError):  # torch before 2.10
@@ -33,6 +33,7 @@ MAX_INNER_TRAINED = 2**19  # with gradients, where several such arrays are held 
 MAX_WEIGHTS = 2**24  # attention weights of single heads that are held to be averaged
 RECOMPUTED_FROM = 128  # width of a layer from which memory is scarcer than time
 WORTH_RECOMPUTING = 512  # with fewer rows there is little to store
+FEW_KEYS = 32  # up to which every query gets a copy of the keys of its cell
 VARLEN_TOLERANCE = 0.03  # for numbers of about one, in half precision
 
 
@@ -142,7 +143,15 @@ def varlen_attention(
 def plain_attention(
     q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
 ) -> Tensor:
-    """Attend in one cell after the other."""
+    """Attend in all cells at once if their lengths allow it, else in one after the other."""
+    if keys.is_even and queries.is_even:
+        n_cells = len(keys.lengths)
+        q, k, v = (x.unflatten(0, (n_cells, -1)).transpose(1, 2) for x in (q_the, k_she, v_she))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
+    if keys.is_even and keys.max_length <= FEW_KEYS:
+        v_cnhe = v_she.unflatten(0, (len(keys.lengths), -1))
+        v_tnhe = v_cnhe.index_select(0, cells_of(queries.cu_seqlens, len(q_the)))
+        return (_few_weights(q_the, k_she, queries, keys)[..., None] * v_tnhe).sum(1)
     # `split` rather than slices: its backward is one concatenation, where every slice would
     # write a full-size gradient of its own.
     parts = q_the.split(queries.lengths), k_she.split(keys.lengths), v_she.split(keys.lengths)
@@ -151,6 +160,15 @@ def plain_attention(
         q, k, v = (x[None].transpose(1, 2) for x in cell)
         attended.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[0])
     return torch.cat(attended)
+
+
+def _few_weights(
+    q_the: Tensor, k_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
+) -> Tensor:
+    """Return weights of the equally many keys of all cells, ``(n_queries, n_keys, n_heads)``."""
+    k_cnhe = k_she.unflatten(0, (len(keys.lengths), -1))
+    k_tnhe = k_cnhe.index_select(0, cells_of(queries.cu_seqlens, len(q_the)))
+    return ((q_the[:, None] * k_tnhe).sum(-1) * q_the.shape[-1] ** -0.5).softmax(1)
 
 
 @cache
@@ -227,6 +245,79 @@ def attention_among(q_the: Tensor, k_the: Tensor, chosen_n: Tensor) -> Tensor:
     return torch.cat(rows) if rows else keys.new_zeros(0, 0)
 
 
+class InducingAttention(nn.Module):
+    """A few learned tokens per cell that attend to all of its genes.
+
+    The first half of an induced set attention block (Lee et al. 2019, section 3.2): the cost is
+    linear in the expressed genes. As query and key, and value and output, are linear, one
+    projection stands for each pair.
+    """
+
+    def __init__(self, n_hidden: int, n_inducing: int, n_heads: int) -> None:
+        super().__init__()
+        self.n_inducing, self.n_heads = n_inducing, n_heads
+        self.tokens = nn.Parameter(0.02 * torch.randn(n_inducing, n_hidden))
+        self.score = nn.Linear(n_hidden, n_inducing * n_heads)
+        self.merge = nn.Linear(n_heads * n_hidden, n_hidden)
+        nn.init.normal_(self.score.weight, std=0.2)
+
+    def forward(self, x_td: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Return tokens of shape ``(n_cells * n_inducing, n_hidden)``."""
+        cells = CellBoundaries.of(cu_seqlens)
+        with torch.autocast(x_td.device.type, enabled=False):  # sums over thousands of genes
+            x_td = x_td.float()
+            scores_it = self.score(x_td).T.contiguous()  # softmax runs along the rows
+            if x_td.device.type == "cpu":
+                heads_cid = _SumPerCell.apply(scores_it, x_td, cells.lengths)
+            else:
+                heads_cid = padded_sum_per_cell(scores_it, x_td, cells.lengths)
+            merged_cnd = self.merge(heads_cid.unflatten(1, (self.n_inducing, -1)).flatten(2))
+            return (self.tokens + merged_cnd).flatten(0, 1)
+
+    def weights(self, x_td: Tensor) -> Tensor:
+        """Return the attention of each token to the genes of one cell, averaged over heads."""
+        return self.score(x_td.float()).T.softmax(1).unflatten(0, (self.n_inducing, -1)).mean(1)
+
+
+class _SumPerCell(torch.autograd.Function):
+    """Sum the tokens of every cell with softmax weights, one cell after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, scores_it: Tensor, x_td: Tensor, lengths: list[int]) -> Tensor:
+        """Return ``softmax(scores) @ x`` of every cell; 0 for a cell without tokens."""
+        weights_it = torch.empty_like(scores_it)
+        out_cid = x_td.new_zeros(len(lengths), len(scores_it), x_td.shape[1])
+        cells = scores_it.split(lengths, 1), weights_it.split(lengths, 1), x_td.split(lengths)
+        for scores, weights, x, out in zip(*cells, out_cid, strict=True):
+            if len(x):
+                torch.softmax(scores, 1, out=weights)
+                torch.mm(weights, x, out=out)
+        ctx.save_for_backward(weights_it, x_td)
+        ctx.lengths = lengths
+        return out_cid
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Return the gradients of scores and tokens."""
+        weights_it, x_td = ctx.saved_tensors
+        d_scores_it, d_x_td = torch.empty_like(weights_it), torch.empty_like(x_td)
+        wide = (x.split(ctx.lengths, 1) for x in (weights_it, d_scores_it))
+        tall = (x.split(ctx.lengths) for x in (x_td, d_x_td))
+        for weights, d_scores, x, d_x, d_out in zip(*wide, *tall, gradients[0], strict=True):
+            torch.mm(weights.T, d_out, out=d_x)
+            d_weights = weights * (d_out @ x.T)
+            torch.sub(d_weights, weights * d_weights.sum(1, keepdim=True), out=d_scores)
+        return d_scores_it, d_x_td, None
+
+
+def padded_sum_per_cell(scores_it: Tensor, x_td: Tensor, lengths: list[int]) -> Tensor:
+    """Do what ``_SumPerCell`` does for all cells at once, padded to the longest."""
+    padded = nn.utils.rnn.pad_sequence
+    scores_cti = padded(scores_it.T.split(lengths), batch_first=True, padding_value=-torch.inf)
+    weights_cti = scores_cti.softmax(1).nan_to_num(0.0)  # of a cell without tokens
+    return weights_cti.transpose(1, 2) @ padded(x_td.split(lengths), batch_first=True)
+
+
 class SelfAttention(nn.Module):
     """Projections of multi-head self-attention; ``ragged_attention`` lies between them."""
 
@@ -262,6 +353,14 @@ class CrossAttention(nn.Module):
         q = self.q(x_td).unflatten(-1, (self.n_heads, -1))
         k, v = self.kv(context_sd).unflatten(-1, (2, self.n_heads, -1)).unbind(1)
         return self.out(ragged_attention(q, k, v, queries, context).flatten(1))
+
+    def weights(
+        self, x_td: Tensor, context_sd: Tensor, queries: CellBoundaries, context: CellBoundaries
+    ) -> Tensor:
+        """Return attention weights, averaged over heads, where all contexts are as long."""
+        q_the = self.q(x_td).unflatten(-1, (self.n_heads, -1)).float()
+        k_she = self.kv(context_sd).unflatten(-1, (2, self.n_heads, -1))[:, 0].float()
+        return _few_weights(q_the, k_she, queries, context).mean(-1)
 
 
 def in_chunks(function: Callable[..., Tensor], size: int, x_td: Tensor, *others: Tensor) -> Tensor:
@@ -421,3 +520,9 @@ class CrossAttentionLayer(nn.Module):
         """Return the queries after one layer, shape ``(n_queries, n_hidden)``."""
         x_td = x_td + self.attention(self.attention_norm(x_td), context_sd, queries, context)
         return x_td + self.feed_forward(self.feed_forward_norm(x_td))
+
+    def weights(
+        self, x_td: Tensor, context_sd: Tensor, queries: CellBoundaries, context: CellBoundaries
+    ) -> Tensor:
+        """Return the attention weights of the layer, see :meth:`CrossAttention.weights`."""
+        return self.attention.weights(self.attention_norm(x_td), context_sd, queries, context)

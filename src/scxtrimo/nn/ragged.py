@@ -36,6 +36,8 @@ class RaggedBatch(TypedDict, total=False):
     target_gene_ids: Tensor
     target_weights: Tensor
     target_cu_seqlens: Tensor
+    scored_gene_ids: Tensor  #: genes whose counts are scored, if not all; distinct
+    scored_weights: Tensor  #: for how many genes each of them stands, float32
     hidden_values: Tensor  #: told to a Performer of masked genes: NaN for the mask, or a value
     hidden_gene_ids: Tensor
     hidden_cu_seqlens: Tensor
@@ -62,6 +64,11 @@ class CellBoundaries:
     def max_length(self) -> int:
         """Number of tokens of the longest cell."""
         return max(self.lengths)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all cells have the same number of tokens, and some."""
+        return bool(self.lengths) and min(self.lengths) == self.max_length > 0
 
     def groups(self, max_tokens: int) -> list[CellBoundaries]:
         """Divide the batch into runs of cells of at most ``max_tokens``, each at least a cell."""

@@ -3,12 +3,14 @@
 An asymmetric masked autoencoder over the genes of a cell (Gong et al. 2023, figure 1). The encoder
 reads the expressed, unmasked genes and nothing else; the decoders predict any gene from what it
 found. Tokens T and S of the target and source depth are those of Hao et al. 2024. The cell token,
-the bottleneck decoder and the cross-attention decoder are ours.
+the inducing tokens, the bottleneck decoder and the cross-attention decoder are ours.
 
-    counts, genes -> TokenEmbedding -> Encoder -> CellPooling -> BottleneckDecoder -> all counts
-                                               -> Cross-attention or Performer -> masked genes
+    counts, genes -> TokenEmbedding -> (InducingAttention) -> Encoder
+        -> CellPooling -> BottleneckDecoder -> all counts
+        -> Cross-attention or Performer -> masked genes
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,7 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .layers import Activation, CrossAttentionLayer, Encoder, TokenEmbedding, normalize_counts
+from .layers import (
+    Activation,
+    CrossAttentionLayer,
+    Encoder,
+    InducingAttention,
+    TokenEmbedding,
+    attention_among,
+    normalize_counts,
+)
 from .performer import PerformerDecoder
 from .ragged import (
     CellBoundaries,
@@ -25,6 +35,7 @@ from .ragged import (
     RaggedBatch,
     cells_of,
     drop_first_tokens,
+    lengths_of,
     max_per_cell,
     mean_per_cell,
     prepend_tokens,
@@ -45,6 +56,9 @@ class NetConfig:
     n_hidden: PositiveInt = 64  #: width of the encoder and of the gene embeddings
     n_layers: PositiveInt = 2  #: depth of the encoder
     n_heads: PositiveInt = 4  #: heads of a layer of the encoder; divides ``n_hidden``
+    #: Learned tokens per cell that read its genes and are encoded in their place, at a cost that
+    #: is linear in the genes; ``None`` for attention from gene to gene, as published.
+    n_inducing: PositiveInt | None = None
     n_bins: PositiveInt = 100  #: bins of the auto-discretisation of expression values
     bin_alpha: PositiveFloat = 1.0  #: weight of its residual path
     n_pool: PositiveInt = 128  #: inner width of the network that turns tokens into cell vectors
@@ -84,16 +98,26 @@ class NetConfig:
 
 
 class CellPooling(nn.Module):
-    """Cell vector from the cell token, the mean and the maximum over all tokens of a cell."""
+    """Cell vector from the cell token, the mean and the maximum over all tokens of a cell.
 
-    def __init__(self, n_hidden: int, n_pool: int, n_latent: int) -> None:
+    From ``n_inducing`` tokens, if there are any: all of them.
+    """
+
+    def __init__(
+        self, n_hidden: int, n_pool: int, n_latent: int, n_inducing: int | None = None
+    ) -> None:
         super().__init__()
+        self.n_inducing = n_inducing
         self.mlp = nn.Sequential(
-            nn.Linear(3 * n_hidden, n_pool), nn.GELU(), nn.Linear(n_pool, n_latent)
+            nn.Linear((n_inducing or 3) * n_hidden, n_pool),
+            nn.GELU(),
+            nn.Linear(n_pool, n_latent),
         )
 
     def forward(self, tokens_td: Tensor, cu_seqlens: Tensor) -> Tensor:
         """Return cell vectors, shape ``(n_cells, n_latent)``; the cell token comes first."""
+        if self.n_inducing is not None:
+            return self.mlp(tokens_td.unflatten(0, (-1, self.n_inducing)).flatten(1))
         cell_token_cd = tokens_td.index_select(0, cu_seqlens[:-1])
         pooled = mean_per_cell(tokens_td, cu_seqlens), max_per_cell(tokens_td, cu_seqlens)
         return self.mlp(torch.cat([cell_token_cd, *pooled], dim=-1))
@@ -140,13 +164,25 @@ class BottleneckDecoder(nn.Module):
 
     def log_rates(self, cells: EncodedCells, genes_gd: Tensor) -> Tensor:
         """Return the log of each gene's fraction of a cell's counts, ``(n_cells, n_genes)``."""
+        return F.log_softmax(self.scores(cells, genes_gd), dim=-1)
+
+    def scores(
+        self, cells: EncodedCells, genes_gd: Tensor, chosen: Tensor | None = None
+    ) -> Tensor:
+        """Return log-rates up to a constant of the cell, of all or of some genes."""
         # Scores in bfloat16 would be off by several per cent of a rate.
         with torch.autocast(genes_gd.device.type, enabled=False):
-            genes_gd = genes_gd[: len(self.log_baseline)]  # no depth tokens
-            query_gz = torch.cat([self.to_query(genes_gd), self.covariate_loadings], dim=1)
+            loadings_gk: Tensor = self.covariate_loadings
+            baseline_g: Tensor = self.log_baseline
+            if chosen is None:
+                genes_gd = genes_gd[: len(baseline_g)]  # no depth tokens
+            else:
+                genes_gd = F.embedding(chosen, genes_gd)
+                loadings_gk = loadings_gk.index_select(0, chosen)
+                baseline_g = baseline_g.index_select(0, chosen)
+            query_gz = torch.cat([self.to_query(genes_gd), loadings_gk], dim=1)
             cell_cz = torch.cat([cells.latent_cz, cells.covariates_ck], dim=1).to(query_gz.dtype)
-            scores_cg = torch.addmm(self.log_baseline, cell_cz, query_gz.t())
-            return F.log_softmax(scores_cg, dim=-1)
+            return torch.addmm(baseline_g, cell_cz, query_gz.t())
 
     def forward(
         self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
@@ -177,14 +213,41 @@ class CrossAttentionDecoder(nn.Module):
 
         ``genes_gd`` are the embeddings of all positions, ``cu_queries`` the boundaries of cells.
         """
-        if len(gene_ids_t) > len(genes_gd):  # every gene is asked for in several cells
-            x_td = F.embedding(gene_ids_t, self.to_query(genes_gd))
-        else:
-            x_td = self.to_query(F.embedding(gene_ids_t, genes_gd))
+        x_td = self.embed(cells, genes_gd, gene_ids_t, cu_queries)
+        return self.to_value(x_td).squeeze(-1)
+
+    def embed(
+        self, cells: EncodedCells, genes_gd: Tensor, gene_ids_t: Tensor, cu_queries: Tensor
+    ) -> Tensor:
+        """Return embeddings of genes in the context of their cell, ``(n_queries, n_hidden)``."""
+        x_td = self._queries(genes_gd, gene_ids_t)
         queries, context = CellBoundaries.of(cu_queries), CellBoundaries.of(cells.cu_seqlens)
         for layer in self.layers:
             x_td = layer(x_td, cells.tokens_td, queries, context)
-        return self.to_value(self.norm(x_td)).squeeze(-1)
+        return self.norm(x_td)
+
+    def attention(
+        self,
+        cells: EncodedCells,
+        genes_gd: Tensor,
+        gene_ids_t: Tensor,
+        cu_queries: Tensor,
+        layer: int,
+    ) -> Tensor:
+        """Return the attention of genes to as many tokens of each cell, averaged over heads."""
+        x_td = self._queries(genes_gd, gene_ids_t)
+        queries, context = CellBoundaries.of(cu_queries), CellBoundaries.of(cells.cu_seqlens)
+        asked = self.layers[layer]
+        assert isinstance(asked, CrossAttentionLayer)
+        for before in list(self.layers)[: layer % len(self.layers)]:
+            x_td = before(x_td, cells.tokens_td, queries, context)
+        return asked.weights(x_td, cells.tokens_td, queries, context)
+
+    def _queries(self, genes_gd: Tensor, gene_ids_t: Tensor) -> Tensor:
+        """Return the queries of genes before the first layer."""
+        if len(gene_ids_t) > len(genes_gd):  # every gene is asked for in several cells
+            return F.embedding(gene_ids_t, self.to_query(genes_gd))
+        return self.to_query(F.embedding(gene_ids_t, genes_gd))
 
 
 Decoder = BottleneckDecoder | CrossAttentionDecoder | PerformerDecoder
@@ -227,13 +290,18 @@ class XTrimoGeneNet(nn.Module):
         self.config = config
         self.n_genes = n_genes
         self.n_depth_tokens = 2 if config.read_depth_aware else 0
-        self.n_special = self.n_depth_tokens + config.has_bottleneck
+        has_cell_token = config.has_bottleneck and config.n_inducing is None
+        self.n_special = self.n_depth_tokens + has_cell_token if config.n_inducing is None else 0
         width = config.n_hidden
         self.embedding = TokenEmbedding(
             n_genes + self.n_depth_tokens, width, config.n_bins, config.bin_alpha
         )
-        if config.has_bottleneck:
+        self.cell_token: nn.Parameter | None = None
+        if has_cell_token:
             self.cell_token = nn.Parameter(0.02 * torch.randn(width))
+        self.inducing: InducingAttention | None = None
+        if config.n_inducing is not None:
+            self.inducing = InducingAttention(width, config.n_inducing, config.n_heads)
         self.encoder = Encoder(
             config.n_layers,
             width,
@@ -245,7 +313,7 @@ class XTrimoGeneNet(nn.Module):
         self.bottleneck: BottleneckDecoder | None = None
         if config.has_bottleneck:
             n_covariate = config.n_covariate if n_categories else 0
-            self.pooling = CellPooling(width, config.n_pool, config.n_latent)
+            self.pooling = CellPooling(width, config.n_pool, config.n_latent, config.n_inducing)
             self.covariates = nn.ModuleList(nn.Embedding(n, n_covariate) for n in n_categories)
             self.bottleneck = BottleneckDecoder(n_genes, width, config.n_latent, n_covariate)
         n_hidden, n_heads = config.n_decoder_hidden, config.n_decoder_heads
@@ -273,16 +341,66 @@ class XTrimoGeneNet(nn.Module):
             terms.append(self.config.imputation_weight * mse)
             reconstruction_c = mean_per_cell(error_t[:, None], batch["target_cu_seqlens"])[:, 0]
         if self.bottleneck is not None:
-            log_rates_cg = self.bottleneck.log_rates(cells, self.positions)
-            counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
-            flat_t = cells_of(cu_seqlens, len(counts_t)) * self.n_genes + batch["gene_ids"]
-            # `index_select`, as the backward of plain indexing is not deterministic on CPU.
-            log_rates_t = log_rates_cg.flatten().index_select(0, flat_t)
-            # Multinomial, without the terms that only depend on the counts
-            log_likelihood_c = sum_per_cell(counts_t * log_rates_t, cu_seqlens)
-            reconstruction_c = -log_likelihood_c / batch["library_size"]
+            reconstruction_c = self._negative_log_likelihood(cells, batch)
             terms.append(self.config.likelihood_weight * reconstruction_c.mean())
         return Losses(torch.stack(terms).sum(), reconstruction_c, metrics)
+
+    def _negative_log_likelihood(self, cells: EncodedCells, batch: RaggedBatch) -> Tensor:
+        """Return that of all counts of a cell, or of those of the scored genes, per count.
+
+        Multinomial, without the terms that only depend on the counts. A scored gene stands for
+        ``scored_weights`` genes, so that a sample gives about the same as all genes.
+        """
+        assert self.bottleneck is not None
+        counts_t, cu_seqlens, genes = batch["counts"], batch["cu_seqlens"], batch["gene_ids"]
+        scored = batch.get("scored_gene_ids")
+        scores_cg = self.bottleneck.scores(cells, self.positions, scored)
+        cells_t = cells_of(cu_seqlens, len(counts_t))
+        if scored is None:
+            log_total_c = scores_cg.logsumexp(1)
+        else:
+            weights_g = batch["scored_weights"]
+            log_total_c = (scores_cg + weights_g.log()).logsumexp(1)
+            place_g = torch.full((self.n_genes,), -1, device=scored.device)
+            place_g[scored] = torch.arange(len(scored), device=scored.device)
+            genes = place_g[genes]
+            is_scored_t = genes >= 0
+            genes, cells_t = genes[is_scored_t], cells_t[is_scored_t]
+            counts_t = counts_t[is_scored_t] * weights_g[genes]
+            cu_seqlens = select_tokens(is_scored_t, cu_seqlens)
+        # `index_select`, as the backward of plain indexing is not deterministic on CPU.
+        scores_t = scores_cg.flatten().index_select(0, cells_t * scores_cg.shape[1] + genes)
+        n_counts_c = sum_per_cell(counts_t, cu_seqlens)
+        log_likelihood_c = sum_per_cell(counts_t * scores_t, cu_seqlens) - n_counts_c * log_total_c
+        return -log_likelihood_c / batch["library_size"]
+
+    def gene_attention(
+        self, batch: RaggedBatch, is_asked_g: Tensor, layer: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, for every cell, the genes asked for that it has, and the attention among them.
+
+        Queries are in rows, heads are averaged. With inducing tokens it is that of the imputation
+        decoder to the tokens times that of these to the genes; ``layer`` is then of the decoder.
+        """
+        x_td, cu_seqlens, ids_t = self.embed(**self.inputs(batch))
+        lengths = lengths_of(cu_seqlens).tolist()
+        is_gene_t = (ids_t >= 0) & (ids_t < self.n_genes)
+        chosen_t = is_gene_t & is_asked_g[torch.where(is_gene_t, ids_t, 0)]
+        if self.inducing is None:
+            q_the, k_the = self.encoder.queries_and_keys(x_td, cu_seqlens, layer)
+            parts = (part.split(lengths) for part in (q_the, k_the, ids_t, chosen_t))
+            for q, k, ids, chosen in zip(*parts, strict=True):
+                yield ids[chosen], attention_among(q, k, torch.nonzero(chosen)[:, 0])
+            return
+        assert isinstance(self.imputation, CrossAttentionDecoder)
+        cu_chosen = select_tokens(chosen_t, cu_seqlens)
+        to_tokens_tn = self.imputation.attention(
+            self.encode_batch(batch), self.positions, ids_t[chosen_t], cu_chosen, layer
+        )
+        to_tokens = to_tokens_tn.split(lengths_of(cu_chosen).tolist())
+        parts = (part.split(lengths) for part in (x_td, ids_t, chosen_t))
+        for x, ids, chosen, decoder in zip(*parts, to_tokens, strict=True):
+            yield ids[chosen], decoder @ self.inducing.weights(x)[:, chosen]
 
     def encode_batch(self, batch: RaggedBatch) -> EncodedCells:
         """Encode what is visible of a batch."""
@@ -331,8 +449,13 @@ class XTrimoGeneNet(nn.Module):
             counts_t, gene_ids_t, cu_seqlens, library_size_c, depths_cd, scale
         )
         zero_d = self.embedding.value.embed_each(library_size_c.new_zeros(1))[0]
+        n_cells = library_size_c.shape[0]
+        if self.inducing is not None:
+            x_td, n_each = self.inducing(x_td, cu_seqlens), self.inducing.n_inducing
+            cu_seqlens = n_each * torch.arange(n_cells + 1, device=x_td.device, dtype=torch.int32)
+            ids_t = ids_t.new_full((n_cells * n_each,), -1)
         x_td = self.encoder(x_td, cu_seqlens)
-        nothing_c0 = x_td.new_zeros(library_size_c.shape[0], 0)
+        nothing_c0 = x_td.new_zeros(n_cells, 0)
         cells = EncodedCells(x_td, cu_seqlens, ids_t, nothing_c0, nothing_c0, zero_d)
         if self.bottleneck is None:
             return cells._replace(latent_cz=pool_tokens(cells, "all", self.n_special))
@@ -360,7 +483,7 @@ class XTrimoGeneNet(nn.Module):
             ids_t, _ = prepend_tokens(ids_t, depth_ids_n.expand(n_cells, -1), cu_seqlens)
             values_t, cu_seqlens = prepend_tokens(values_t, depths_cd, cu_seqlens)
         x_td = self.embedding(values_t, ids_t)
-        if self.bottleneck is not None:
+        if self.cell_token is not None:
             no_id_c1 = ids_t.new_full((n_cells, 1), -1)
             ids_t, _ = prepend_tokens(ids_t, no_id_c1, cu_seqlens)
             cell_c1d = self.cell_token.expand(n_cells, 1, -1)
@@ -439,9 +562,11 @@ class XTrimoGeneModule(nn.Module):
         """Encode the genes of a batch that are read and visible."""
         return self.net.encode_batch(self.readable(batch))
 
-    def tokens(self, batch: RaggedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the encoder reads of a batch, see :meth:`XTrimoGeneNet.embed`."""
-        return self.net.embed(**self.net.inputs(self.readable(batch)))
+    def gene_attention(
+        self, batch: RaggedBatch, is_asked_g: Tensor, layer: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield attention among genes, see :meth:`XTrimoGeneNet.gene_attention`."""
+        return self.net.gene_attention(self.readable(batch), is_asked_g, layer)
 
     def readable(self, batch: RaggedBatch) -> RaggedBatch:
         """Return a batch of which only the genes that the encoder reads are visible."""

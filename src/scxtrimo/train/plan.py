@@ -33,6 +33,7 @@ from .trainer import history_from_dict, history_to_dict, join_histories, logged_
 
 PROGRESS_METRIC = "loss"  # shown in the progress bar, not kept
 VALIDATION_EPOCH = -1  # validation masks are the same in every epoch
+MOST_EXPRESSED, OTHERS_SCORED = 1000, 1000  # genes of the likelihood beside those that are read
 ALL_BUT_LAST = re.compile(r"all_but_last_(\d+)")
 
 
@@ -215,8 +216,24 @@ class XTrimoGenePlan(pl.LightningModule):
         n_genes = self.module.n_genes
         if self.module.config.read_depth_aware:
             batch = thin_batch(batch, self.masking.thinning_probability, n_genes, self.seed, epoch)
+        if epoch != VALIDATION_EPOCH:
+            batch = self._score_some_genes(batch)
         tell_hidden = self.module.sees_all_genes
         return mask_batch(batch, self.masking, n_genes, self.seed, epoch, tell_hidden)
+
+    def _score_some_genes(self, batch: RaggedBatch) -> RaggedBatch:
+        """Score the genes that say most of a cell, and a sample of the others."""
+        is_read, mean = self.module.is_read, self.module.mean_expression
+        always = is_read.clone()
+        always[mean.topk(min(MOST_EXPRESSED, len(mean))).indices] = True
+        others = torch.nonzero(~always)[:, 0]
+        if len(others) < 2 * OTHERS_SCORED:
+            return batch
+        drawn = others[torch.randint(len(others), (OTHERS_SCORED,), device=others.device)].unique()
+        scored = torch.cat([torch.nonzero(always)[:, 0], drawn])
+        weights = torch.ones(len(scored), device=scored.device)
+        weights[-len(drawn) :] = len(others) / len(drawn)
+        return batch | RaggedBatch(scored_gene_ids=scored, scored_weights=weights)
 
     def _loss(self, batch: RaggedBatch, epoch: int) -> Losses:
         return self.module(self.prepare(batch, epoch))
@@ -359,7 +376,7 @@ def _adapters(encoder: nn.Module, config: FinetuningConfig) -> Any:
 
 def layer_of(name: str, n_layers: int) -> int:
     """Return how many layers of the encoder lie below a parameter, from its name."""
-    if name.startswith(("net.embedding.", "net.cell_token")):
+    if name.startswith(("net.embedding.", "net.cell_token", "net.inducing.")):
         return 0
     if match := re.match(r"net\.encoder\.layers\.(\d+)\.", name):
         return int(match[1]) + 1
