@@ -31,8 +31,9 @@ class XTrimoGeneConfig(Validated, NetConfig):
     """The latent representation: ``"components"``, principal components of the training cells,
     partly as measured and partly as the network predicts them, with batches integrated; or
     ``"bottleneck"``, the cell vector of the network as it is."""
-    measured_weight: Probability = 0.6
-    """Weight of the measured components, from 0 to 1."""
+    measured_weight: Probability | None = None
+    """Weight of the measured components, from 0 to 1. By default each component has its own, from
+    what two halves of the counts of the validation cells agree on."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -22,6 +22,7 @@ from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from ._threads import torch_threads
 from .data.counts import RowReader, log_normalized
 from .data.fields import CountsField
 from .nn.layers import normalize_counts
@@ -32,6 +33,7 @@ MAX_SCALED_VALUE = 10.0
 MAX_CLUSTERS = 100
 SHARPNESS = 20.0
 RIDGE = 1.0
+USUAL_WEIGHT = 0.6
 CELLS_PER_CLUSTER = 30
 QUERY_ROUNDS = 5
 MAX_CELLS = 20_000
@@ -50,6 +52,7 @@ class Panel(NamedTuple):
 class LatentSpace(nn.Module):
     """Principal components of a cell, partly measured, partly predicted; see docs/model.md."""
 
+    measured_weight: Tensor
     inverse_std: Tensor
     scaled_mean: Tensor
     loadings: Tensor
@@ -61,10 +64,16 @@ class LatentSpace(nn.Module):
     is_cluster: Tensor
 
     def __init__(
-        self, n_genes: int, n_latent: int, n_batches: int = 1, measured_weight: float = 0.6
+        self,
+        n_genes: int,
+        n_latent: int,
+        n_batches: int = 1,
+        measured_weight: float | None = None,
     ) -> None:
         super().__init__()
-        self.measured_weight = measured_weight
+        self.finds_weights = measured_weight is None
+        initial = USUAL_WEIGHT if measured_weight is None else measured_weight
+        self.register_buffer("measured_weight", torch.full((n_latent,), initial))
         self.register_buffer("inverse_std", torch.zeros(n_genes))
         self.register_buffer("scaled_mean", torch.zeros(n_genes))
         self.register_buffer("loadings", torch.zeros(n_genes, n_latent))
@@ -74,6 +83,11 @@ class LatentSpace(nn.Module):
         self.register_buffer("centers", torch.zeros(MAX_CLUSTERS, n_latent))
         self.register_buffer("shifts", torch.zeros(n_batches, MAX_CLUSTERS, n_latent))
         self.register_buffer("is_cluster", torch.zeros(MAX_CLUSTERS, dtype=torch.bool))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # Models saved before there were weights of single components lack them.
+        state_dict.setdefault(f"{prefix}measured_weight", self.measured_weight)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set(self, **tensors: Tensor) -> None:
         """Fill buffers by name; fewer components or clusters than there is room for are padded."""
@@ -97,13 +111,18 @@ class LatentSpace(nn.Module):
 
     def measure(self, batch: RaggedBatch) -> Tensor:
         """Return the components of the counts of a ragged batch, not centred."""
+        scaled_t, ids_t, cu_seqlens = self.scaled(batch)
+        return sum_per_cell(scaled_t[:, None] * self.loadings[ids_t], cu_seqlens)
+
+    def scaled(self, batch: RaggedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the expression that components are made of: values, genes, cell boundaries."""
         keep = self.inverse_std[batch["gene_ids"]] > 0
         counts_t, ids_t = batch["counts"][keep], batch["gene_ids"][keep]
         cu_seqlens = select_tokens(keep, batch["cu_seqlens"])
         library_size_t = to_tokens(batch["library_size"], cu_seqlens, len(counts_t))
         values_t = normalize_counts(counts_t, library_size_t)
         scaled_t = (values_t * self.inverse_std[ids_t]).clamp(max=MAX_SCALED_VALUE)
-        return sum_per_cell(scaled_t[:, None] * self.loadings[ids_t], cu_seqlens)
+        return scaled_t, ids_t, cu_seqlens
 
     def forward(
         self,
@@ -155,28 +174,43 @@ def memberships(mixed_ck: Tensor, centers_nk: Tensor) -> Tensor:
     return (SHARPNESS * cosine_cn).softmax(dim=1)
 
 
-def fit_latent_space(
-    space: LatentSpace, latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor, seed: int
-) -> None:
-    """Fit the prediction from cell vectors, and what batches (-1: unknown) differ in."""
-    n_batches, n_latent = space.batch_offset.shape
+def regress(
+    latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor, n_batches: int
+) -> tuple[Tensor, Tensor]:
+    """Return coefficients of cell vectors and batches, and intercepts, of the components."""
     is_batch = (batch_c[:, None] == torch.arange(n_batches)).double()
-    fraction_b = is_batch.mean(0)
     ridge = Ridge(alpha=RIDGE).fit(
         torch.cat([latent_cz.double(), is_batch], dim=1).numpy(), components_ck.double().numpy()
     )
     coefficients = torch.from_numpy(np.atleast_2d(ridge.coef_))
+    return coefficients, torch.from_numpy(np.atleast_1d(ridge.intercept_))
+
+
+def fit_prediction(
+    space: LatentSpace, latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor
+) -> None:
+    """Fit the prediction of components from cell vectors, and the offsets of batches."""
+    n_batches, n_latent = space.batch_offset.shape
+    fraction_b = (batch_c[:, None] == torch.arange(n_batches)).double().mean(0)
+    coefficients, intercept_k = regress(latent_cz, components_ck, batch_c, n_batches)
     offset_bk = coefficients[:, n_latent:].T
     average_k = fraction_b @ offset_bk  # goes to the bias: no offset on average
     is_new_b1 = (fraction_b > 0)[:, None]
     known_bk = space.batch_offset if space.is_fitted else torch.zeros_like(space.batch_offset)
     space.set(
         weight=coefficients[:, :n_latent],
-        bias=torch.from_numpy(np.atleast_1d(ridge.intercept_)) + average_k,
+        bias=intercept_k + average_k,
         batch_offset=torch.where(is_new_b1, (offset_bk - average_k).to(known_bk), known_bk),
     )
-    if space.is_fitted and not is_new_b1.all():  # cells of a batch are missing now
-        return
+
+
+def fit_clusters(
+    space: LatentSpace, latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor, seed: int
+) -> None:
+    """Fit the clusters in which batches (-1: unknown) are compared."""
+    n_batches, n_latent = space.batch_offset.shape
+    if space.is_fitted and len(batch_c[batch_c >= 0].unique()) < n_batches:
+        return  # cells of a batch are missing now
     everything = Panel(torch.zeros(n_latent), torch.eye(n_latent))
     predicted_ck, surprise_ck = space.compare(latent_cz, components_ck, everything, batch_c)
     known = batch_c >= 0
@@ -297,11 +331,11 @@ def start_from(module: XTrimoGeneModule, statistics: dict[str, Any]) -> None:
             module.latent_space.set(**statistics["components"])
 
 
-def draw_rows(rows: np.ndarray, seed: int) -> np.ndarray:
-    """Return the cells that statistics are taken from: all, or 20,000 drawn at random."""
-    if len(rows) <= MAX_CELLS:
+def draw_rows(rows: np.ndarray, seed: int, n_max: int = MAX_CELLS) -> np.ndarray:
+    """Return the cells that statistics are taken from: all, or ``n_max`` drawn at random."""
+    if len(rows) <= n_max:
         return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, MAX_CELLS, replace=False))
+    return np.sort(np.random.default_rng(seed).choice(rows, n_max, replace=False))
 
 
 def log_normalize(counts: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -334,7 +368,8 @@ def _highly_variable(logged: sparse.csr_matrix, n_top: int | None) -> np.ndarray
         chosen = chosen[np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_top]]
     elif len(chosen) > n_top:
         adata = anndata.AnnData(logged[:, chosen])
-        sc.pp.highly_variable_genes(adata, n_top_genes=n_top)
+        with torch_threads():
+            sc.pp.highly_variable_genes(adata, n_top_genes=n_top)
         chosen = chosen[adata.var["highly_variable"].to_numpy()]
     is_read = np.zeros(logged.shape[1], dtype=bool)
     is_read[chosen] = True

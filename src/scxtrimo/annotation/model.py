@@ -326,9 +326,9 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     def _plan_arguments(self) -> dict[str, Any]:
         return self._fine_tuning or {}
 
-    def _finish_training(self, rows: np.ndarray) -> None:
+    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> None:
         if not self._fine_tuning:  # which trains the classifier on the latent space as it is
-            super()._finish_training(rows)
+            super()._finish_training(rows, held_out)
 
     def _label_panel(self, adata: AnnData) -> LabelPanel:
         """Return what the genes measured in registered data mean for the classifiers."""

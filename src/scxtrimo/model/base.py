@@ -20,21 +20,24 @@ import zarr
 from anndata import AnnData
 from mudata import MuData
 from pydantic import PositiveFloat, PositiveInt
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import _constants
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .._logging import logger
+from .._threads import threads_for, torch_threads
 from .._validation import check
 from ..data.columns import codes_of, get_column
 from ..data.counts import as_rows
 from ..data.dataset import RaggedDataset, covariate_keys, prefetch
 from ..data.fields import CategoryField, CountsField
 from ..data.vocabulary import preview
-from ..latent import Panel, draw_rows, fit_latent_space, map_batches
+from ..halves import MIN_CELLS, Halves, measured_weights
+from ..latent import Panel, draw_rows, fit_clusters, fit_prediction, map_batches, regress
 from ..nn.layers import normalize_counts
-from ..nn.masking import Masking, mask_batch
+from ..nn.masking import Masking, mask_batch, split_counts
 from ..nn.performer import PerformerDecoder
 from ..nn.ragged import EncodedCells, RaggedBatch, cells_of, sum_per_cell, to_tokens
 from ..nn.ranges import OpenInterval
@@ -45,6 +48,7 @@ from .training import TrainedModel
 
 MAX_RESULT_BYTES = 8 * 2**30
 GENES_PER_BATCH = 2**17
+MAX_HALVED = 4000  # cells whose counts are split in halves
 PROGRESS_SECONDS = 3
 DecoderName = Literal["bottleneck", "cross_attention", "performer"]
 Depth = Literal["cell", "bulk"]
@@ -237,24 +241,68 @@ class XTrimoGeneBase(TrainedModel):
         return map_batches(space, vectors, measured, panel, torch.from_numpy(codes)).numpy()
 
     @torch.no_grad()
-    def _finish_training(self, rows: np.ndarray) -> None:
+    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> None:
         """Fit the latent space to at most 20,000 training cells."""
         if self.module.latent_space is None:
             return
         rows = draw_rows(rows, self.seed_)
+        # In a copy: if anything fails, what is there stays whole.
+        space = deepcopy(self.module.latent_space).cpu()
         with torch.random.fork_rng(devices=[]):  # data loaders draw from the global state
             vectors, measured, codes = self._vectors(
                 None, np.sort(rows), None, "Fitting the latent space"
             )
-        # In a copy: if anything fails, what is there stays whole.
-        space = deepcopy(self.module.latent_space).cpu()
-        panel = space.panel(self._measured_genes(self.adata).cpu())
-        components = measured - panel.center_k
-        if space.is_fitted:  # then the data may be others, with fewer genes
-            missing = torch.eye(len(panel.center_k)) - panel.coverage_kk
-            components = components + space.predict(vectors) @ missing
-        fit_latent_space(space, vectors, components, codes, self.seed_)
+            panel = space.panel(self._measured_genes(self.adata).cpu())
+            components = measured - panel.center_k
+            if space.is_fitted:  # then the data may be others, with fewer genes
+                missing = torch.eye(len(panel.center_k)) - panel.coverage_kk
+                components = components + space.predict(vectors) @ missing
+            elif space.finds_weights and len(held_out) >= MIN_CELLS:
+                space.set(measured_weight=self._measured_weights(rows, held_out))
+        fit_prediction(space, vectors, components, codes)
+        fit_clusters(space, vectors, components, codes, self.seed_)
         self.module.latent_space.load_state_dict(space.state_dict())
+
+    def _measured_weights(self, rows: np.ndarray, held_out: np.ndarray) -> Tensor:
+        """Find out, with halves of the counts of held-out cells, how far to trust components."""
+        known, unseen = (
+            self._halves(draw_rows(part, self.seed_, MAX_HALVED)) for part in (rows, held_out)
+        )
+        n_batches = len(self.module.latent_space.batch_offset)
+        coefficients, _ = regress(known.vectors[0], known.measured[0], known.batches, n_batches)
+        surprises = [
+            of_half - vectors.double() @ coefficients[:, : vectors.shape[1]].T
+            for vectors, of_half in zip(unseen.vectors, unseen.measured, strict=True)
+        ]
+        for batch in unseen.batches.unique():  # which may be shifted as a whole
+            rows_of_batch = unseen.batches == batch
+            for surprise in surprises:
+                surprise[rows_of_batch] -= surprise[rows_of_batch].mean(0)
+        return measured_weights(*surprises)
+
+    def _halves(self, rows: np.ndarray) -> Halves:
+        """Split the counts of cells in halves, and return what the model makes of both."""
+        space = self.module.latent_space
+        assert space is not None
+        vectors, measured, codes = [[], []], [[], []], []  # type: ignore[var-annotated]
+        expression = []
+        for _, batch in self._batches(None, rows, None, "Comparing halves"):
+            halves = split_counts(batch, self.module.n_genes, self.seed_)
+            for half, of_half in enumerate(halves):
+                vectors[half].append(self._encode(of_half).latent_cz.float().cpu())
+                measured[half].append(space.measure(of_half).cpu())
+            parts = [part.cpu().numpy() for part in space.scaled(halves[1])]
+            shape = (len(parts[2]) - 1, self.module.n_genes)
+            expression.append(sparse.csr_matrix(tuple(parts), shape=shape))
+            of_batch = self.module.batch_codes(batch)
+            of_batch = torch.zeros_like(batch["cell_ids"]) if of_batch is None else of_batch
+            codes.append(of_batch.cpu())
+        return Halves(
+            [torch.cat(part) for part in vectors],
+            [torch.cat(part) for part in measured],
+            sparse.vstack(expression, format="csr"),
+            torch.cat(codes),
+        )
 
     def _vectors(
         self, adata: AnnData | None, rows: np.ndarray, batch_size: int | None, description: str
@@ -831,13 +879,16 @@ class XTrimoGeneBase(TrainedModel):
         def iterate() -> Iterator[tuple[slice, RaggedBatch]]:
             self.module.eval()
             start = 0
-            with tqdm(
-                total=len(rows),
-                desc=description,
-                unit="cell",
-                delay=PROGRESS_SECONDS,
-                disable=not self._shows_progress,
-            ) as bar:
+            with (
+                torch_threads(threads_for(self.config_.n_hidden)),
+                tqdm(
+                    total=len(rows),
+                    desc=description,
+                    unit="cell",
+                    delay=PROGRESS_SECONDS,
+                    disable=not self._shows_progress,
+                ) as bar,
+            ):
                 for loaded in prefetch(loader) if on_gpu else loader:
                     batch: Any = {
                         key: value.to(self.device, non_blocking=on_gpu)

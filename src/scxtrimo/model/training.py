@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS
 from scvi.model._utils import parse_device_args
 
 from .._logging import logger
+from .._threads import threads_for, torch_threads
 from .._validation import check
 from ..data.fields import CategoryField
 from ..latent import gene_statistics, start_from
@@ -247,6 +248,7 @@ class TrainedModel(SavedModel):
             )
         with (
             quiet_lightning(),
+            torch_threads(threads_for(self.config_.n_hidden)),
             self._progress_as_asked(trainer_kwargs),
             self._unchanged_if_interrupted(),
         ):
@@ -257,7 +259,7 @@ class TrainedModel(SavedModel):
             self.module.train()
             with finetuned(self.module.net, plan.finetuning, self.seed_):
                 runner()
-            self._finish_training(splitter.train_idx)
+            self._finish_training(splitter.train_idx, splitter.val_idx)
 
     train_indices = _rows_of_split(
         "train_indices_",
@@ -384,8 +386,8 @@ class TrainedModel(SavedModel):
             )
         start_from(self.module, statistics)
 
-    def _finish_training(self, rows: np.ndarray) -> None:
-        """Fit what is fitted to the trained network and its training cells."""
+    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> None:
+        """Fit what is fitted to the trained network, its training cells and held-out cells."""
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the encoder layers, for training and for embedding.

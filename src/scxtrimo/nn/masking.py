@@ -19,7 +19,7 @@ from .ragged import RaggedBatch, cells_of, lengths_of, select_tokens, sum_per_ce
 from .ranges import Fraction, PositiveInt, Probability
 
 RATE, VISIBLE, TARGET, ZERO, FATE, DONOR = range(6)  # independent streams of random numbers
-WHETHER, MEDIAN, MOLECULE = 10, (11, 12, 13), 14
+WHETHER, MEDIAN, MOLECULE, HALF = 10, (11, 12, 13), 14, 15
 EXACT_UP_TO = 256
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the constants of SplitMix64, as int64
 
@@ -169,6 +169,33 @@ def thin_batch(
     kept_t = torch.where((total_c > 0)[cells_t], kept_t, counts_t)
     total_c = torch.where(total_c > 0, total_c, batch["library_size"])
     return batch | RaggedBatch(input_counts=kept_t, input_library_size=total_c)
+
+
+def split_counts(batch: RaggedBatch, n_genes: int, seed: int) -> tuple[RaggedBatch, RaggedBatch]:
+    """Deal the counts of every cell out to two halves, molecule by molecule.
+
+    Totals include counts of genes outside the vocabulary, half of which go to each.
+    """
+    counts_t, cu_seqlens = batch["counts"], batch["cu_seqlens"]
+    cells_t = cells_of(cu_seqlens, len(counts_t))
+    key_t = batch["cell_ids"][cells_t] * n_genes + batch["gene_ids"]
+    uniform = partial(hashed_uniform, seed=seed, epoch=-1, stream=HALF)
+    first_t = binomial(counts_t, torch.full_like(counts_t, 0.5), uniform, key_t)
+    outside_c = batch["library_size"] - sum_per_cell(counts_t, cu_seqlens)
+    halves = []
+    for half_t in (first_t, counts_t - first_t):
+        total_c = sum_per_cell(half_t, cu_seqlens) + outside_c / 2
+        kept_t = half_t > 0
+        halves.append(
+            batch
+            | RaggedBatch(
+                counts=half_t[kept_t],
+                gene_ids=batch["gene_ids"][kept_t],
+                cu_seqlens=select_tokens(kept_t, cu_seqlens),
+                library_size=total_c.clamp(min=1),
+            )
+        )
+    return halves[0], halves[1]
 
 
 def binomial(

@@ -353,7 +353,7 @@ class _Run:
             self.model.to_device(self.device)
             with self._sample() as rows:
                 self.model.module.eval()
-                self.model._finish_training(rows)
+                self.model._finish_training(rows, rows[:0])
             summary = self._summary(plan)
             self.model.provenance_ = {name: str(value) for name, value in summary.items()}
             self.model.save(self.out / MODEL)
