@@ -14,7 +14,7 @@ from torch import Tensor
 
 MIN_CELLS = 20
 PRIOR_CELLS = 50.0  # how many cells the average over all components counts for
-SHRINKAGE = 0.75
+LEAST_WEIGHT = 0.4
 RIDGE = 1.0
 CELLS_AT_A_TIME = 1000
 
@@ -33,8 +33,9 @@ def measured_weights(first_ck: Tensor, second_ck: Tensor) -> Tensor:
 
     ``first_ck`` and ``second_ck`` have what two halves of the counts of held-out cells measure
     beyond what is predicted. What the halves share is signal, and a part :math:`r` of the variance
-    of one; of the variance of all counts it is :math:`2 r / (1 + r)` (Spearman and Brown). That
-    weight would leave the least error, its square root as much variance as the signal has.
+    of one; of the variance of all counts it is :math:`2 r / (1 + r)` (Spearman and Brown), the
+    weight that would leave the least error. Clusters and neighbours want some of the noise, so
+    that weights lie between 0.4 and 1; see docs/defaults.md.
     """
     first, second = first_ck.double(), second_ck.double()
     n_cells = len(first)
@@ -45,7 +46,8 @@ def measured_weights(first_ck: Tensor, second_ck: Tensor) -> Tensor:
     reliability_k = shared_k / variance_k.clamp(min=1e-12)
     reliability_k = (n_cells * reliability_k + PRIOR_CELLS * average) / (n_cells + PRIOR_CELLS)
     reliability_k = reliability_k.clamp(0, 1)
-    return (2 * reliability_k / (1 + reliability_k)).pow(SHRINKAGE).float()
+    signal_k = 2 * reliability_k / (1 + reliability_k)
+    return (LEAST_WEIGHT + (1 - LEAST_WEIGHT) * signal_k).float()
 
 
 def explained(

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import anndata
 import numpy as np
 import pandas as pd
-import scanpy as sc
 import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
@@ -22,7 +20,6 @@ from sklearn.linear_model import Ridge
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from ._threads import torch_threads
 from .data.counts import RowReader, log_normalized
 from .data.fields import CountsField
 from .nn.layers import normalize_counts
@@ -363,17 +360,36 @@ def _highly_variable(logged: sparse.csr_matrix, n_top: int | None) -> np.ndarray
     if n_top is None or n_top >= logged.shape[1]:
         return np.ones(logged.shape[1], dtype=bool)
     chosen = np.flatnonzero(logged.getnnz(axis=0) >= min(MIN_EXPRESSING, logged.shape[0]))
-    if len(chosen) > n_top and logged.shape[0] < MIN_CELLS:
-        variance = logged[:, chosen].power(2).mean(0) - np.square(logged[:, chosen].mean(0))
-        chosen = chosen[np.argsort(-np.asarray(variance).ravel(), kind="stable")[:n_top]]
-    elif len(chosen) > n_top:
-        adata = anndata.AnnData(logged[:, chosen])
-        with torch_threads():
-            sc.pp.highly_variable_genes(adata, n_top_genes=n_top)
-        chosen = chosen[adata.var["highly_variable"].to_numpy()]
+    if len(chosen) > n_top:
+        expression, few = logged[:, chosen], logged.shape[0] < MIN_CELLS
+        mean, variance = moments(expression if few else expression.expm1())
+        score = variance if few else normalized_dispersion(mean, variance)
+        chosen = chosen[np.argsort(-score, kind="stable")[:n_top]]
     is_read = np.zeros(logged.shape[1], dtype=bool)
     is_read[chosen] = True
     return is_read
+
+
+def moments(x: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance of every column, in double precision."""
+    mean = np.asarray(x.mean(axis=0, dtype=np.float64)).ravel()
+    mean_square = np.asarray(x.power(2).mean(axis=0, dtype=np.float64)).ravel()
+    return mean, (mean_square - mean**2) * x.shape[0] / (x.shape[0] - 1)
+
+
+def normalized_dispersion(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Return how far genes are more variable than others of the same expression.
+
+    That of Seurat (Satija et al. 2015) as in scanpy, whose function compiles for five seconds.
+    """
+    expressed = np.where(mean > 0, mean, 1e-12)
+    dispersion = np.log(np.where(variance > 0, variance, np.nan) / expressed)
+    table = pd.DataFrame({"dispersion": dispersion, "bin": pd.cut(np.log1p(expressed), 20)})
+    of_bin = table.groupby("bin", observed=True)["dispersion"]
+    center, spread = of_bin.transform("mean"), of_bin.transform("std")
+    alone = spread.isna()  # a bin of its own
+    score = (dispersion - center.mask(alone, 0.0)) / spread.mask(alone, center)
+    return score.fillna(0.0).to_numpy()
 
 
 def _components(

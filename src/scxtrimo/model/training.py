@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ from ..train.plan import (
 )
 from ..train.splitter import RaggedDataSplitter
 from ..train.trainer import (
+    AverageWeights,
     ResumeCheckpoint,
+    StopWhenLevel,
     XTrimoGeneRunner,
     as_list,
     check_resumed,
@@ -46,9 +48,43 @@ def default_batch_size(n_cells: int) -> int:
 
 
 def default_max_epochs(n_cells: int, batch_size: int) -> int:
-    """Return the epochs of 800 steps for 2,600 cells; steps grow as the square root of cells."""
+    """Return the epochs of 800 steps for 2,600 cells; steps grow as the square root of cells.
+
+    For a training without validation cells or with the published objective, which has no other
+    criterion to end.
+    """
     n_steps = 800 * math.sqrt(max(n_cells / 2_600, 1))
     return int(np.clip(round(n_steps * batch_size / n_cells), 3, 200))
+
+
+MAX_STEPS = 1000
+STEPS_PER_EPOCH = 50  # at most, so that large data are validated before they have been read once
+STEPS_TO_JUDGE = 100
+STEPS_TO_AVERAGE = 50
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How a training that ends by itself is divided: epochs of few steps, and validations."""
+
+    steps_per_epoch: int
+    epochs_per_validation: int
+
+    @classmethod
+    def of(cls, n_batches: int) -> Rounds:
+        """Divide a training whose cells make so many batches."""
+        steps = min(n_batches, STEPS_PER_EPOCH)
+        return cls(steps, max(1, round(STEPS_PER_EPOCH / steps)))
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs of ``MAX_STEPS`` steps."""
+        return -(-MAX_STEPS // self.steps_per_epoch)
+
+    @property
+    def window(self) -> int:
+        """Validations that are compared to see whether anything is still gained."""
+        return -(-STEPS_TO_JUDGE // (self.steps_per_epoch * self.epochs_per_validation))
 
 
 def default_lr(n_hidden: int) -> float:
@@ -111,7 +147,9 @@ class TrainedModel(SavedModel):
         Parameters
         ----------
         max_epochs
-            Passes over the training cells, rounded; by default chosen from their number.
+            Passes over the training cells, rounded. By default training goes on until the
+            validation loss falls no more, in epochs of at most 50 steps, and at most 1,000 steps;
+            the weights are then averages over the last steps.
         accelerator, devices
             See :class:`scvi.train.Trainer`.
         train_size, validation_size, shuffle_set_split
@@ -202,8 +240,12 @@ class TrainedModel(SavedModel):
                     UserWarning,
                     stacklevel=2,
                 )
+        rounds: Rounds | None = None
+        if max_epochs is None and splitter.n_val and self.config_.has_bottleneck:
+            rounds = Rounds.of(splitter.n_batches)
+            plan_kwargs = {"final_lr_fraction": 1.0} | (plan_kwargs or {})
         if max_epochs is None:
-            max_epochs = default_max_epochs(n_cells, batch_size)
+            max_epochs = rounds.max_epochs if rounds else default_max_epochs(n_cells, batch_size)
         if early_stopping and splitter.n_val == 0:
             raise ValueError(
                 f"early_stopping=True needs validation cells, but none of the {n_cells:,} cells "
@@ -215,9 +257,11 @@ class TrainedModel(SavedModel):
                 raise ValueError("finetuning= is for a model that was trained before.")
         plan = self._make_plan(optimizer, masking, finetuning, plan_kwargs or {})
         plan.trained_on = self._trained_on()
-        callbacks = trainer_kwargs.pop("callbacks", None)
+        callbacks = as_list(trainer_kwargs.pop("callbacks", None))
+        if rounds is not None:
+            callbacks += [AverageWeights(STEPS_TO_AVERAGE), StopWhenLevel(rounds.window)]
         if checkpoint_dir is not None:
-            callbacks = [*as_list(callbacks), ResumeCheckpoint(checkpoint_dir)]
+            callbacks.append(ResumeCheckpoint(checkpoint_dir))
         defaults: dict[str, Any] = {
             "gradient_clip_val": 1.0,
             "check_val_every_n_epoch": 1,
@@ -225,12 +269,17 @@ class TrainedModel(SavedModel):
             "early_stopping_patience": 10,
             "precision": "bf16-mixed" if device.type == "cuda" else "32-true",
         }
+        length = f"{max_epochs} epochs"
+        if rounds is not None:
+            length = f"at most {max_epochs} epochs of {rounds.steps_per_epoch} steps"
+            defaults["limit_train_batches"] = rounds.steps_per_epoch
+            defaults["check_val_every_n_epoch"] = rounds.epochs_per_validation
         size = f"{batch_size} cells"
         if tokens_per_batch is not None:
             size = f"about {tokens_per_batch:,} tokens ({size})"
         logger.info(
             f"Training {self.size_!r} on {splitter.n_train:,} of {n_cells:,} cells: "
-            f"{max_epochs} epochs, batches of {size}, learning rate "
+            f"{length}, batches of {size}, learning rate "
             f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
         )
         with quiet_lightning():

@@ -28,11 +28,11 @@ GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the constants of SplitMix64, as int64
 class Masking:
     """How genes are masked in training."""
 
-    min_rate: Fraction = 0.2
+    min_rate: Fraction = 0.0
     """The fraction of a cell's expressed genes that is masked is drawn uniformly from
     ``min_rate`` to ``max_rate``, anew for every cell and epoch."""
-    max_rate: Fraction = 0.9
-    max_targets: PositiveInt | None = 32
+    max_rate: Fraction = 0.5
+    max_targets: PositiveInt | None = 16
     """Masked expressed genes per cell that must be predicted, on average at most; ``None`` for
     all."""
     zero_rate: Fraction | None = None

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Sampler
 from ..data.counts import as_rows
 from ..data.dataset import PrefetchLoader, RaggedDataset
 
+MAX_VALIDATED = 1000  # cells, at the end of every epoch
+
 
 class EpochShuffler(Sampler[list[int]]):
     """Batches of rows in an order that depends on seed and epoch alone.
@@ -217,8 +219,11 @@ class RaggedDataSplitter(DataSplitter):
         return self._loader(self.train_idx, shuffle=True)
 
     def val_dataloader(self) -> DataLoader | list:
-        """Return validation batches; none if there are no validation cells."""
-        return self._loader(self.val_idx, shuffle=False) if len(self.val_idx) else []
+        """Return batches of at most 1,000 validation cells; none if there are none."""
+        rows = self.val_idx
+        if len(rows) > MAX_VALIDATED:
+            rows = np.sort(np.random.default_rng(self.seed).choice(rows, MAX_VALIDATED, False))
+        return self._loader(rows, shuffle=False) if len(rows) else []
 
     def test_dataloader(self) -> DataLoader | list:
         """Return the batches of cells in neither set."""

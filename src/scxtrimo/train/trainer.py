@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pandas as pd
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from scvi.train import Trainer, TrainRunner
 from scvi.train._logger import SimpleLogger
 from torch import Tensor
@@ -110,6 +110,47 @@ class KeepBest(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`."""
         self.best, self.weights = state_dict["best"], state_dict["weights"]
+
+
+class AverageWeights(WeightAveraging):
+    """Validate, and end, with weights that are averaged over about as many steps."""
+
+    def __init__(self, n_steps: int) -> None:
+        def average(averaged: list[Tensor], present: list[Tensor], n_averaged: Any) -> None:
+            n = float(n_averaged) + 1  # the first steps, which go far, are soon forgotten
+            weight = 1 - min(1 - 1 / n_steps, n / (n + 9))
+            torch._foreach_lerp_(averaged, present, weight)
+
+        super().__init__(use_buffers=False, multi_avg_fn=average)
+
+
+class StopWhenLevel(Callback):
+    """Stop when the validation loss falls no more.
+
+    That is when it fell, over the last ``window`` validations, by less than ``part`` of all that
+    it has fallen since the first.
+    """
+
+    def __init__(self, window: int, part: float = 0.08) -> None:
+        self.window, self.part = window, part
+        self.losses: list[float] = []
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare the loss with those before."""
+        if trainer.sanity_checking:
+            return
+        self.losses.append(float(trainer.callback_metrics["validation_loss"]))
+        if len(self.losses) > self.window + 1:
+            first, before, now = (self.losses[i] for i in (0, -1 - self.window, -1))
+            trainer.should_stop |= before - now < self.part * (first - now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed training needs."""
+        return {"losses": self.losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`."""
+        self.losses = list(state_dict["losses"])
 
 
 class SafeTrainer(Trainer):
