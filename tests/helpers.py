@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import anndata
 import numpy as np
+import torch
 from scipy import sparse
 
 import scxtrimo
+from scxtrimo.nn.xtrimogene import XTrimoGeneNet
 
 
 def make_cells(
@@ -78,9 +80,34 @@ def train_tiny(
 ) -> scxtrimo.model.XTrimoGene:
     """Train the smallest model for a moment."""
     names = {"size", "seed", "n_input_genes", "objective", "dropout"}
-    names |= {"read_depth_aware", "latent_space", "measured_weight", "n_latent"}
+    names |= {
+        "n_inducing",
+        "n_decoder_layers",
+        "read_depth_aware",
+        "latent_space",
+        "measured_weight",
+        "n_latent",
+    }
     model_kwargs = {"size": "tiny"} | {k: kwargs.pop(k) for k in names & kwargs.keys()}
     scxtrimo.model.XTrimoGene.setup_anndata(adata, **(setup or {}))
     model = scxtrimo.model.XTrimoGene(adata, **model_kwargs)
     model.train(max_epochs, accelerator="cpu", enable_progress_bar=False, **kwargs)
     return model
+
+
+N_GENES = 50  # of the networks and ragged batches below
+
+
+def ragged(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, ...]:
+    rng = np.random.default_rng(seed)
+    genes = [rng.choice(N_GENES, n, replace=False) for n in lengths]
+    gene_ids = torch.from_numpy(np.concatenate(genes))
+    counts = torch.from_numpy(rng.integers(1, 20, len(gene_ids)).astype(np.float32))
+    cu = torch.tensor([0, *lengths]).cumsum(0).int()
+    library = torch.stack([part.sum() for part in counts.split(lengths)])
+    return counts, gene_ids, cu, library
+
+
+def net(n_genes: int = N_GENES, **kwargs) -> XTrimoGeneNet:
+    torch.manual_seed(0)
+    return XTrimoGeneNet(n_genes, n_hidden=16, n_layers=2, n_heads=2, **kwargs).eval()

@@ -35,7 +35,8 @@ def by_hand(model, cells, row, layer):
 def trained(request):
     cells = make_cells(60)
     XTrimoGene.setup_anndata(cells)
-    config = {"n_layers": 2} if request.param == "tiny" else {}
+    config = {} if request.param == "published-tiny" else {"n_inducing": None}
+    config |= {"n_layers": 2} if request.param == "tiny" else {}
     model = XTrimoGene(cells, size=request.param, seed=0, **config)
     model.train(1, accelerator="cpu", enable_progress_bar=False)
     return model, cells
@@ -64,6 +65,39 @@ def test_special_tokens_take_their_part(trained):
     assert len(total) > 10
     assert (total < 1).all()
     assert (total > 0.5).all()
+
+
+def test_inducing_tokens_pass_attention_on():
+    """Attention of the decoder to the tokens times that of these to the genes."""
+    cells = make_cells(60)
+    model = train_tiny(cells, 1, n_decoder_layers=2)
+    net, seen = model.module.net, {}
+    (_, batch), *_ = model._batches(cells, [7], None, "")
+    layer = net.imputation.layers[1]
+    layer.register_forward_pre_hook(lambda _, inputs: seen.update(query=inputs[0].clone()))
+    genes = torch.tensor([5, 3, 11])
+    with torch.no_grad():
+        x, _, ids = net.embed(**net.inputs(model.module.readable(batch)))
+        encoded = model._encode(batch)
+        net.imputation(encoded, net.positions, genes, torch.tensor([0, 3], dtype=torch.int32))
+        to_genes = net.inducing.score(x).unflatten(1, (4, 2)).softmax(0).mean(-1).T
+        q = layer.attention.q(layer.attention_norm(seen["query"])).unflatten(-1, (2, -1))
+        k = layer.attention.kv(encoded.tokens_td).chunk(2, dim=1)[0].unflatten(-1, (2, -1))
+        to_tokens = (torch.einsum("qhe,khe->hqk", q, k) / q.shape[-1] ** 0.5).softmax(-1).mean(0)
+        expected = to_tokens @ to_genes
+    at = [ids.tolist().index(gene) if gene in ids else None for gene in genes.tolist()]
+    names = model.vocabulary.gene_ids
+    table = model.get_attention([names[gene] for gene in genes], cells, [7]).to_numpy()
+    for i, j in np.ndindex(3, 3):
+        if at[i] is None or at[j] is None:
+            assert np.isnan(table[i, j])
+        else:
+            np.testing.assert_allclose(table[i, j], expected[i, at[j]], rtol=1e-4)
+    assert np.isfinite(table).any()
+    total = model.get_attention(list(cells.var_names), cells, [7]).sum(axis=1)
+    np.testing.assert_allclose(total[total > 0], 1, rtol=1e-4)
+    with pytest.raises(ValueError, match="needs an imputation decoder"):
+        train_tiny(cells, 1, objective="counts").get_attention(["GENE0"])
 
 
 def test_pairs_that_no_cell_expresses_are_nan_and_repeated_genes_repeated(trained):

@@ -224,11 +224,11 @@ def test_arguments_that_make_no_sense(checkpoint, few_cells, kwargs, message):
 def test_a_model_that_knows_no_depths_says_so(model, cells):
     with pytest.raises(ValueError, match="read_depth_aware=True"):
         model.get_latent_representation(cells, target_depth="t4")
-    with pytest.raises(ValueError, match="needs the depth tokens"):
+    with pytest.raises(ValueError, match="needs the encoded depth tokens"):
         model.get_latent_representation(cells, pool="all")
     assert model.get_latent_representation(cells, pool="mean").shape == (150, 32)
-    with pytest.raises(ValueError, match="imputation_decoder='performer'"):
-        model.get_contextual_gene_embeddings(cells, source="decoder")
+    with pytest.raises(ValueError, match="source='encoder': this model has decoder only"):
+        model.get_contextual_gene_embeddings(cells, source="encoder")
 
 
 def test_results_are_streamed_to_a_store_that_anndata_reads(checkpoint, few_cells, tmp_path):

@@ -50,8 +50,9 @@ def test_masked_genes_reach_neither_decoder(model):
     changed = masked | {"counts": torch.where(masked["visible"], masked["counts"], 99.0)}
     assert (~masked["visible"]).any()
     with torch.no_grad():
-        for before, after in zip(model.module.tokens(masked), model.module.tokens(changed)):
-            assert torch.equal(before, after)
+        seen = model.module.encode(masked), model.module.encode(changed)
+        assert torch.equal(seen[0].tokens_td, seen[1].tokens_td)
+        assert torch.equal(seen[0].latent_cz, seen[1].latent_cz)
     assert set(first.index) == {"bottleneck", "cross_attention", "gene mean", "zero"}
     assert x[3].sum() == masked["library_size"].item()
 
@@ -244,13 +245,24 @@ def test_gene_embeddings(model):
     per_cell = model.get_contextual_gene_embeddings(
         cells, gene_list=["GENE3", "GENE1"], average=False
     )
-    assert per_cell.shape == (150, 2, model.config.n_hidden)
-    expressed = cells[:, ["GENE3", "GENE1"]].X.toarray() > 0
-    assert_array_equal(~np.isnan(per_cell[:, :, 0]), expressed)
+    assert per_cell.shape == (150, 2, model.config.n_decoder_hidden)
     averaged = model.get_contextual_gene_embeddings(cells, gene_list=["GENE3", "GENE1"])
     assert_allclose(averaged, np.nanmean(per_cell, axis=0), rtol=1e-4, atol=1e-5)
     # in context: the same gene differs between cells
     assert np.nanstd(per_cell[:, 0], axis=0).max() > 1e-3
+
+
+def test_the_encoder_embeds_the_genes_it_reads():
+    cells = make_cells()
+    model = train_tiny(cells, max_epochs=1, n_input_genes=20, n_inducing=None)
+    unread = next(g for g in cells.var_names if g not in set(model.input_genes))
+    genes = [unread, *model.input_genes[:2]]
+    per_cell = model.get_contextual_gene_embeddings(cells, gene_list=genes, average=False)
+    expressed = cells[:, genes].X.toarray() > 0
+    expressed[:, 0] = False
+    assert_array_equal(~np.isnan(per_cell[:, :, 0]), expressed)
+    with pytest.raises(ValueError, match="source='encoder': this model has decoder only"):
+        train_tiny(cells, 1).get_contextual_gene_embeddings(source="encoder")
 
 
 def test_contextual_embeddings_that_would_not_fit_are_refused(model, monkeypatch):
@@ -266,8 +278,6 @@ def test_the_encoder_reads_the_chosen_number_of_genes():
     assert len(model.input_genes) == 20
     cells = make_cells()
     unread = [g for g in cells.var_names if g not in set(model.input_genes)]
-    embedding = model.get_contextual_gene_embeddings(cells, gene_list=[unread[0]])
-    assert embedding.isna().all(axis=None)
     assert model.get_normalized_expression(cells, gene_list=unread).shape == (150, 40)
 
 

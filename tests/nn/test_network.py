@@ -1,27 +1,8 @@
 """What the paper promises of the encoder: only expressed genes matter, and only the own cell."""
 
-import numpy as np
 import torch
+from helpers import net, ragged
 from torch.testing import assert_close
-
-from scxtrimo.nn.xtrimogene import XTrimoGeneNet
-
-N_GENES = 50
-
-
-def ragged(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, ...]:
-    rng = np.random.default_rng(seed)
-    genes = [rng.choice(N_GENES, n, replace=False) for n in lengths]
-    gene_ids = torch.from_numpy(np.concatenate(genes))
-    counts = torch.from_numpy(rng.integers(1, 20, len(gene_ids)).astype(np.float32))
-    cu = torch.tensor([0, *lengths]).cumsum(0).int()
-    library = torch.stack([part.sum() for part in counts.split(lengths)])
-    return counts, gene_ids, cu, library
-
-
-def net(n_genes: int = N_GENES, **kwargs) -> XTrimoGeneNet:
-    torch.manual_seed(0)
-    return XTrimoGeneNet(n_genes, n_hidden=16, n_layers=2, n_heads=2, **kwargs).eval()
 
 
 def test_a_cell_does_not_depend_on_its_neighbours():

@@ -1,5 +1,7 @@
 """What is frozen stays, what is adapted is merged, and rates fall with the depth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,8 +70,9 @@ def test_adapters_are_all_that_is_trained_in_the_encoder_and_are_merged():
     assert changed == {n for n in before if n.endswith("weight") and "norm" not in n}
 
 
-def test_learning_rates_fall_with_the_depth():
-    module = XTrimoGeneModule(20, (), CONFIG)
+@pytest.mark.parametrize(("n_inducing", "name"), [(4, "inducing.tokens"), (None, "cell_token")])
+def test_learning_rates_fall_with_the_depth(n_inducing, name):
+    module = XTrimoGeneModule(20, (), replace(CONFIG, n_inducing=n_inducing))
     groups = parameter_groups(module, 0.1, lr=1.0, layer_decay=0.5, n_layers=3)
     names = {id(p): n for n, p in module.named_parameters() if p.numel()}
     rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
@@ -78,7 +81,7 @@ def test_learning_rates_fall_with_the_depth():
     assert rates["net.encoder.norm.weight"] == 0.5
     layers = [rates[f"net.encoder.layers.{i}.attention.qkv.weight"] for i in (2, 1, 0)]
     assert layers == [0.5, 0.25, 0.125]
-    assert rates["net.cell_token"] == 0.5**4
+    assert rates[f"net.{name}"] == 0.5**4
     assert rates["net.embedding.gene.weight"] == 0.5**4
 
 

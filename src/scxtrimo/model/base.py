@@ -27,15 +27,23 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .._logging import logger
-from .._threads import threads_for, torch_threads
 from .._validation import check
 from ..data.columns import codes_of, get_column
 from ..data.counts import as_rows
-from ..data.dataset import RaggedDataset, covariate_keys, prefetch
+from ..data.dataset import RaggedDataset, covariate_keys, prefetch, threads_for, torch_threads
 from ..data.fields import CategoryField, CountsField
 from ..data.vocabulary import preview
-from ..halves import MIN_CELLS, Halves, measured_weights
-from ..latent import Panel, draw_rows, fit_clusters, fit_prediction, map_batches, regress
+from ..latent import (
+    MIN_HELD_OUT,
+    Halves,
+    Panel,
+    draw_rows,
+    fit_clusters,
+    fit_prediction,
+    map_batches,
+    measured_weights,
+    regress,
+)
 from ..nn.layers import normalize_counts
 from ..nn.masking import Masking, mask_batch, split_counts
 from ..nn.performer import PerformerDecoder
@@ -257,7 +265,7 @@ class XTrimoGeneBase(TrainedModel):
             if space.is_fitted:  # then the data may be others, with fewer genes
                 missing = torch.eye(len(panel.center_k)) - panel.coverage_kk
                 components = components + space.predict(vectors) @ missing
-            elif space.finds_weights and len(held_out) >= MIN_CELLS:
+            elif space.finds_weights and len(held_out) >= MIN_HELD_OUT:
                 space.set(measured_weight=self._measured_weights(rows, held_out))
         fit_prediction(space, vectors, components, codes)
         fit_clusters(space, vectors, components, codes, self.seed_)

@@ -401,7 +401,10 @@ def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) 
     if getattr(getattr(model.module, "net", None), "imputation", ...) is None:
         # Earlier versions kept the weights of a decoder that was not trained.
         tensors = {k: v for k, v in tensors.items() if not k.startswith("net.imputation.")}
-    wanted = {name: tuple(t.shape) for name, t in model.module.state_dict().items()}
+    own = model.module.state_dict()
+    if (weight := "latent_space.measured_weight") in own:  # earlier it was in the configuration
+        tensors = {weight: own[weight]} | tensors
+    wanted = {name: tuple(t.shape) for name, t in own.items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != found:
         wrong = {n: (found[n], wanted[n]) for n in wanted.keys() & found if found[n] != wanted[n]}

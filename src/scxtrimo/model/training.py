@@ -16,8 +16,8 @@ from scvi import REGISTRY_KEYS
 from scvi.model._utils import parse_device_args
 
 from .._logging import logger
-from .._threads import threads_for, torch_threads
 from .._validation import check
+from ..data.dataset import threads_for, torch_threads
 from ..data.fields import CategoryField
 from ..latent import gene_statistics, start_from
 from ..nn.ranges import Fraction, PositiveProbability

@@ -87,6 +87,11 @@ class NetConfig:
     dropout: Fraction = 0.0  #: dropout of the encoder
 
     @property
+    def n_context(self) -> int:
+        """Width of the embeddings of genes in the context of a cell."""
+        return self.n_hidden if self.n_inducing is None else self.n_decoder_hidden
+
+    @property
     def has_bottleneck(self) -> bool:
         """Whether there are a bottleneck decoder and a learned pooling."""
         return self.objective != "masked"

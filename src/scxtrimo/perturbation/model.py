@@ -727,19 +727,23 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
         moments = self._cells(adata).moments(codes, genes)
         n_populations = len(moments.n_cells)
         if not encode:
-            shape = (n_populations, len(genes), self.config_.n_hidden)
+            shape = (n_populations, len(genes), self.config_.n_context)
             return moments, torch.zeros(n_populations, 1), torch.full(shape, torch.nan)
         names = np.asarray(self.vocabulary.gene_ids)[genes].tolist()
         rng = np.random.default_rng(self.seed_)
+        source: Any = "encoder" if self.config_.n_inducing is None else "decoder"
+        is_told = source == "encoder" or self.config_.has_imputation
         latent, context = [], []
         for population in range(n_populations):
             rows = np.flatnonzero(codes == population)
             if len(rows) > MAX_ENCODED:
                 rows = np.sort(rng.choice(rows, MAX_ENCODED, replace=False))
             latent.append(self.get_latent_representation(adata, rows.tolist()).mean(axis=0))
-            embedded = self.get_contextual_gene_embeddings(
-                adata, rows.tolist(), gene_list=names, source="encoder"
-            )
+            embedded = np.full((len(genes), self.config_.n_context), np.nan)
+            if is_told:
+                embedded = self.get_contextual_gene_embeddings(
+                    adata, rows.tolist(), gene_list=names, source=source
+                )
             context.append(np.asarray(embedded, dtype=np.float32))
         latent_pz = torch.from_numpy(np.stack(latent).astype(np.float32))
         return moments, latent_pz, torch.from_numpy(np.stack(context))
