@@ -85,3 +85,19 @@ def test_weights_are_found_kept_and_can_be_given(tmp_path):
     assert (given.module.latent_space.measured_weight == 0.5).all()
     nobody = train_tiny(cells, 3, train_size=1.0)  # without validation cells: the usual weight
     assert (nobody.module.latent_space.measured_weight == 0.6).all()
+
+
+def test_the_representation_says_more_of_held_out_counts_than_components(caplog):
+    cells = make_cells(600, 100)
+    with caplog.at_level("INFO", logger="scxtrimo"):
+        model = train_tiny(cells, 15, plan_kwargs={"lr": 3e-3})
+    table = model.get_reconstruction_error(hidden="counts")
+    assert list(table.index) == ["latent representation", "32 principal components"]
+    ours, pca = table["explained"]
+    assert 0 < pca < ours < 1
+    assert f"predicts {ours:.2%}" in caplog.text
+    assert f"principal components {pca:.2%}" in caplog.text
+    with pytest.raises(ValueError, match="hidden='both' must be"):
+        model.get_reconstruction_error(hidden="both")
+    with pytest.raises(ValueError, match="leave `adata` and `indices` out"):
+        model.get_reconstruction_error(indices=[1], hidden="counts")

@@ -36,8 +36,10 @@ from ..data.vocabulary import preview
 from ..latent import (
     MIN_HELD_OUT,
     Halves,
+    LatentSpace,
     Panel,
     draw_rows,
+    explained,
     fit_clusters,
     fit_prediction,
     map_batches,
@@ -256,26 +258,35 @@ class XTrimoGeneBase(TrainedModel):
         rows = draw_rows(rows, self.seed_)
         # In a copy: if anything fails, what is there stays whole.
         space = deepcopy(self.module.latent_space).cpu()
+        was_fitted = space.is_fitted
+        halves: tuple[Halves, Halves] | None = None
         with torch.random.fork_rng(devices=[]):  # data loaders draw from the global state
             vectors, measured, codes = self._vectors(
                 None, np.sort(rows), None, "Fitting the latent space"
             )
-            panel = space.panel(self._measured_genes(self.adata).cpu())
-            components = measured - panel.center_k
-            if space.is_fitted:  # then the data may be others, with fewer genes
-                missing = torch.eye(len(panel.center_k)) - panel.coverage_kk
-                components = components + space.predict(vectors) @ missing
-            elif space.finds_weights and len(held_out) >= MIN_HELD_OUT:
-                space.set(measured_weight=self._measured_weights(rows, held_out))
+            if not was_fitted and len(held_out) >= MIN_HELD_OUT:
+                halves = self._halves(rows), self._halves(held_out)
+        panel = space.panel(self._measured_genes(self.adata).cpu())
+        components = measured - panel.center_k
+        if was_fitted:  # then the data may be others, with fewer genes
+            missing = torch.eye(len(panel.center_k)) - panel.coverage_kk
+            components = components + space.predict(vectors) @ missing
+        elif space.finds_weights and halves is not None:
+            space.set(measured_weight=self._measured_weights(*halves))
         fit_prediction(space, vectors, components, codes)
         fit_clusters(space, vectors, components, codes, self.seed_)
         self.module.latent_space.load_state_dict(space.state_dict())
+        if halves is not None:
+            ours, pca = self._explained(space, *halves)
+            logger.info(
+                f"From one half of the counts of held-out cells the representation predicts "
+                f"{ours:.2%} of the variance of the other half, {space.loadings.shape[1]} "
+                f"principal components {pca:.2%}."
+            )
 
-    def _measured_weights(self, rows: np.ndarray, held_out: np.ndarray) -> Tensor:
+    def _measured_weights(self, known: Halves, unseen: Halves) -> Tensor:
         """Find out, with halves of the counts of held-out cells, how far to trust components."""
-        known, unseen = (
-            self._halves(draw_rows(part, self.seed_, MAX_HALVED)) for part in (rows, held_out)
-        )
+        assert self.module.latent_space is not None
         n_batches = len(self.module.latent_space.batch_offset)
         coefficients, _ = regress(known.vectors[0], known.measured[0], known.batches, n_batches)
         surprises = [
@@ -283,10 +294,30 @@ class XTrimoGeneBase(TrainedModel):
             for vectors, of_half in zip(unseen.vectors, unseen.measured, strict=True)
         ]
         for batch in unseen.batches.unique():  # which may be shifted as a whole
-            rows_of_batch = unseen.batches == batch
+            of_batch = unseen.batches == batch
             for surprise in surprises:
-                surprise[rows_of_batch] -= surprise[rows_of_batch].mean(0)
+                surprise[of_batch] -= surprise[of_batch].mean(0)
         return measured_weights(*surprises)
+
+    def _explained(self, space: LatentSpace, known: Halves, unseen: Halves) -> tuple[float, float]:
+        """Return what the representation and the measured components of one half say of another.
+
+        Both are told the batch.
+        """
+        panel = space.panel()
+        told: list[list[np.ndarray]] = [[], []]
+        for halves in (known, unseen):
+            vectors, measured = halves.vectors[0], halves.measured[0]
+            predicted, surprise = space.compare(vectors, measured, panel)
+            batch = halves.batches[:, None] == torch.arange(len(space.batch_offset))
+            for way, x in enumerate((predicted + space.measured_weight * surprise, measured)):
+                x = torch.cat([x, batch.to(x) * x.std()], dim=1)
+                told[way].append(x.double().numpy())
+        ours, pca = (
+            explained(of_known, known.expression, of_unseen, unseen.expression)
+            for of_known, of_unseen in told
+        )
+        return ours, pca
 
     def _halves(self, rows: np.ndarray) -> Halves:
         """Split the counts of cells in halves, and return what the model makes of both."""
@@ -294,6 +325,7 @@ class XTrimoGeneBase(TrainedModel):
         assert space is not None
         vectors, measured, codes = [[], []], [[], []], []  # type: ignore[var-annotated]
         expression = []
+        rows = draw_rows(rows, self.seed_, MAX_HALVED)
         for _, batch in self._batches(None, rows, None, "Comparing halves"):
             halves = split_counts(batch, self.module.n_genes, self.seed_)
             for half, of_half in enumerate(halves):
@@ -668,8 +700,9 @@ class XTrimoGeneBase(TrainedModel):
         *,
         mask_rate: float = 0.3,
         batch_size: int | None = None,
+        hidden: Literal["genes", "counts"] = "genes",
     ) -> pd.DataFrame:
-        """Hide genes from the encoder, predict them, and compare with what was there.
+        """Hide genes or counts from the encoder, predict them, and compare with what was there.
 
         Parameters
         ----------
@@ -679,17 +712,28 @@ class XTrimoGeneBase(TrainedModel):
             Cells; by default the validation cells of the model's own data.
         mask_rate
             Fraction of the expressed genes that is hidden, with as many unexpressed ones.
+        hidden
+            ``"genes"``, or ``"counts"``: the counts of the validation cells of the model's own
+            data are dealt out to two halves, molecule by molecule, and the scaled expression in
+            one half is predicted from the other by a linear map fitted to training cells.
 
         Returns
         -------
         Mean squared error of log-normalised expression (``log1p`` of counts per 10,000) of all
         decoders and two trivial predictions, over expressed, unexpressed and all masked genes.
+        With ``hidden="counts"``, the part of the variance that is predicted from the latent
+        representation, and from as many principal components: whether the network was worth it,
+        without any labels.
 
         Examples
         --------
         >>> list(model.get_reconstruction_error().index)
         ['bottleneck', 'cross_attention', 'gene mean', 'zero']
         """
+        if hidden not in ("genes", "counts"):
+            raise ValueError(f"hidden={hidden!r} must be 'genes' or 'counts'.")
+        if hidden == "counts":
+            return self._split_half_table(adata is None and indices is None)
         rows = self._held_out_rows(adata, indices)
         predictions = self._predict_hidden(adata, rows, mask_rate, batch_size)
         measured = predictions.pop("measured")
@@ -704,6 +748,31 @@ class XTrimoGeneBase(TrainedModel):
                 "n_genes": len(error),
             }
         return pd.DataFrame.from_dict(table, orient="index")
+
+    @torch.no_grad()
+    def _split_half_table(self, of_own_cells: bool) -> pd.DataFrame:
+        """Return the part of the variance of a half that is predicted, by method."""
+        space, trained, held_out = (
+            self.module.latent_space,
+            self.train_indices,
+            self.validation_indices,
+        )
+        if space is None or not of_own_cells or trained is None or held_out is None:
+            raise ValueError(
+                "hidden='counts' compares the validation cells of the model's own data, and needs "
+                "latent_space='components': leave `adata` and `indices` out."
+            )
+        if len(held_out) < MIN_HELD_OUT:
+            raise ValueError(
+                f"hidden='counts' needs {MIN_HELD_OUT} validation cells, there are "
+                f"{len(held_out)}: lower `train_size` in training."
+            )
+        space = deepcopy(space).cpu()
+        scores = self._explained(space, self._halves(trained), self._halves(held_out))
+        return pd.DataFrame(
+            {"explained": scores, "n_cells": len(held_out)},
+            ["latent representation", f"{space.loadings.shape[1]} principal components"],
+        )
 
     @keywords_after_indices()
     @torch.inference_mode()
