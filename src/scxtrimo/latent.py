@@ -34,7 +34,7 @@ RIDGE = 1.0
 USUAL_WEIGHT = 0.6
 MIN_HELD_OUT = 20
 PRIOR_CELLS = 50.0  # how many cells the average over all components counts for
-LEAST_WEIGHT = 0.4
+LEAST_WEIGHT = 0.5
 CELLS_AT_A_TIME = 1000
 CELLS_PER_CLUSTER = 30
 QUERY_ROUNDS = 5
@@ -374,7 +374,7 @@ def moments(x: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance of every column, in double precision."""
     mean = np.asarray(x.mean(axis=0, dtype=np.float64)).ravel()
     mean_square = np.asarray(x.power(2).mean(axis=0, dtype=np.float64)).ravel()
-    return mean, (mean_square - mean**2) * x.shape[0] / (x.shape[0] - 1)
+    return mean, (mean_square - mean**2) * x.shape[0] / max(x.shape[0] - 1, 1)
 
 
 def normalized_dispersion(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
@@ -448,7 +448,7 @@ def measured_weights(first_ck: Tensor, second_ck: Tensor) -> Tensor:
     beyond what is predicted. What the halves share is signal, and a part :math:`r` of the variance
     of one; of the variance of all counts it is :math:`2 r / (1 + r)` (Spearman and Brown), the
     weight that would leave the least error. Clusters and neighbours want some of the noise, so
-    that weights lie between 0.4 and 1; see docs/defaults.md.
+    that none is below a half; see docs/defaults.md.
     """
     first, second = first_ck.double(), second_ck.double()
     n_cells = len(first)
@@ -459,8 +459,7 @@ def measured_weights(first_ck: Tensor, second_ck: Tensor) -> Tensor:
     reliability_k = shared_k / variance_k.clamp(min=1e-12)
     reliability_k = (n_cells * reliability_k + PRIOR_CELLS * average) / (n_cells + PRIOR_CELLS)
     reliability_k = reliability_k.clamp(0, 1)
-    signal_k = 2 * reliability_k / (1 + reliability_k)
-    return (LEAST_WEIGHT + (1 - LEAST_WEIGHT) * signal_k).float()
+    return (2 * reliability_k / (1 + reliability_k)).clamp(min=LEAST_WEIGHT).float()
 
 
 def explained(

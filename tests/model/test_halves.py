@@ -41,17 +41,17 @@ def test_halves_add_up_and_repeat():
 
 def test_weights_are_the_part_of_the_variance_that_is_signal():
     rng = np.random.default_rng(0)
-    n_cells, signal = 20_000, np.array([0.0, 0.2, 0.5, 0.8, 1.0])  # of what all counts measure
+    n_cells, signal = 20_000, np.array([0.0, 0.3, 0.6, 0.8, 1.0])  # of what all counts measure
     shared = rng.normal(size=(n_cells, 5)) * np.sqrt(signal)
     noise = rng.normal(size=(2, n_cells, 5)) * np.sqrt(2 * (1 - signal))  # twice that of the whole
     halves = torch.from_numpy(shared + noise + [[[3.0]], [[-2.0]]])
     weights = measured_weights(*halves)
-    np.testing.assert_allclose(weights, LEAST_WEIGHT + (1 - LEAST_WEIGHT) * signal, atol=0.02)
+    np.testing.assert_allclose(weights, signal.clip(LEAST_WEIGHT), atol=0.02)
 
 
 def test_few_cells_say_little_of_single_components():
     rng = np.random.default_rng(0)
-    halves = torch.from_numpy(rng.normal(size=(2, 20, 30)) + rng.normal(size=(20, 30)))
+    halves = torch.from_numpy(rng.normal(size=(2, 20, 30)) + 2 * rng.normal(size=(20, 30)))
     assert measured_weights(*halves).std() < 0.06
     assert measured_weights(torch.zeros(20, 3), torch.zeros(20, 3)).isfinite().all()
 
