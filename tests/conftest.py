@@ -10,12 +10,15 @@ import anndata
 import pytest
 import torch
 from helpers import make_cells, train_tiny
+from hypothesis import settings
 
 import scxtrimo
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+settings.register_profile("untimed", deadline=None)  # other work on the machine is no failure
+settings.load_profile("untimed")
 
 
 @pytest.fixture
