@@ -10,6 +10,7 @@ from helpers import make_cells
 from scxtrimo.data.dataset import threads_for, torch_threads
 from scxtrimo.model.training import MAX_STEPS, Rounds
 from scxtrimo.model.xtrimogene import XTrimoGene
+from scxtrimo.train.plan import MaskingConfig, OptimizerConfig
 from scxtrimo.train.trainer import StopWhenLevel
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -66,6 +67,15 @@ def test_the_default_ends_by_itself_and_repeats():
     losses = model.history["validation_loss"].iloc[:, 0]
     assert losses.iloc[-1] < losses.iloc[0]
     assert len(model.history["train_loss"]) < Rounds.of(5).max_epochs
+
+
+def test_an_optimizer_or_masking_of_ones_own_goes_with_it():
+    cells = make_cells(100, 40)
+    XTrimoGene.setup_anndata(cells)
+    for own in ({"optimizer": OptimizerConfig(lr=2e-3)}, {"masking": MaskingConfig(0.1, 0.2)}):
+        model = XTrimoGene(cells, size="tiny", seed=0)
+        model.train(**own, **QUIET)
+        assert model.is_trained_
 
 
 def test_threads_are_few_for_narrow_networks_and_as_asked_otherwise(monkeypatch):

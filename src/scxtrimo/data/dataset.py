@@ -391,12 +391,11 @@ def threads_for(n_hidden: int) -> int:
 
 
 @contextmanager
-def torch_threads(n_threads: int | None = None) -> Iterator[None]:
-    """Let torch work with so many threads, or with the number it has, which numba changes."""
+def torch_threads(n_threads: int) -> Iterator[None]:
+    """Let torch work with so many threads, and afterwards with as many as before."""
     before = torch.get_num_threads()
     try:
-        if n_threads is not None:
-            torch.set_num_threads(max(1, n_threads))
+        torch.set_num_threads(max(1, n_threads))
         yield
     finally:
         torch.set_num_threads(before)

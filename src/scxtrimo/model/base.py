@@ -340,7 +340,7 @@ class XTrimoGeneBase(TrainedModel):
         return Halves(
             [torch.cat(part) for part in vectors],
             [torch.cat(part) for part in measured],
-            sparse.vstack(expression, format="csr"),
+            sparse.vstack(expression, format="csr")[:, (space.inverse_std > 0).cpu().numpy()],
             torch.cat(codes),
         )
 

@@ -243,7 +243,6 @@ class TrainedModel(SavedModel):
         rounds: Rounds | None = None
         if max_epochs is None and splitter.n_val and self.config_.has_bottleneck:
             rounds = Rounds.of(splitter.n_batches)
-            plan_kwargs = {"final_lr_fraction": 1.0} | (plan_kwargs or {})
         if max_epochs is None:
             max_epochs = rounds.max_epochs if rounds else default_max_epochs(n_cells, batch_size)
         if early_stopping and splitter.n_val == 0:
@@ -255,7 +254,8 @@ class TrainedModel(SavedModel):
             finetuning.check(self.config_.n_layers)
             if not self.is_trained_ and ckpt_path is None:
                 raise ValueError("finetuning= is for a model that was trained before.")
-        plan = self._make_plan(optimizer, masking, finetuning, plan_kwargs or {})
+        usual = {"final_lr_fraction": 1.0} if rounds else {}
+        plan = self._make_plan(optimizer, masking, finetuning, plan_kwargs or {}, usual)
         plan.trained_on = self._trained_on()
         callbacks = as_list(trainer_kwargs.pop("callbacks", None))
         if rounds is not None:
@@ -461,13 +461,14 @@ class TrainedModel(SavedModel):
         masking: MaskingConfig | None,
         finetuning: FinetuningConfig | None,
         plan_kwargs: dict[str, Any],
+        usual: dict[str, Any] | None = None,
     ) -> XTrimoGenePlan:
         known = sorted(f.name for cls in (OptimizerConfig, MaskingConfig) for f in fields(cls))
         if unknown := sorted(set(plan_kwargs) - set(known)):
             raise TypeError(f"Unknown plan_kwargs {unknown}; choose from {known}.")
         if (optimizer or masking) and plan_kwargs:
             raise TypeError("Give either `optimizer` and `masking` or `plan_kwargs`, not both.")
-        settings: dict[str, Any] = {"lr": default_lr(self.config_.n_hidden)}
+        settings: dict[str, Any] = {"lr": default_lr(self.config_.n_hidden)} | (usual or {})
         if self.config_.has_bottleneck:
             # What is predicted at another depth must be right over all genes.
             settings["natural_weights"] = self.config_.read_depth_aware

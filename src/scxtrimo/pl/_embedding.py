@@ -99,7 +99,8 @@ def umap(
 def _ensure_umap(adata: AnnData, use_rep: str, work: AnnData) -> str:
     """Compute the UMAP of a representation unless it is up to date, and return its key."""
     key = f"X_{use_rep.removeprefix('X_')}_umap"
-    sources, checksum = adata.uns.get(SOURCES_KEY, {}), zlib.crc32(np.ascontiguousarray(work.X))
+    checksum = zlib.crc32(np.ascontiguousarray(work.X).data)
+    sources = adata.uns.get(SOURCES_KEY, {})
     # A UMAP without the right checksum may be of other cells, for instance after concatenation.
     if key in adata.obsm and sources.get(key) == checksum:
         return key

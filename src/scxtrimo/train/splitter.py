@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from ..data.counts import as_rows
 from ..data.dataset import PrefetchLoader, RaggedDataset
+from ..latent import draw_rows
 
 MAX_VALIDATED = 1000  # cells, at the end of every epoch
 
@@ -220,9 +221,7 @@ class RaggedDataSplitter(DataSplitter):
 
     def val_dataloader(self) -> DataLoader | list:
         """Return batches of at most 1,000 validation cells; none if there are none."""
-        rows = self.val_idx
-        if len(rows) > MAX_VALIDATED:
-            rows = np.sort(np.random.default_rng(self.seed).choice(rows, MAX_VALIDATED, False))
+        rows = draw_rows(self.val_idx, self.seed, MAX_VALIDATED)
         return self._loader(rows, shuffle=False) if len(rows) else []
 
     def test_dataloader(self) -> DataLoader | list:
