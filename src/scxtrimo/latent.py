@@ -35,13 +35,14 @@ USUAL_WEIGHT = 0.6
 MIN_HELD_OUT = 20
 PRIOR_CELLS = 50.0  # how many cells the average over all components counts for
 LEAST_WEIGHT = 0.5
+RELIABILITY_POWER, LEAST_RELIABILITY = 0.25, 0.01
 CELLS_AT_A_TIME = 1000
 CELLS_PER_CLUSTER = 30
 QUERY_ROUNDS = 5
 MAX_CELLS = 20_000
 MIN_EXPRESSING = 3
 MIN_CELLS = 20
-MIN_SPREAD = 1e-3  # variance of a scaled gene, which is 1 unless nearly all values are cut off
+MIN_SPREAD = 1e-3  # variance of a scaled gene, smaller only if nearly all values are cut off
 
 
 class Panel(NamedTuple):
@@ -296,8 +297,9 @@ def gene_statistics(
     logged = log_normalize(counts)
     mean = np.asarray(logged.mean(axis=0)).ravel()
     is_read = _highly_variable(logged, n_input_genes)
+    scale = gene_scale(counts, logged, seed)
     components, embeddings = _components(
-        logged, mean, is_read, max(n_components, n_embedding), n_embedding, seed
+        logged, scale, is_read, max(n_components, n_embedding), n_embedding, seed
     )
     if "loadings" in components:
         components["loadings"] = components["loadings"][:, :n_components]
@@ -392,9 +394,39 @@ def normalized_dispersion(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return score.fillna(0.0).to_numpy()
 
 
+def gene_scale(counts: sparse.csr_matrix, logged: sparse.csr_matrix, seed: int) -> np.ndarray:
+    """Return what expression is multiplied by for components: to unit variance, as usual.
+
+    But genes count for more the more reliable they are, see docs/defaults.md.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.binomial(np.rint(counts.data).astype(np.int64), 0.5).astype(np.float32)
+    first = sparse.csr_matrix((drawn, counts.indices, counts.indptr), shape=counts.shape)
+    half_size = np.maximum(np.asarray(counts.sum(axis=1)).ravel() / 2, 1)
+    first, second = (log_normalized(half, half_size) for half in (first, counts - first))
+    (mean, variance), (mean_2, variance_2) = moments(first), moments(second)
+    product = np.asarray(first.multiply(second).mean(axis=0, dtype=np.float64)).ravel()
+    r = reliability(product - mean * mean_2, (variance + variance_2) / 2, len(half_size))
+    std = np.sqrt(np.maximum(moments(logged)[1], 1e-8))
+    return np.maximum(r, LEAST_RELIABILITY) ** RELIABILITY_POWER / std
+
+
+def reliability(shared: np.ndarray, variance: np.ndarray, n_cells: int) -> np.ndarray:
+    """Return the part of the variance of values that is signal, from halves of the counts.
+
+    What two halves share, a part :math:`r` of the variance of one, is signal; of the variance of
+    all counts it is :math:`2 r / (1 + r)` (Spearman and Brown). Few cells say little of single
+    values: these are shrunken to the average.
+    """
+    average = shared.sum() / max(variance.sum(), 1e-12)
+    r = shared / np.maximum(variance, 1e-12)
+    r = np.clip((n_cells * r + PRIOR_CELLS * average) / (n_cells + PRIOR_CELLS), 0, 1)
+    return 2 * r / (1 + r)
+
+
 def _components(
     logged: sparse.csr_matrix,
-    mean: np.ndarray,
+    scale: np.ndarray,
     is_read: np.ndarray,
     n_components: int,
     n_embedding: int,
@@ -402,9 +434,7 @@ def _components(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return principal components of the genes read, and correlations of all genes with them."""
     n_cells, n_genes = logged.shape
-    second_moment = np.asarray(logged.multiply(logged).mean(axis=0)).ravel()
-    inverse_std = 1 / np.sqrt(np.maximum(second_moment - mean**2, 1e-8))
-    scaled = sparse.csr_matrix(logged @ sparse.diags_array(inverse_std.astype(logged.dtype)))
+    scaled = sparse.csr_matrix(logged @ sparse.diags_array(scale.astype(logged.dtype)))
     scaled.data = np.minimum(scaled.data, MAX_SCALED_VALUE)
     spread = np.asarray(scaled.multiply(scaled).mean(axis=0)).ravel()
     spread -= np.square(np.asarray(scaled.mean(axis=0)).ravel())
@@ -425,7 +455,7 @@ def _components(
         return torch.from_numpy(result)
 
     components = {
-        "inverse_std": of_all_genes(inverse_std[is_read]),
+        "inverse_std": of_all_genes(scale[is_read]),
         "scaled_mean": of_all_genes(pca.mean_),
         "loadings": of_all_genes(pca.components_.T),
     }
@@ -445,21 +475,14 @@ def measured_weights(first_ck: Tensor, second_ck: Tensor) -> Tensor:
     """Return how much to trust what was measured of each component, shape ``(n_latent,)``.
 
     ``first_ck`` and ``second_ck`` have what two halves of the counts of held-out cells measure
-    beyond what is predicted. What the halves share is signal, and a part :math:`r` of the variance
-    of one; of the variance of all counts it is :math:`2 r / (1 + r)` (Spearman and Brown), the
-    weight that would leave the least error. Clusters and neighbours want some of the noise, so
-    that none is below a half; see docs/defaults.md.
+    beyond what is predicted. Weighed by its reliability, the error would be least; but clusters
+    and neighbours want some of the noise, so that no weight is below a half, see docs/defaults.md.
     """
-    first, second = first_ck.double(), second_ck.double()
-    n_cells = len(first)
+    first, second = first_ck.double().numpy(), second_ck.double().numpy()
     first, second = first - first.mean(0), second - second.mean(0)
-    shared_k = (first * second).mean(0)
-    variance_k = (first.square() + second.square()).mean(0) / 2
-    average = shared_k.sum() / variance_k.sum().clamp(min=1e-12)
-    reliability_k = shared_k / variance_k.clamp(min=1e-12)
-    reliability_k = (n_cells * reliability_k + PRIOR_CELLS * average) / (n_cells + PRIOR_CELLS)
-    reliability_k = reliability_k.clamp(0, 1)
-    return (2 * reliability_k / (1 + reliability_k)).clamp(min=LEAST_WEIGHT).float()
+    variance_k = (np.square(first) + np.square(second)).mean(0) / 2
+    weights = reliability((first * second).mean(0), variance_k, len(first))
+    return torch.from_numpy(np.maximum(weights, LEAST_WEIGHT)).float()
 
 
 def explained(

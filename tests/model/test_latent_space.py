@@ -12,6 +12,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier
 
 import scxtrimo
+from scxtrimo.latent import gene_scale, log_normalize
 from scxtrimo.model.xtrimogene import XTrimoGene
 
 
@@ -54,11 +55,28 @@ def test_measured_components_are_those_of_scikit_learn():
     cells = make_cells()
     model = train_tiny(cells, train_size=1.0, measured_weight=1.0, n_latent=6)
     logged = np.log1p(1e4 * cells.X.toarray() / cells.X.sum(1))
-    scaled = np.minimum(np.asarray(logged / logged.std(0)), 10)
+    scale = gene_scale(cells.X, sparse.csr_matrix(logged), seed=0)
+    scaled = np.minimum(np.asarray(logged) * scale, 10)
     expected = PCA(6).fit_transform(scaled)
     latent = model.get_latent_representation()
     sign = np.sign((latent * expected).sum(0))
     assert_allclose(latent, expected * sign, rtol=2e-3, atol=2e-3)
+
+
+def test_genes_count_for_more_the_better_they_repeat_in_other_counts_of_the_cells():
+    rng = np.random.default_rng(0)
+    rates = 0.1 * 2.0 ** rng.integers(0, 8, 60) * rng.lognormal(0, 0.5, (3000, 60))
+    rates[:, :20] = rates[:, :20].mean(0)  # these do not differ between cells
+    counts, others = (sparse.csr_matrix(rng.poisson(rates).astype(np.float32)) for _ in range(2))
+    logged, logged_again = log_normalize(counts), log_normalize(others)
+    repeated = [
+        np.corrcoef(logged[:, [g]].toarray()[:, 0], logged_again[:, [g]].toarray()[:, 0])[0, 1]
+        for g in range(60)
+    ]
+    std = logged.toarray().std(0)
+    reliability = (gene_scale(counts, logged, seed=0) * std) ** 4
+    assert_allclose(reliability, np.clip(repeated, 0.01, 1), atol=0.2)
+    assert np.corrcoef(reliability, repeated)[0, 1] > 0.98
 
 
 def test_predicted_components_have_less_noise_than_measured_ones():
