@@ -418,7 +418,7 @@ def reliability(shared: np.ndarray, variance: np.ndarray, n_cells: int) -> np.nd
     all counts it is :math:`2 r / (1 + r)` (Spearman and Brown). Few cells say little of single
     values: these are shrunken to the average.
     """
-    average = shared.sum() / max(variance.sum(), 1e-12)
+    average = float(shared.sum()) / max(float(variance.sum()), 1e-12)
     r = shared / np.maximum(variance, 1e-12)
     r = np.clip((n_cells * r + PRIOR_CELLS * average) / (n_cells + PRIOR_CELLS), 0, 1)
     return 2 * r / (1 + r)

@@ -76,7 +76,7 @@ def test_genes_count_for_more_the_better_they_repeat_in_other_counts_of_the_cell
     std = logged.toarray().std(0)
     reliability = (gene_scale(counts, logged, seed=0) * std) ** 4
     assert_allclose(reliability, np.clip(repeated, 0.01, 1), atol=0.2)
-    assert np.corrcoef(reliability, repeated)[0, 1] > 0.98
+    assert np.corrcoef(reliability, repeated)[0, 1] > 0.95
 
 
 def test_predicted_components_have_less_noise_than_measured_ones():
