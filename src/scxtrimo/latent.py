@@ -128,7 +128,7 @@ class LatentSpace(nn.Module):
         measured_ck: Tensor,
         panel: Panel,
         batch_c: Tensor | None = None,
-        measured_weight: float | None = None,
+        measured_weight: Tensor | float | None = None,
     ) -> Tensor:
         """Return the latent representation, of which known batches (not -1) are integrated."""
         predicted_ck, surprise_ck = self.compare(latent_cz, measured_ck, panel, batch_c)

@@ -86,6 +86,25 @@ def test_missing_genes_count_as_average(annotator):
     torch.testing.assert_close(module.label_panel(measured).gene_offset_l, expected)
 
 
+def test_labels_that_follow_one_gene_are_learned_from_genes(caplog):
+    cells = make_cells(300)
+    switch = np.random.default_rng(0).random(300) < 0.5  # says nothing about the other genes
+    counts = cells.X.toarray()
+    counts[:, 59] = np.where(switch, 1, 0)
+    cells.X = sparse.csr_matrix(counts)
+    cells.obs["cell_type"] = np.where(switch, "on", "off")
+    model = make_annotator(cells)
+    with caplog.at_level("INFO", "scxtrimo"):
+        model.train(pretrain_epochs=1, **ARGS)
+    assert float(model.module.gene_weight) == 1
+    assert "the representation adds nothing to it" in caplog.text
+    assert (model.predict() == cells.obs["cell_type"]).all()
+
+
+def test_labels_of_types_are_learned_from_the_representation(annotator):
+    assert float(annotator.module.gene_weight) < 1
+
+
 @pytest.mark.parametrize("recipe", ["linear", "finetune", "published"])
 def test_a_saved_annotator_predicts_the_same(recipe, tmp_path):
     model = make_annotator(labelled_cells(80), gene_weight=0.3)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from scxtrimo.annotation.module import CellClassifier, GeneClassifier, average_log_probabilities
-from scxtrimo.annotation.training import label_weights, split_labelled
+from scxtrimo.annotation.training import Choice, choose, label_weights, split_labelled
 
 
 def test_cells_are_split_within_each_label():
@@ -45,3 +45,32 @@ def test_probabilities_are_averaged_with_the_weight_of_the_genes():
     for weight, expected in ((0.0, 0.8), (0.5, 0.6), (0.75, 0.5), (1.0, 0.4)):
         average = average_log_probabilities(by_cell, by_genes, torch.tensor(weight)).exp()
         torch.testing.assert_close(average, torch.tensor([[expected, 1 - expected]]))
+
+
+def of_label(probability, codes):
+    """Log-probabilities of two labels, of which the true one has a given probability."""
+    p = np.asarray(probability, dtype=np.float64)
+    return np.log(np.where(codes[:, None] == np.arange(2), p[:, None], 1 - p[:, None]))
+
+
+def test_the_choice_makes_held_out_labels_most_likely():
+    codes, rng = np.arange(400) % 2, np.random.default_rng(0)
+    good, poor, genes = (rng.beta(a, 2, 400) for a in (20, 5, 5))
+    log_p = {
+        Choice(1.0, 0.5): of_label(good, codes),
+        Choice(0.1, 0.0): of_label(poor, codes),
+        Choice(1.0, 1.0): of_label(genes, codes),
+    }
+    assert choose(log_p, codes) == Choice(1.0, 0.5)
+
+
+def test_genes_alone_are_preferred_where_they_are_as_good():
+    codes, rng = np.arange(400) % 2, np.random.default_rng(0)
+    genes = rng.beta(8, 2, 400)
+    nearly = np.clip(genes + rng.normal(0.001, 0.05, 400), 0.01, 0.99)
+    log_p = {
+        Choice(1.0, 0.5): of_label(nearly, codes),
+        Choice(1.0, 1.0): of_label(genes, codes),
+    }
+    assert choose(log_p, codes) == Choice(1.0, 1.0)
+    assert choose({Choice(1.0, 0.5): log_p[Choice(1.0, 0.5)]}, codes) == Choice(1.0, 0.5)

@@ -42,7 +42,8 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
 
     A network is trained on all cells, labelled or not, or taken from a trained
     :class:`XTrimoGene`. Two linear models, of the representation of a cell and of the expression
-    of its genes, then predict the label; their probabilities are averaged and calibrated.
+    of its genes, then predict the label; their probabilities are averaged, with a weight that is
+    chosen by cross-validation, and calibrated.
 
     Parameters
     ----------

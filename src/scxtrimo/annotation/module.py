@@ -26,7 +26,8 @@ class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
     n_classifier_hidden, classifier_dropout
         Inner width and dropout of the two-layer perceptron that fine-tuning trains.
     gene_weight
-        Weight of the linear model on genes in the averaged probabilities; 0 leaves it out.
+        Weight of the linear model on genes in the averaged probabilities, by default found by
+        cross-validation; 0 leaves it out.
 
     Examples
     --------
@@ -37,7 +38,7 @@ class XTrimoGeneAnnotatorConfig(XTrimoGeneConfig):
 
     n_classifier_hidden: PositiveInt = 128
     classifier_dropout: Fraction = 0.1
-    gene_weight: Probability = 0.5
+    gene_weight: Probability | None = None
 
 
 class LabelPanel(NamedTuple):
@@ -125,8 +126,10 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
     """An ``XTrimoGeneModule`` with two classifiers, whose probabilities are averaged."""
 
     config: XTrimoGeneAnnotatorConfig
+    added_buffers = (*XTrimoGeneModule.added_buffers, "component_weight")
     temperature: Tensor
     gene_weight: Tensor
+    component_weight: Tensor
 
     def __init__(self, *args: Any, n_labels: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -134,7 +137,10 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         self.classifier = CellClassifier(sum(self.feature_blocks), n_labels, *inner)
         self.gene_classifier = GeneClassifier(self.n_genes, n_labels)
         self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("gene_weight", torch.tensor(float(self.config.gene_weight)))
+        self.register_buffer("gene_weight", torch.tensor(float(self.config.gene_weight or 0)))
+        # How much of the components is measured; all of it in earlier versions.
+        n_components = self.config.n_latent if self.config.uses_components else 0
+        self.register_buffer("component_weight", torch.ones(n_components))
 
     @property
     def feature_blocks(self) -> list[int]:
@@ -160,7 +166,7 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
             self.latent_space.measure(batch),
             panel.components,
             self.batch_codes(batch),
-            measured_weight=1.0,  # the cell vector already holds what the network predicts
+            measured_weight=self.component_weight,
         )
         return torch.cat([components_ck, vector_cz], dim=1)
 

@@ -17,7 +17,7 @@ from packaging.version import Version
 from pydantic import NonNegativeFloat
 from scipy import sparse
 from scipy.optimize import minimize_scalar
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from sklearn.linear_model import LogisticRegression
@@ -56,7 +56,9 @@ if TYPE_CHECKING:
 Recipe = Literal["linear", "finetune", "published"]
 ClassWeight = Literal["balanced"] | None
 MACRO_F1 = "macro_f1_validation"
-N_FOLDS = 5
+INVERSE_PENALTIES = (0.3, 0.1, 1.0, 0.03)  # of the cell classifier; the first unless one is chosen
+GENE_WEIGHTS = (0.5, 0.0, 0.25, 0.75, 1.0)
+MAX_LOSS = 20.0  # of a cell in a comparison: a label may have no cells in a fold
 NEVER = -1e4  # bias of a label without training cells, which is never predicted
 # scikit-learn 1.8 deprecated `penalty`; before, `l1_ratio` did not apply to liblinear.
 IS_L1 = {"l1_ratio": 1.0} if Version(sklearn.__version__) >= Version("1.8") else {"penalty": "l1"}
@@ -270,7 +272,6 @@ class LinearData(NamedTuple):
     codes: np.ndarray  # labels
     blocks: list[int]  # sizes of the groups of features with one scale
     class_weight: ClassWeight
-    gene_weight: float
     seed: int
 
     def rows(self, rows: np.ndarray) -> LinearData:
@@ -281,63 +282,112 @@ class LinearData(NamedTuple):
         )
 
 
+class Choice(NamedTuple):
+    """What cross-validation chooses between: how strong a penalty, how much of the genes."""
+
+    inverse_penalty: float
+    gene_weight: float
+
+
 class LinearModels(NamedTuple):
     """Both linear models, on the CPU."""
 
     classifier: CellClassifier
     gene_classifier: GeneClassifier
 
-    def fitted(self, data: LinearData) -> LinearModels:
+    def fitted(self, data: LinearData, inverse_penalty: float) -> LinearModels:
         """Return fitted copies: a fit that fails leaves the originals unchanged."""
         models = deepcopy(self)
         for model in models:
             model.cpu()
-        fit_cell_classifier(models.classifier, data)
+        fit_cell_classifier(models.classifier, data, inverse_penalty)
         if data.logged is not None:
             fit_gene_classifier(models.gene_classifier, data)
         return models
 
     @torch.no_grad()
-    def log_probabilities(self, data: LinearData) -> np.ndarray:
-        """Return the log of the averaged probabilities, shape ``(n_cells, n_labels)``."""
-        log_p_cl = self.classifier(torch.from_numpy(data.features_cf)).log_softmax(dim=1)
-        if (logged := data.logged) is not None:
-            parts = logged.data, logged.indices, logged.indptr
-            values, gene_ids, cu_seqlens = map(torch.from_numpy, parts)
-            by_genes_cl = self.gene_classifier(values, gene_ids.long(), cu_seqlens)
-            gene_weight = torch.tensor(data.gene_weight)
-            log_p_cl = average_log_probabilities(log_p_cl, by_genes_cl, gene_weight)
-        return log_p_cl.numpy()
+    def by_cell(self, data: LinearData) -> Tensor:
+        """Return log-probabilities by the representation, shape ``(n_cells, n_labels)``."""
+        return self.classifier(torch.from_numpy(data.features_cf)).log_softmax(dim=1)
+
+    @torch.no_grad()
+    def by_genes(self, data: LinearData) -> Tensor:
+        """Return log-probabilities by the genes."""
+        assert data.logged is not None
+        parts = data.logged.data, data.logged.indices, data.logged.indptr
+        values, gene_ids, cu_seqlens = map(torch.from_numpy, parts)
+        return self.gene_classifier(values, gene_ids.long(), cu_seqlens)
 
 
 def cross_validate(
-    models: LinearModels, data: LinearData, after_fold: Callable[[], object]
-) -> np.ndarray | None:
-    """Return out-of-fold log-probabilities; ``None`` if the labels have too few cells."""
-    n_folds = min(N_FOLDS, int(np.max(np.bincount(data.codes))))
+    models: LinearModels, data: LinearData, choices: list[Choice], after_fold: Callable[[], object]
+) -> dict[Choice, np.ndarray]:
+    """Return out-of-fold log-probabilities by choice; none if the labels have too few cells."""
+    n_folds = min(n_folds_for(len(data.codes)), int(np.max(np.bincount(data.codes))))
     if n_folds < 2:
-        return None
+        return {}
     folds = StratifiedKFold(n_folds, shuffle=True, random_state=data.seed)
     with warnings.catch_warnings():  # a label with few cells may be missing in some folds
         warnings.filterwarnings("ignore", message="The least populated class")
         pairs = list(folds.split(data.codes, data.codes))
     if any(len(np.unique(data.codes[fitted])) < 2 for fitted, _ in pairs):
-        return None
-    log_p_cl = np.empty((len(data.codes), len(models.gene_classifier.bias)), dtype=np.float32)
+        return {}
+    shape = len(data.codes), len(models.gene_classifier.bias)
+    log_p = {choice: np.empty(shape, dtype=np.float32) for choice in choices}
     for fitted, held_out in pairs:
-        of_fold = models.fitted(data.rows(fitted))
-        log_p_cl[held_out] = of_fold.log_probabilities(data.rows(held_out))
+        known, unknown = data.rows(fitted), data.rows(held_out)
+        of_fold = models.fitted(known, choices[0].inverse_penalty)
+        by_genes_cl = None if data.logged is None else of_fold.by_genes(unknown)
+        for inverse_penalty in dict.fromkeys(choice.inverse_penalty for choice in choices):
+            fit_cell_classifier(of_fold.classifier, known, inverse_penalty)
+            by_cell_cl = of_fold.by_cell(unknown)
+            for choice in choices:
+                if choice.inverse_penalty == inverse_penalty:
+                    log_p[choice][held_out] = average(by_cell_cl, by_genes_cl, choice.gene_weight)
         after_fold()
-    return log_p_cl
+    return log_p
 
 
-def fit_cell_classifier(classifier: CellClassifier, data: LinearData) -> None:
+def n_folds_for(n_cells: int) -> int:
+    """Return into how many parts cells are divided: few cells need all the others."""
+    return 5 if n_cells <= 2000 else 3
+
+
+def average(by_cell_cl: Tensor, by_genes_cl: Tensor | None, gene_weight: float) -> np.ndarray:
+    """Average the probabilities of both models, given and returned as logs."""
+    if by_genes_cl is None:
+        return by_cell_cl.numpy()
+    weight = torch.tensor(float(gene_weight))
+    return average_log_probabilities(by_cell_cl, by_genes_cl, weight).numpy()
+
+
+def choose(log_p: dict[Choice, np.ndarray], codes: np.ndarray) -> Choice:
+    """Return the choice under which held-out labels are most likely, once it is calibrated.
+
+    If genes alone are as good, within the standard error of the difference, it is them.
+    """
+    likelihood = {}
+    for choice, log_p_cl in log_p.items():
+        calibrated_cl = log_softmax(log_p_cl / fit_temperature(log_p_cl, codes), axis=1)
+        likelihood[choice] = np.maximum(calibrated_cl[np.arange(len(codes)), codes], -MAX_LOSS)
+    best = max(likelihood, key=lambda choice: likelihood[choice].mean())
+    for choice, each in likelihood.items():
+        gain = likelihood[best] - each
+        if choice.gene_weight == 1 and gain.mean() <= gain.std() / np.sqrt(len(gain)):
+            return choice
+    return best
+
+
+def fit_cell_classifier(
+    classifier: CellClassifier, data: LinearData, inverse_penalty: float
+) -> None:
     """Fit a logistic regression to features; within a block they keep their proportions."""
     std, mean = data.features_cf.std(axis=0), data.features_cf.mean(axis=0)
     scales = [part.mean() for part in np.split(std, np.cumsum(data.blocks)[:-1])]
     scale = np.maximum(np.repeat(scales, data.blocks), 1e-8)
+    options = {"max_iter": 2000, "class_weight": data.class_weight}
     with threadpool_limits(1):  # sums in a fixed order, for reproducible results
-        model = LogisticRegression(max_iter=2000, class_weight=data.class_weight)
+        model = LogisticRegression(C=inverse_penalty, **options)
         model.fit((data.features_cf - mean) / scale, data.codes)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:  # scikit-learn gives coefficients for the second label only
@@ -397,18 +447,27 @@ def fit_linear_models(
     if (counts > 0).sum() < 2:
         raise ValueError("The cells to learn from have fewer than two labels. Raise `train_size`.")
     gene_weight = 0.0 if recipe == "published" else module.config.gene_weight
+    if module.latent_space is not None:
+        module.component_weight.copy_(module.latent_space.measured_weight)
     features_cf, logged = features_of(model, rows), None
-    if gene_weight:
+    if gene_weight != 0:
         logged = log_normalize(read_counts(model.adata_manager, rows, len(model.vocabulary)))
-    how = module.feature_blocks, class_weight, gene_weight, seed
-    data = LinearData(features_cf, logged, codes[rows], *how)
+    data = LinearData(features_cf, logged, codes[rows], module.feature_blocks, class_weight, seed)
     models = LinearModels(module.classifier, module.gene_classifier)
-    n_fits, is_hidden = 1 + N_FOLDS * cross_validated, not model._shows_progress
+    weights = GENE_WEIGHTS if gene_weight is None else (gene_weight,)
+    choices = [Choice(c, w) for c in INVERSE_PENALTIES for w in weights if w < 1]
+    choices += [Choice(INVERSE_PENALTIES[0], w) for w in weights if w == 1]
     text: Any = {"desc": "Fitting linear models", "unit": "fit", "delay": PROGRESS_SECONDS}
-    with tqdm(total=n_fits, disable=is_hidden, **text) as bar:
-        models = models.fitted(data)
+    n_fits = 1 + n_folds_for(len(rows))
+    with tqdm(total=n_fits, disable=not model._shows_progress, **text) as bar:
+        held_out = (
+            {} if recipe == "published" else cross_validate(models, data, choices, bar.update)
+        )
+        choice = choose(held_out, data.codes) if held_out else choices[0]
+        models = models.fitted(data, choice.inverse_penalty)
         bar.update()
-        held_out = cross_validate(models, data, bar.update) if cross_validated else None
+    if held_out:
+        _report(held_out, choice, data.codes)
     if recipe == "published":
         models.classifier.start_at_random(seed)
     if not module.mean_expression.any() and logged is not None:  # as in published checkpoints
@@ -416,11 +475,23 @@ def fit_linear_models(
         module.mean_expression.copy_(torch.from_numpy(mean))
     module.classifier.load_state_dict(models.classifier.state_dict())
     module.gene_classifier.load_state_dict(models.gene_classifier.state_dict())
-    module.gene_weight.fill_(gene_weight)
+    module.gene_weight.fill_(choice.gene_weight)
     if cross_validated:
-        if held_out is None:
+        if not held_out:
             logger.info("Too few labelled cells to calibrate the probabilities on.")
-        set_temperature(model, held_out, rows, codes)
+        set_temperature(model, held_out.get(choice), rows, codes)
+
+
+def _report(held_out: dict[Choice, np.ndarray], choice: Choice, codes: np.ndarray) -> None:
+    """Say what was chosen, and how good it is beside genes alone, if these were tried."""
+    accuracy = {c: float((log_p.argmax(1) == codes).mean()) for c, log_p in held_out.items()}
+    alone = [accuracy[c] for c in held_out if c.gene_weight == 1]
+    text = f"Labels of held-out cells: accuracy {accuracy[choice]:.3f}"
+    if choice.gene_weight == 1:
+        text += " by the linear model on genes alone; the representation adds nothing to it"
+    elif alone:
+        text += f", by the linear model on genes alone {alone[0]:.3f}"
+    logger.info(f"{text} ({len(codes):,} cells, cross-validated).")
 
 
 def calibrate(model: XTrimoGeneAnnotator, rows: np.ndarray, codes: np.ndarray) -> None:

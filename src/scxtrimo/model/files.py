@@ -402,8 +402,8 @@ def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) 
         # Earlier versions kept the weights of a decoder that was not trained.
         tensors = {k: v for k, v in tensors.items() if not k.startswith("net.imputation.")}
     own = model.module.state_dict()
-    if (weight := "latent_space.measured_weight") in own:  # earlier it was in the configuration
-        tensors = {weight: own[weight]} | tensors
+    added = getattr(model.module, "added_buffers", ())
+    tensors = {name: own[name] for name in added if name in own} | tensors
     wanted = {name: tuple(t.shape) for name, t in own.items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     if wanted != found:

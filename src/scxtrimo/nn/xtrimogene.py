@@ -536,6 +536,7 @@ def target_values(batch: RaggedBatch) -> Tensor:
 class XTrimoGeneModule(nn.Module):
     """The network with what it keeps of the training data, as models save it."""
 
+    added_buffers: tuple[str, ...] = ("latent_space.measured_weight",)  # older files lack them
     is_read: Tensor  # genes the encoder reads, bool, shape (n_genes,)
     mean_expression: Tensor  # of the training cells, log-normalised
     typical_depth: Tensor  # median of the log10 total counts; 4 for published models
