@@ -88,3 +88,16 @@ def test_threads_are_few_for_narrow_networks_and_as_asked_otherwise(monkeypatch)
     with torch_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
+
+
+def test_progress_is_shown_within_an_epoch_with_cells_per_second(capsys):
+    cells = make_cells(200)
+    XTrimoGene.setup_anndata(cells)
+    model = XTrimoGene(cells, size="tiny")
+    model.train(max_epochs=2, accelerator="cpu")
+    shown = capsys.readouterr().err
+    assert "Epoch 2/2" in shown
+    assert "cells/s" in shown
+    assert "360/360" in shown  # 180 training cells, twice
+    model.train(max_epochs=1, **QUIET)
+    assert "cells/s" not in capsys.readouterr().err

@@ -28,6 +28,7 @@ from ..train.plan import (
     XTrimoGenePlan,
     finetuned,
 )
+from ..train.progress import CellProgress
 from ..train.splitter import RaggedDataSplitter
 from ..train.trainer import (
     AverageWeights,
@@ -274,6 +275,11 @@ class TrainedModel(SavedModel):
             length = f"at most {max_epochs} epochs of {rounds.steps_per_epoch} steps"
             defaults["limit_train_batches"] = rounds.steps_per_epoch
             defaults["check_val_every_n_epoch"] = rounds.epochs_per_validation
+        settings = defaults | trainer_kwargs
+        if settings.get("enable_progress_bar", True) and settings.get("simple_progress_bar", True):
+            may_stop = early_stopping or rounds is not None
+            callbacks.append(CellProgress(splitter.n_train / splitter.n_batches, may_stop))
+            settings["simple_progress_bar"] = False
         size = f"{batch_size} cells"
         if tokens_per_batch is not None:
             size = f"about {tokens_per_batch:,} tokens ({size})"
@@ -293,7 +299,7 @@ class TrainedModel(SavedModel):
                 early_stopping=early_stopping,
                 ckpt_path=ckpt_path,
                 callbacks=callbacks,
-                **(defaults | trainer_kwargs),
+                **settings,
             )
         with (
             quiet_lightning(),

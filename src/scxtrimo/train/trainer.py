@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,19 @@ class StopWhenLevel(Callback):
         self.losses = list(state_dict["losses"])
 
 
+class ReturnMemory(Callback):
+    """Return freed memory to the system after every epoch.
+
+    Tensors of cells differ in size, and the allocator of glibc keeps the gaps between them: the
+    process grows by 100 MB in an epoch without having more tensors.
+    """
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Return it, where there is a function for that."""
+        with suppress(AttributeError, OSError, TypeError):  # other systems than Linux
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 class SafeTrainer(Trainer):
     """:class:`scvi.train.Trainer` that loads checkpoints without running code in them."""
 
@@ -179,7 +193,8 @@ class XTrimoGeneRunner(TrainRunner):
     ) -> None:
         others = [] if logger in (None, True, False) else as_list(logger)
         loggers = [*others, SimpleLogger(save_dir=log_save_dir)]
-        super().__init__(model, logger=loggers, callbacks=as_list(callbacks), **kwargs)
+        callbacks = [*as_list(callbacks), ReturnMemory()]
+        super().__init__(model, logger=loggers, callbacks=callbacks, **kwargs)
 
     def _update_history(self) -> None:
         # A model with weights from elsewhere is trained and has no history.
