@@ -5,6 +5,7 @@ from helpers import make_cells
 
 import scxtrimo
 from scxtrimo.cli import main
+from scxtrimo.demo import run_demo
 
 
 def test_bundled_counts_are_counts():
@@ -22,10 +23,13 @@ def test_demo_writes_what_scanpy_looks_for(tmp_path, capsys):
     assert cells.obsm["X_umap"].shape == (700, 2)
     assert "connectivities" in cells.obsp
     assert cells.obs["leiden_xtrimo"].nunique() > 1
-    assert (tmp_path / "out" / "umap.png").stat().st_size > 10_000
+    assert (tmp_path / "out" / "demo.png").stat().st_size > 10_000
     assert scxtrimo.model.XTrimoGene.load(tmp_path / "out" / "model").is_trained
     printed = capsys.readouterr().out
-    for word in ("xTrimoGene", "PCA", "ARI", "NMI", "cells/s", "seconds"):
+    assert cells.obs["xtrimo_label"].notna().all()
+    assert 0.45 < cells.obs["xtrimo_label_given"].notna().mean() < 0.55
+    words = ("xTrimoGene", "PCA", "ARI", "NMI", "cells/s", "seconds", "logistic regression")
+    for word in (*words, "macro-F1", "neighbours' average", "gene mean"):
         assert word in printed
 
 
@@ -74,3 +78,19 @@ def test_command_line_without_a_command_prints_help(capsys):
     assert "demo" in capsys.readouterr().out
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == scxtrimo.__version__
+
+
+def test_what_is_asked_of_the_demo_was_hidden_before(tmp_path):
+    """Labels of the other half, and hidden genes, are not looked at before they are compared."""
+    cells = make_cells(200, n_genes=80)
+    right = cells.obs["cell_type"].to_numpy()
+    path = tmp_path / "cells.h5ad"
+    cells.obs["random"] = np.random.default_rng(0).permutation(right)
+    cells.write_h5ad(path)
+    quick = {"max_epochs": 3, "progress": False, "overwrite": True, "out": tmp_path / "out"}
+    tables = run_demo(path, labels_key="random", **quick)
+    assert tables.annotation["accuracy"].max() < 0.5  # a third by chance
+    tables = run_demo(path, labels_key="cell_type", **quick)
+    assert tables.annotation["accuracy"].min() > 0.9
+    assert tables.hidden_genes.loc["gene mean", "of the gene mean's"] == 1
+    assert run_demo(path, **quick).annotation is None

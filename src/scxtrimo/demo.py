@@ -1,4 +1,4 @@
-"""A complete analysis: training, embedding, clusters, plot and comparison with PCA."""
+"""A complete analysis: embedding, clusters, annotation and hidden genes, beside usual methods."""
 
 from __future__ import annotations
 
@@ -6,25 +6,59 @@ import os
 import time
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from scipy import sparse
+from sklearn.decomposition import PCA as PrincipalComponents
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.neighbors import NearestNeighbors
 
 from ._files import replacing
 from ._logging import logger
+from .annotation.model import XTrimoGeneAnnotator
+from .annotation.plots import calibration
+from .annotation.training import draw_per_label
 from .data.columns import get_column
 from .data.reading import read_cells
 from .datasets import pbmc68k
+from .latent import log_normalize, read_counts
 from .model.xtrimogene import XTrimoGene
 from .tl._agreement import cluster_agreement, leiden
 
-__all__ = ["run_demo"]
+__all__ = ["DemoTables", "run_demo"]
 
 EMBEDDING, PCA, CLUSTERS = "X_xtrimo", "X_pca", "leiden_xtrimo"
-RESULTS = ("cells.h5ad", "umap.png", "model")
+GIVEN, PREDICTED = "xtrimo_label_given", "xtrimo_label"
+RESULTS = ("cells.h5ad", "demo.png", "model")
+N_NEIGHBORS, MAX_ASKED = 15, 1000
+
+
+class DemoTables(NamedTuple):
+    """What :func:`run_demo` finds.
+
+    Examples
+    --------
+    >>> tables = scxtrimo.demo.run_demo(out="demo-tables", max_epochs=1, progress=False)
+    >>> tables.hidden_genes.index.tolist()
+    ['xTrimoGene', 'neighbours' average', 'gene mean']
+    """
+
+    embedding: pd.DataFrame
+    """Seconds, cells per second and agreement of clusters with labels, for xTrimoGene and PCA."""
+    annotation: pd.DataFrame | None
+    """Accuracy, macro-F1 and mean confidence of labels that one half of the cells learned from the
+    other, for the annotator and a logistic regression on all genes; ``None`` without labels.
+    Calibrated probabilities have the accuracy as their mean."""
+    hidden_genes: pd.DataFrame
+    """Mean squared error of hidden genes of held-out cells, as a fraction of that of the mean of a
+    gene."""
 
 
 def run_demo(
@@ -38,8 +72,10 @@ def run_demo(
     progress: bool = True,
     modality: str | None = None,
     overwrite: bool = False,
-) -> pd.DataFrame:
-    """Train on cells and analyse the embedding with scanpy.
+) -> DemoTables:
+    """Train on cells, analyse the embedding with scanpy, annotate and predict hidden genes.
+
+    Labels are hidden from one half of the cells, drawn at random, and predicted from the others'.
 
     Parameters
     ----------
@@ -47,8 +83,8 @@ def run_demo(
         Cells with raw counts, see :func:`scxtrimo.data.read_cells`; by default 700 PBMCs that
         ship with scanpy.
     out, overwrite
-        Directory for ``cells.h5ad`` (embedding, neighbours, UMAP, clusters), ``umap.png`` and
-        ``model/``, by default ``scxtrimo-demo`` or, for ``cells.h5ad``, ``cells-scxtrimo``;
+        Directory for ``cells.h5ad`` (embedding, neighbours, UMAP, clusters, labels), ``demo.png``
+        and ``model/``, by default ``scxtrimo-demo`` or, for ``cells.h5ad``, ``cells-scxtrimo``;
         whether to replace results there. What the data already have is kept; new results of the
         same name get the suffix ``_xtrimo``.
     layer, labels_key, batch_key
@@ -60,11 +96,13 @@ def run_demo(
 
     Returns
     -------
-    Wall time, cells per second and agreement of clusters with labels, for xTrimoGene and PCA.
+    Three tables, each with a usual method beside ours.
 
     Examples
     --------
-    >>> table = scxtrimo.demo.run_demo(out="demo", max_epochs=1, progress=False)
+    >>> tables = scxtrimo.demo.run_demo(out="demo", max_epochs=1, progress=False)
+    >>> tables.annotation.index.tolist()
+    ['xTrimoGene', 'logistic regression']
     """
     out = default_out(data) if out is None else Path(out).expanduser()
     there = [name for name in RESULTS if (out / name).exists()]
@@ -107,6 +145,7 @@ def run_demo(
         },
         index=["xTrimoGene", "PCA"],
     )
+    annotation, outcomes = None, dict[str, pd.DataFrame]()
     if labels_key is not None:
         labelled = cells[cells.obs[labels_key].notna()]
         if n_left_out := adata.n_obs - labelled.n_obs:
@@ -115,16 +154,19 @@ def run_demo(
         for name in ("ari", "nmi"):
             table[name.upper()] = [score[name] for score in scores]
             table[f"{name.upper()} sd"] = [score[f"{name}_std"] for score in scores]
-
+        annotation, outcomes, columns = _annotate(model, adata, labels_key, seed)
+        cells.obs[columns.columns] = columns
+    hidden_genes = _hidden_genes(model)
     sc.pp.neighbors(cells, use_rep=EMBEDDING)
     sc.tl.umap(cells, random_state=seed)
     leiden(cells, 1, seed, CLUSTERS)
-    _draw(cells, [key for key in (labels_key, batch_key, CLUSTERS) if key], out / "umap.png")
+    colors = [key for key in (labels_key, batch_key, CLUSTERS) if key]
+    _draw(cells, colors, outcomes, hidden_genes, out / "demo.png")
     _add_results(adata, cells)
     model.save(out / "model", overwrite=True)
     with replacing(out / "cells.h5ad") as partial:
         adata.write_h5ad(partial)
-    return table
+    return DemoTables(table, annotation, hidden_genes)
 
 
 def default_out(data: str | os.PathLike | None) -> Path:
@@ -140,7 +182,8 @@ def _add_results(adata: AnnData, cells: AnnData) -> None:
 
     graphs = {f"{key}_key": free("obsp", key) for key in cells.obsp}
     cells.uns["neighbors"] = dict(cells.uns["neighbors"]) | graphs
-    adata.obs[free("obs", CLUSTERS)] = cells.obs[CLUSTERS]
+    for key in {CLUSTERS, GIVEN, PREDICTED, f"{PREDICTED}_confidence"} & set(cells.obs):
+        adata.obs[free("obs", key)] = cells.obs[key]
     for attribute in ("obsm", "obsp", "uns"):
         for key, value in dict(getattr(cells, attribute)).items():
             getattr(adata, attribute)[free(attribute, key)] = value
@@ -157,8 +200,114 @@ def _pca(adata: AnnData, layer: str | None) -> np.ndarray:
     return work.obsm[PCA]
 
 
-def _draw(adata: AnnData, colors: list[str], path: Path) -> None:
+def _annotate(
+    model: XTrimoGene, adata: AnnData, labels_key: str, seed: int
+) -> tuple[pd.DataFrame | None, dict[str, pd.DataFrame], pd.DataFrame]:
+    """Predict the labels of one half of the cells from the other's, in two ways.
+
+    Returned are the scores, what was predicted for single cells, and columns for ``obs``.
+    """
+    labels = adata.obs[labels_key].astype(str).where(adata.obs[labels_key].notna())
+    codes = pd.factorize(labels)[0]
+    is_known = np.zeros(adata.n_obs, dtype=bool)
+    is_known[draw_per_label(codes, seed, lambda n: -(-n // 2))] = True
+    is_known &= codes >= 0
+    is_asked = ~is_known & (codes >= 0)
+    columns = pd.DataFrame({GIVEN: pd.Categorical(labels.where(is_known))}, adata.obs_names)
+    if len(set(codes[is_known])) < 2 or not is_asked.any():
+        logger.info("There are too few labels to hide some of them: cells are not annotated.")
+        return None, {}, columns
+    obs = pd.concat([adata.obs, columns], axis=1)
+    given = AnnData(adata.X, obs, adata.var)
+    for name, counts in adata.layers.items():
+        given.layers[name] = counts
+    times = [time.perf_counter()]
+    annotator = XTrimoGeneAnnotator.from_xtrimogene_model(model, labels_key=GIVEN, adata=given)
+    annotator.train(enable_progress_bar=False)
+    ours = annotator.predict(soft=True)
+    assert isinstance(ours, pd.DataFrame)
+    times.append(time.perf_counter())
+    logged = _expression(model, np.arange(adata.n_obs))
+    usual = LogisticRegression(max_iter=1000).fit(logged[is_known], labels[is_known])
+    theirs = pd.DataFrame(usual.predict_proba(logged[is_asked]), columns=usual.classes_)
+    times.append(time.perf_counter())
+    columns[PREDICTED] = pd.Categorical(ours.idxmax(axis=1))
+    columns[f"{PREDICTED}_confidence"] = ours.max(axis=1)
+    ways = {"xTrimoGene": ours[is_asked], "logistic regression": theirs}
+    rows, outcomes = {}, {}
+    for (name, probability), seconds in zip(ways.items(), np.diff(times), strict=True):
+        true, predicted = labels[is_asked].to_numpy(), probability.idxmax(axis=1).to_numpy()
+        confidence = probability.max(axis=1).to_numpy()
+        outcomes[name] = pd.DataFrame(
+            {"labels": true, "predicted": predicted, "confidence": confidence}
+        )
+        rows[name] = {
+            "seconds": seconds,
+            "accuracy": accuracy_score(true, predicted),
+            "macro-F1": f1_score(true, predicted, average="macro", zero_division=0),
+            "mean confidence": confidence.mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index"), outcomes, columns
+
+
+def _expression(model: XTrimoGene, rows: np.ndarray) -> sparse.csr_matrix:
+    """Return the log-normalised expression of cells, with the genes of the model."""
+    assert model.adata_manager is not None
+    return log_normalize(read_counts(model.adata_manager, rows, len(model.vocabulary)))
+
+
+def _hidden_genes(model: XTrimoGene) -> pd.DataFrame:
+    """Predict hidden genes of held-out cells in three ways."""
+    held_out, trained = model.validation_indices, model.train_indices
+    assert held_out is not None
+    assert trained is not None
+    held_out = held_out[:MAX_ASKED]
+    tensors = model._predict_hidden(None, held_out, mask_rate=0.3, batch_size=None)
+    hidden = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+    places = hidden["cell"], hidden["gene"]
+    seen, train = _expression(model, held_out).tolil(), _expression(model, trained)
+    seen[places] = 0.0
+    is_read = model.module.is_read.cpu().numpy()
+    n_components = min(50, train.shape[0] - 1, int(is_read.sum()) - 1)
+    pca = PrincipalComponents(n_components, svd_solver="arpack", random_state=0)
+    neighbors = NearestNeighbors(n_neighbors=min(N_NEIGHBORS, train.shape[0]))
+    neighbors.fit(pca.fit_transform(train[:, is_read]))
+    graph = neighbors.kneighbors_graph(pca.transform(sparse.csr_matrix(seen)[:, is_read]))
+    predicted = {
+        "xTrimoGene": hidden["cross_attention"],
+        "neighbours' average": np.asarray((graph @ train).tocsr()[places]).ravel()
+        / neighbors.n_neighbors,
+        "gene mean": hidden["gene mean"],
+    }
+    errors = {name: np.square(x - hidden["measured"]).mean() for name, x in predicted.items()}
+    table = pd.DataFrame({"mean squared error": errors})
+    table["of the gene mean's"] = table["mean squared error"] / errors["gene mean"]
+    return table
+
+
+def _draw(
+    cells: AnnData,
+    colors: list[str],
+    outcomes: dict[str, pd.DataFrame],
+    hidden_genes: pd.DataFrame,
+    path: Path,
+) -> None:
+    """Draw UMAPs, the calibration of predicted labels and the errors of hidden genes."""
     with mpl.rc_context({"backend": "agg", "figure.dpi": 150}), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure = sc.pl.umap(adata, color=colors, ncols=1, frameon=False, return_fig=True)
+        figure = plt.figure(figsize=(5.5 * len(colors), 7.5), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1))
+        panels = above.subplots(1, len(colors), squeeze=False)[0]
+        for color, ax in zip(colors, panels, strict=True):
+            sc.pl.umap(cells, color=color, frameon=False, show=False, ax=ax)
+        *others, ax = below.subplots(1, 1 + bool(outcomes), squeeze=False)[0]
+        ax.barh(hidden_genes.index[::-1], hidden_genes["mean squared error"][::-1])
+        ax.set(xlabel="mean squared error", title="Hidden genes of held-out cells")
+        for ax in others:
+            for name, outcome in outcomes.items():
+                calibration(**outcome, ax=ax, show=False)
+                ax.lines[-1].set_label(name)
+            ax.set_title("Labels of the other half of the cells")
+            ax.legend()
         figure.savefig(path, bbox_inches="tight")
+        plt.close(figure)

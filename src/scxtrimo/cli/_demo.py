@@ -10,7 +10,7 @@ from ._shared import add_command, keywords
 
 def add(commands: Any) -> None:
     """Add the command to a parser."""
-    summary = "train on real cells, embed, cluster and draw them"
+    summary = "train on real cells, embed, cluster, annotate and draw them"
     option, flag = add_command(commands, "demo", run, summary)
     option("--data", metavar="FILE", help="cells with raw counts; by default PBMCs")
     option(
@@ -32,7 +32,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is None:
         args.out = default_out(args.data)
-    table = run_demo(**keywords(args))
-    print(f"\n{table.to_string(float_format=lambda x: f'{x:.3g}', na_rep='-')}")
-    print(f"\nWritten to {args.out}/: cells.h5ad, umap.png, model/")
+    tables = run_demo(**keywords(args))
+    for title, table in (
+        ("Embedding", tables.embedding),
+        ("Labels of one half of the cells, learned from the other half", tables.annotation),
+        ("Hidden genes of held-out cells", tables.hidden_genes),
+    ):
+        if table is not None:
+            text = table.to_string(float_format=lambda x: f"{x:.3g}", na_rep="-")
+            print(f"\n{title}\n{text}")
+    print(f"\nWritten to {args.out}/: cells.h5ad, demo.png, model/")
     return 0

@@ -58,7 +58,7 @@ from .training import TrainedModel
 
 MAX_RESULT_BYTES = 8 * 2**30
 GENES_PER_BATCH = 2**17
-MAX_HALVED = 4000  # cells whose counts are split in halves
+MAX_HALVED = 2000  # cells whose counts are split in halves
 PROGRESS_SECONDS = 3
 DecoderName = Literal["bottleneck", "cross_attention", "performer"]
 Depth = Literal["cell", "bulk"]

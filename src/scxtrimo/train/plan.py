@@ -209,6 +209,8 @@ class XTrimoGenePlan(pl.LightningModule):
         self.seed = seed
         self.finetuning = finetuning or FinetuningConfig()
         self.earlier_history: dict[str, pd.DataFrame] = {}
+        self._sums: dict[str, Any] = {}
+        self._n_seen = 0
         self.trained_on: dict[str, str] = {}  # hashes of genes, cells, categories and labels
 
     def prepare(self, batch: RaggedBatch, epoch: int = 0) -> RaggedBatch:
@@ -238,15 +240,6 @@ class XTrimoGenePlan(pl.LightningModule):
     def _loss(self, batch: RaggedBatch, epoch: int) -> Losses:
         return self.module(self.prepare(batch, epoch))
 
-    def _log(self, losses: Losses, mode: str) -> None:
-        self.log_dict(
-            metrics_of(losses, mode),
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(losses.reconstruction_c),
-            sync_dist=self.trainer.world_size > 1,
-        )
-
     def training_step(self, batch: RaggedBatch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         self.module.redraw_features(self.global_step)
@@ -261,12 +254,30 @@ class XTrimoGenePlan(pl.LightningModule):
         return losses.loss
 
     def _log_training(self, losses: Losses, batch: RaggedBatch) -> None:
-        self._log(losses, "train")
-        self.log(PROGRESS_METRIC, losses.loss.detach(), prog_bar=True, logger=False)
+        """Add to the means of this epoch, which are logged with its last batch.
+
+        Lightning's own means take 4 ms a step.
+        """
+        n_cells = len(losses.reconstruction_c)
+        self._n_seen += n_cells
+        for name, value in metrics_of(losses, "train").items():
+            self._sums[name] = self._sums.get(name, 0.0) + n_cells * value
+        if self.trainer.is_last_batch:
+            means = {name: total / self._n_seen for name, total in self._sums.items()}
+            is_split = self.trainer.world_size > 1
+            self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=is_split)
+            self._sums, self._n_seen = {}, 0
 
     def validation_step(self, batch: RaggedBatch, batch_idx: int) -> None:
         """Log the loss of one validation batch."""
-        self._log(self._loss(batch, VALIDATION_EPOCH), "validation")
+        losses = self._loss(batch, VALIDATION_EPOCH)
+        self.log_dict(
+            metrics_of(losses, "validation"),
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(losses.reconstruction_c),
+            sync_dist=self.trainer.world_size > 1,
+        )
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and a schedule that is advanced every step."""

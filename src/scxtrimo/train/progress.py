@@ -70,8 +70,9 @@ class CellProgress(ProgressBar):
         """Return the losses, without the number of the logger."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        if (loss := trainer.callback_metrics.get("validation_loss")) is not None:
-            shown["validation_loss"] = float(f"{float(loss):.4g}")
+        for name in ("train_loss", "validation_loss"):
+            if (loss := trainer.callback_metrics.get(name)) is not None:
+                shown[name] = float(f"{float(loss):.4g}")
         return shown
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
