@@ -17,7 +17,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeCV
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ MIN_HELD_OUT = 20
 PRIOR_CELLS = 50.0  # how many cells the average over all components counts for
 LEAST_WEIGHT = 0.5
 RELIABILITY_POWER, LEAST_RELIABILITY = 0.25, 0.01
-CELLS_AT_A_TIME = 1000
+PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # a component with the largest spread has 1
 CELLS_PER_CLUSTER = 30
 QUERY_ROUNDS = 5
 MAX_CELLS = 20_000
@@ -494,17 +494,11 @@ def explained(
     """Return the part of the variance of ``held_out_expression`` that a linear map predicts.
 
     The map, from what is known of a cell to the expression in its other half, is fitted to other
-    cells.
+    cells, with the penalty that is best there by leave-one-out.
     """
-    scale = float(np.max(known.std(axis=0)))
-    mean, expected = known.mean(axis=0), np.asarray(expression.mean(axis=0)).ravel()
+    scale, mean = float(np.max(known.std(axis=0))), known.mean(axis=0)
     x, x_new = (known - mean) / scale, (held_out_known - mean) / scale
-    # Centring y would make it dense: as x is centred, x.T @ y is the same without.
-    weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), (expression.T @ x).T)
-    error = total = 0.0
-    for start in range(0, len(x_new), CELLS_AT_A_TIME):
-        rows = slice(start, start + CELLS_AT_A_TIME)
-        centred = held_out_expression[rows].toarray() - expected
-        error += np.square(centred - x_new[rows] @ weights).sum()
-        total += np.square(centred).sum()
-    return 1 - error / total
+    expected = expression.mean(axis=0)
+    ridge = RidgeCV(PENALTIES).fit(x, np.asarray(expression.toarray() - expected))
+    centred = np.asarray(held_out_expression.toarray() - expected)
+    return 1 - float(np.square(centred - ridge.predict(x_new)).sum() / np.square(centred).sum())
