@@ -138,3 +138,17 @@ def test_large_data_are_not_preloaded(cells, monkeypatch):
     dataset = RaggedDataset(manager, preload=True)
     assert dataset.preloaded is None
     assert_array_equal(densify(dataset[[3]], cells.n_vars), cells.X.toarray()[[3]])
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_rows_are_read_whatever_the_types_of_a_sparse_matrix(kind):
+    """Boundaries of another type than the indices come from large files."""
+    x = np.random.default_rng(0).poisson(0.5, (30, 8)).astype(np.float32)
+    matrix = sparse.csr_matrix(x)
+    matrix.indptr = matrix.indptr.astype(kind)
+    reader = RowReader(matrix)
+    for rows in (slice(3, 17), slice(25, 40), slice(0, 20, 3), slice(5, 5), slice(None)):
+        assert_array_equal(reader.read(rows).toarray(), x[rows])
+    for chosen in ([7, 2, 2, 29], [0], []):
+        rows = np.array(chosen, dtype=np.int64)
+        assert_array_equal(reader.read(rows).toarray(), x[rows])

@@ -21,7 +21,7 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from .counts import RowReader, as_rows, get_layer, looks_raw
+from .counts import RowReader, as_rows, get_layer, looks_raw, rows_of
 from .fields import CategoryField, CountsField
 from .vocabulary import COVERAGE_KEY
 
@@ -140,15 +140,12 @@ class RaggedDataset(Dataset):
 
 
 def gather_rows(matrix: sparse.csr_matrix, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Return rows of CSR counts without zeros as tokens; three times as fast as scipy."""
-    ends = matrix.indptr
-    parts = [slice(ends[row], ends[row + 1]) for row in rows.tolist()]
-    cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
-    np.cumsum(ends[rows + 1] - ends[rows], out=cu_seqlens[1:])
+    """Return rows of CSR counts without zeros as tokens."""
+    counts, gene_ids, boundaries = rows_of(matrix, rows)
     return {
-        "counts": np.concatenate([matrix.data[part] for part in parts], dtype=np.float32),
-        "gene_ids": np.concatenate([matrix.indices[part] for part in parts], dtype=np.int64),
-        "cu_seqlens": cu_seqlens,
+        "counts": counts.astype(np.float32, copy=False),
+        "gene_ids": gene_ids.astype(np.int64, copy=False),
+        "cu_seqlens": boundaries.astype(np.int32),
     }
 
 
