@@ -77,7 +77,13 @@ def draw(cells: AnnData, n_cells: int, path: Path) -> None:
             indices.resize((n + part.nnz,))
             data[n:], indices[n:] = part.data, part.indices
             ends.append(n + part.indptr[1:].astype(np.int64))
-        group.create_dataset("indptr", data=np.concatenate(ends))
+        boundaries = np.concatenate(ends)
+        kind = np.int32 if boundaries[-1] < 2**31 else np.int64  # scanpy needs one for both
+        group.create_dataset("indptr", data=boundaries.astype(kind))
+        if kind is np.int64:
+            widened = indices[:].astype(kind)
+            del group["indices"]
+            group.create_dataset("indices", data=widened)
 
 
 def measure(way: str, path: Path) -> dict[str, float]:

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from .data.counts import RowReader, log_normalized
+from .data.dataset import category_codes
 from .data.fields import CountsField
 from .nn.layers import normalize_counts
 from .nn.ragged import RaggedBatch, select_tokens, sum_per_cell, to_tokens
@@ -297,7 +298,9 @@ def gene_statistics(
     logged = log_normalize(counts)
     mean = np.asarray(logged.mean(axis=0)).ravel()
     is_read = _highly_variable(logged, n_input_genes)
-    scale = gene_scale(counts, logged, seed)
+    has_batches = REGISTRY_KEYS.BATCH_KEY in adata_manager.data_registry
+    batches = category_codes(adata_manager, REGISTRY_KEYS.BATCH_KEY)[rows] if has_batches else None
+    scale = gene_scale(counts, logged, seed, batches)
     components, embeddings = _components(
         logged, scale, is_read, max(n_components, n_embedding), n_embedding, seed
     )
@@ -394,19 +397,39 @@ def normalized_dispersion(mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
     return score.fillna(0.0).to_numpy()
 
 
-def gene_scale(counts: sparse.csr_matrix, logged: sparse.csr_matrix, seed: int) -> np.ndarray:
+def gene_scale(
+    counts: sparse.csr_matrix,
+    logged: sparse.csr_matrix,
+    seed: int,
+    batches: np.ndarray | None = None,
+) -> np.ndarray:
     """Return what expression is multiplied by for components: to unit variance, as usual.
 
-    But genes count for more the more reliable they are, see docs/defaults.md.
+    But genes count for more the more reliable they are, within batches (codes) if there are any;
+    see docs/defaults.md.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.binomial(np.rint(counts.data).astype(np.int64), 0.5).astype(np.float32)
     first = sparse.csr_matrix((drawn, counts.indices, counts.indptr), shape=counts.shape)
     half_size = np.maximum(np.asarray(counts.sum(axis=1)).ravel() / 2, 1)
     first, second = (log_normalized(half, half_size) for half in (first, counts - first))
-    (mean, variance), (mean_2, variance_2) = moments(first), moments(second)
-    product = np.asarray(first.multiply(second).mean(axis=0, dtype=np.float64)).ravel()
-    r = reliability(product - mean * mean_2, (variance + variance_2) / 2, len(half_size))
+    n_cells = len(half_size)
+    codes = (
+        np.zeros(n_cells, dtype=np.int64)
+        if batches is None
+        else np.unique(batches, return_inverse=True)[1]
+    )
+    in_batch = sparse.csr_matrix((np.ones(n_cells), (codes, np.arange(n_cells))))
+    by_size = sparse.diags_array(1 / np.bincount(codes))
+
+    def covariance(x: sparse.csr_matrix, y: sparse.csr_matrix) -> np.ndarray:
+        """Return that of every gene within batches."""
+        of_means = (by_size @ (in_batch @ x)).multiply(in_batch @ y)
+        total = x.multiply(y).sum(axis=0, dtype=np.float64) - of_means.sum(axis=0)
+        return np.asarray(total).ravel() / n_cells
+
+    variance = (covariance(first, first) + covariance(second, second)) / 2
+    r = reliability(covariance(first, second), variance, n_cells)
     std = np.sqrt(np.maximum(moments(logged)[1], 1e-8))
     return np.maximum(r, LEAST_RELIABILITY) ** RELIABILITY_POWER / std
 

@@ -79,6 +79,22 @@ def test_genes_count_for_more_the_better_they_repeat_in_other_counts_of_the_cell
     assert np.corrcoef(reliability, repeated)[0, 1] > 0.95
 
 
+def test_a_difference_between_batches_is_no_reason_to_count_for_more():
+    rng = np.random.default_rng(0)
+    rates = np.full((1000, 200), 3.0)
+    rates[500:, 0] *= 8  # differs between batches alone
+    rates[:, 1] *= rng.lognormal(0, 1, 1000)  # differs between cells
+    counts = sparse.csr_matrix(rng.poisson(rates).astype(np.float32))
+    logged = log_normalize(counts)
+    std = logged.toarray().std(0)
+    batches = np.repeat([3, 7], 500)
+    within = (gene_scale(counts, logged, 0, batches) * std) ** 4
+    across = (gene_scale(counts, logged, 0) * std) ** 4
+    assert across[0] > 0.5
+    assert within[0] < 0.2
+    assert within[1] > 0.5
+
+
 def test_predicted_components_have_less_noise_than_measured_ones():
     cells = make_cells(n_cells=300, n_genes=120)
     scores = [

@@ -53,11 +53,13 @@ class RaggedDataset(Dataset):
         self.reader = RowReader(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
         state = adata_manager.get_state_registry(REGISTRY_KEYS.X_KEY)
         self.column_to_gene = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
-        codes = [_codes(adata_manager, key) for key in covariate_keys(adata_manager.registry)]
+        codes = [
+            category_codes(adata_manager, key) for key in covariate_keys(adata_manager.registry)
+        ]
         self.categories = np.column_stack([np.empty((len(self), 0), dtype=np.int64), *codes])
         self.labels = None
         if REGISTRY_KEYS.LABELS_KEY in adata_manager.data_registry:
-            self.labels = _codes(adata_manager, REGISTRY_KEYS.LABELS_KEY)
+            self.labels = category_codes(adata_manager, REGISTRY_KEYS.LABELS_KEY)
         self.preloaded = self._preload() if preload else None
 
     def __len__(self) -> int:
@@ -179,7 +181,8 @@ def to_ragged(counts: sparse.csr_matrix, column_to_gene: np.ndarray) -> dict[str
     }
 
 
-def _codes(adata_manager: AnnDataManager, key: str) -> np.ndarray:
+def category_codes(adata_manager: AnnDataManager, key: str) -> np.ndarray:
+    """Return the codes of a registered categorical column."""
     return np.asarray(adata_manager.get_state_registry(key)[CategoryField.CODES_KEY])
 
 
