@@ -1,11 +1,11 @@
-"""Annotation: cross-validation, a tenth of the labels, and from one study to another.
+"""Annotation: cross-validation, few labels, and from one study to another.
 
     python benchmarks/annotation.py --data cells/
     python benchmarks/annotation.py --data pbmc3k.h5ad --query pbmc4k.h5ad
 
 ``5-fold``: learn from four fifths of the cells, predict the others, which no method has seen.
-``10% labels``: all cells are given, a tenth of them with a label; the others are predicted.
-Networks and PCA may look at the cells without label, the linear models on genes cannot.
+``10% labels``, ``20% labels``: all cells are given, so many with a label; the others are
+predicted. Networks and PCA may look at cells without label, the linear models on genes cannot.
 ``A -> B``: learn from one study, predict another as it is, on the types both have, and back.
 Linear models see log-normalised counts of all genes. Accuracy and macro-F1, mean and standard
 deviation over folds, draws or training seeds, the F1 of labels with less than 40 cells by name,
@@ -42,7 +42,6 @@ from scxtrimo.annotation.tools import RARE
 from scxtrimo.annotation.training import IS_L1
 
 N_FOLDS = 5
-LABELLED = 0.1
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
 
 
@@ -166,7 +165,7 @@ METHODS: dict[str, Callable[[Task], np.ndarray]] = {
     "scANVI": scanvi,
     "xTrimoGene": xtrimogene,
 }
-TASKS = ("5-fold", "10%")
+TASKS = ("5-fold", "10%", "20%")
 WITH_SEEDS = ("scANVI", "xTrimoGene")
 
 
@@ -180,13 +179,15 @@ def folds(name: str, cells: AnnData, n_folds: int) -> Iterator[Task]:
             yield Task(f"{name}, 5-fold", cells[train], cells[test], False, seed)
 
 
-def tenths(name: str, cells: AnnData, n_draws: int) -> Iterator[Task]:
-    """Yield tasks in which a tenth of the cells has labels."""
-    splits = StratifiedShuffleSplit(n_draws, train_size=LABELLED, random_state=0).split(
+def few_labels(name: str, cells: AnnData, part: str, n_draws: int) -> Iterator[Task]:
+    """Yield tasks in which a part of the cells has labels."""
+    size = float(part.rstrip("%")) / 100
+    splits = StratifiedShuffleSplit(n_draws, train_size=size, random_state=0).split(
         cells.obs["label"], cells.obs["label"]
     )
     for seed, (train, test) in enumerate(splits):
-        yield Task(f"{name}, 10% labels", cells[np.sort(train)], cells[np.sort(test)], True, seed)
+        known, others = cells[np.sort(train)], cells[np.sort(test)]
+        yield Task(f"{name}, {part} labels", known, others, True, seed)
 
 
 def crosses(first: Path, second: Path, labels_key: str, n_seeds: int) -> Iterator[Task]:
@@ -225,9 +226,7 @@ def main() -> None:
     arguments.add_argument("--query", type=Path, help="another study, to predict and back")
     arguments.add_argument("--labels-key", default="cell_type")
     arguments.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    arguments.add_argument(
-        "--tasks", nargs="+", choices=("5-fold", "10%"), default=["5-fold", "10%"]
-    )
+    arguments.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS[:2])
     args = arguments.parse_args()
     warnings.simplefilter("ignore")
     n_seeds = 1 if args.quick else args.seeds
@@ -245,8 +244,8 @@ def main() -> None:
             name = "pbmc68k" if path is None else path.stem
             if TASKS[0] in args.tasks:
                 tasks += folds(name, cells, 1 if args.quick else N_FOLDS)
-            if TASKS[1] in args.tasks:
-                tasks += tenths(name, cells, n_seeds)
+            for part in [task for task in args.tasks if task != TASKS[0]]:
+                tasks += few_labels(name, cells, part, n_seeds)
     left_out = {"scANVI"} if args.quick else set()
     if Version(sklearn.__version__) >= Version("1.8"):
         print("CellTypist is left out: it needs scikit-learn below 1.8.")

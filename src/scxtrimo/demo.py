@@ -41,24 +41,30 @@ N_NEIGHBORS, MAX_ASKED = 15, 1000
 
 
 class DemoTables(NamedTuple):
-    """What :func:`run_demo` finds.
+    """What :func:`run_demo` finds, with a usual method beside ours.
+
+    Parameters
+    ----------
+    embedding
+        Seconds, cells per second and agreement of clusters with labels, for xTrimoGene and PCA.
+    annotation
+        Accuracy, macro-F1 and mean confidence of labels that one half of the cells learned from
+        the other, for the annotator and a logistic regression on all genes; ``None`` without
+        labels. Calibrated probabilities have the accuracy as their mean.
+    hidden_genes
+        Mean squared error of hidden genes of held-out cells, also as a part of that of a gene's
+        mean; beside the average of the nearest cells.
 
     Examples
     --------
     >>> tables = scxtrimo.demo.run_demo(out="demo-tables", max_epochs=1, progress=False)
     >>> tables.hidden_genes.index.tolist()
-    ['xTrimoGene', 'neighbours' average', 'gene mean']
+    ['xTrimoGene', "neighbours' average", 'gene mean']
     """
 
     embedding: pd.DataFrame
-    """Seconds, cells per second and agreement of clusters with labels, for xTrimoGene and PCA."""
     annotation: pd.DataFrame | None
-    """Accuracy, macro-F1 and mean confidence of labels that one half of the cells learned from the
-    other, for the annotator and a logistic regression on all genes; ``None`` without labels.
-    Calibrated probabilities have the accuracy as their mean."""
     hidden_genes: pd.DataFrame
-    """Mean squared error of hidden genes of held-out cells, as a fraction of that of the mean of a
-    gene."""
 
 
 def run_demo(
