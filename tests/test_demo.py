@@ -2,6 +2,7 @@ import anndata
 import numpy as np
 import pytest
 from helpers import make_cells
+from scipy import sparse
 
 import scxtrimo
 from scxtrimo.cli import main
@@ -80,17 +81,35 @@ def test_command_line_without_a_command_prints_help(capsys):
     assert capsys.readouterr().out.strip() == scxtrimo.__version__
 
 
-def test_what_is_asked_of_the_demo_was_hidden_before(tmp_path):
-    """Labels of the other half, and hidden genes, are not looked at before they are compared."""
+def test_labels_of_the_other_half_are_not_looked_at(tmp_path):
     cells = make_cells(200, n_genes=80)
     right = cells.obs["cell_type"].to_numpy()
-    path = tmp_path / "cells.h5ad"
     cells.obs["random"] = np.random.default_rng(0).permutation(right)
-    cells.write_h5ad(path)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
     quick = {"max_epochs": 3, "progress": False, "overwrite": True, "out": tmp_path / "out"}
-    tables = run_demo(path, labels_key="random", **quick)
+    tables = run_demo(tmp_path / "cells.h5ad", labels_key="random", **quick)
     assert tables.annotation["accuracy"].max() < 0.5  # a third by chance
-    tables = run_demo(path, labels_key="cell_type", **quick)
+    tables = run_demo(tmp_path / "cells.h5ad", labels_key="cell_type", **quick)
     assert tables.annotation["accuracy"].min() > 0.9
-    assert tables.hidden_genes.loc["gene mean", "of the gene mean's"] == 1
-    assert run_demo(path, **quick).annotation is None
+    # Its own results are data like others, and are kept.
+    again = run_demo(
+        tmp_path / "out" / "cells.h5ad", labels_key="cell_type", **quick | {"out": tmp_path / "b"}
+    )
+    assert again.annotation["accuracy"].min() > 0.9
+    columns = anndata.read_h5ad(tmp_path / "b" / "cells.h5ad").obs.columns
+    assert {"xtrimo_label", "xtrimo_label_xtrimo"} <= set(columns)
+    assert run_demo(tmp_path / "cells.h5ad", **quick).annotation is None
+    assert "xtrimo_label" not in anndata.read_h5ad(tmp_path / "out" / "cells.h5ad").obs
+
+
+def test_hidden_genes_are_not_looked_at(tmp_path):
+    """Of genes that say nothing of each other, none can be predicted."""
+    cells = make_cells(200, n_genes=80)
+    rng = np.random.default_rng(0)
+    counts = cells.X.toarray()
+    for gene in range(80):
+        counts[:, gene] = rng.permutation(counts[:, gene])
+    cells.X = sparse.csr_matrix(counts)
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    tables = run_demo(tmp_path / "cells.h5ad", max_epochs=3, progress=False, out=tmp_path / "out")
+    assert (tables.hidden_genes["of the gene mean's"] > 0.9).all()

@@ -298,12 +298,13 @@ def gene_statistics(
     logged = log_normalize(counts)
     mean = np.asarray(logged.mean(axis=0)).ravel()
     is_read = _highly_variable(logged, n_input_genes)
-    has_batches = REGISTRY_KEYS.BATCH_KEY in adata_manager.data_registry
-    batches = category_codes(adata_manager, REGISTRY_KEYS.BATCH_KEY)[rows] if has_batches else None
-    scale = gene_scale(counts, logged, seed, batches)
-    components, embeddings = _components(
-        logged, scale, is_read, max(n_components, n_embedding), n_embedding, seed
-    )
+    components: dict[str, Tensor] = {}
+    embeddings = torch.empty(n_genes, 0)
+    if n_wanted := max(n_components, n_embedding):
+        has_batches = REGISTRY_KEYS.BATCH_KEY in adata_manager.data_registry
+        codes = category_codes(adata_manager, REGISTRY_KEYS.BATCH_KEY) if has_batches else None
+        scale = gene_scale(counts, logged, seed, None if codes is None else codes[rows])
+        components, embeddings = _components(logged, scale, is_read, n_wanted, n_embedding, seed)
     if "loadings" in components:
         components["loadings"] = components["loadings"][:, :n_components]
     return {
@@ -414,11 +415,8 @@ def gene_scale(
     half_size = np.maximum(np.asarray(counts.sum(axis=1)).ravel() / 2, 1)
     first, second = (log_normalized(half, half_size) for half in (first, counts - first))
     n_cells = len(half_size)
-    codes = (
-        np.zeros(n_cells, dtype=np.int64)
-        if batches is None
-        else np.unique(batches, return_inverse=True)[1]
-    )
+    one_batch = np.zeros(n_cells, dtype=np.int64)
+    codes = one_batch if batches is None else np.unique(batches, return_inverse=True)[1]
     in_batch = sparse.csr_matrix((np.ones(n_cells), (codes, np.arange(n_cells))))
     by_size = sparse.diags_array(1 / np.bincount(codes))
 

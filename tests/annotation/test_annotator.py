@@ -97,8 +97,24 @@ def test_labels_that_follow_one_gene_are_learned_from_genes(caplog):
     with caplog.at_level("INFO", "scxtrimo"):
         model.train(pretrain_epochs=1, **ARGS)
     assert float(model.module.gene_weight) == 1
-    assert "the representation adds nothing to it" in caplog.text
+    assert "by genes alone, which are used" in caplog.text
     assert (model.predict() == cells.obs["cell_type"]).all()
+
+
+def test_a_fine_tuning_changes_what_is_predicted():
+    """Also where the linear models would be chosen so that the network does not count."""
+    cells = make_cells(200)
+    switch = np.random.default_rng(0).random(200) < 0.5
+    counts = cells.X.toarray()
+    counts[:, 59] = switch
+    cells.X = sparse.csr_matrix(counts)
+    cells.obs["cell_type"] = np.where(switch, "on", "off")
+    model = make_annotator(cells)
+    model.train(pretrain_epochs=1, **ARGS)
+    before = model.predict(soft=True)
+    model.train(3, plan_kwargs={"lr": 1e-2}, **ARGS)
+    assert 0 < float(model.module.gene_weight) < 1
+    assert np.abs(model.predict(soft=True) - before).to_numpy().max() > 0.01
 
 
 def test_labels_of_types_are_learned_from_the_representation(annotator):

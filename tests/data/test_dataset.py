@@ -149,6 +149,8 @@ def test_rows_are_read_whatever_the_types_of_a_sparse_matrix(kind):
     reader = RowReader(matrix)
     for rows in (slice(3, 17), slice(25, 40), slice(0, 20, 3), slice(5, 5), slice(None)):
         assert_array_equal(reader.read(rows).toarray(), x[rows])
-    for chosen in ([7, 2, 2, 29], [0], []):
+    for chosen in ([7, 2, 2, 29], [0], [], [-1, 3, -30]):
         rows = np.array(chosen, dtype=np.int64)
+        assert_array_equal(reader.read(rows).toarray(), x[rows])
+    for rows in (np.arange(30) % 3 == 0, np.array([3, 29], dtype=np.uint8)):
         assert_array_equal(reader.read(rows).toarray(), x[rows])

@@ -213,7 +213,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
         train_size
             Fraction of the cells of every label with at least five to learn from; the others
             calibrate the probabilities. By default 0.9 in a fine-tuning, while linear models learn
-            from all labelled cells and are calibrated by five-fold cross-validation.
+            from all labelled cells and are calibrated by cross-validation.
         ckpt_path, optimizer, datasplitter_kwargs, plan_kwargs, **kwargs
             See :meth:`XTrimoGene.train`; ``optimizer`` and ``plan_kwargs`` are for fine-tuning.
 

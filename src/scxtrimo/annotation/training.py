@@ -58,6 +58,7 @@ ClassWeight = Literal["balanced"] | None
 MACRO_F1 = "macro_f1_validation"
 INVERSE_PENALTIES = (0.3, 0.1, 1.0, 0.03)  # of the cell classifier; the first unless one is chosen
 GENE_WEIGHTS = (0.5, 0.0, 0.25, 0.75, 1.0)
+MIN_COMPARED = 100  # labelled cells for a choice by the standard error
 MAX_LOSS = 20.0  # of a cell in a comparison: a label may have no cells in a fold
 NEVER = -1e4  # bias of a label without training cells, which is never predicted
 # scikit-learn 1.8 deprecated `penalty`; before, `l1_ratio` did not apply to liblinear.
@@ -295,11 +296,16 @@ class LinearModels(NamedTuple):
     classifier: CellClassifier
     gene_classifier: GeneClassifier
 
-    def fitted(self, data: LinearData, inverse_penalty: float) -> LinearModels:
-        """Return fitted copies: a fit that fails leaves the originals unchanged."""
+    def copied(self) -> LinearModels:
+        """Return copies on the CPU: a fit that fails leaves the originals unchanged."""
         models = deepcopy(self)
         for model in models:
             model.cpu()
+        return models
+
+    def fitted(self, data: LinearData, inverse_penalty: float) -> LinearModels:
+        """Return fitted copies."""
+        models = self.copied()
         fit_cell_classifier(models.classifier, data, inverse_penalty)
         if data.logged is not None:
             fit_gene_classifier(models.gene_classifier, data)
@@ -336,8 +342,10 @@ def cross_validate(
     log_p = {choice: np.empty(shape, dtype=np.float32) for choice in choices}
     for fitted, held_out in pairs:
         known, unknown = data.rows(fitted), data.rows(held_out)
-        of_fold = models.fitted(known, choices[0].inverse_penalty)
-        by_genes_cl = None if data.logged is None else of_fold.by_genes(unknown)
+        of_fold, by_genes_cl = models.copied(), None
+        if data.logged is not None:
+            fit_gene_classifier(of_fold.gene_classifier, known)
+            by_genes_cl = of_fold.by_genes(unknown)
         for inverse_penalty in dict.fromkeys(choice.inverse_penalty for choice in choices):
             fit_cell_classifier(of_fold.classifier, known, inverse_penalty)
             by_cell_cl = of_fold.by_cell(unknown)
@@ -364,7 +372,8 @@ def average(by_cell_cl: Tensor, by_genes_cl: Tensor | None, gene_weight: float) 
 def choose(log_p: dict[Choice, np.ndarray], codes: np.ndarray) -> Choice:
     """Return the choice under which held-out labels are most likely, once it is calibrated.
 
-    If genes alone are as good, within the standard error of the difference, it is them.
+    If genes alone are as good, within the standard error of the difference, they are chosen; but
+    not if few labels make this error large.
     """
     likelihood = {}
     for choice, log_p_cl in log_p.items():
@@ -373,7 +382,8 @@ def choose(log_p: dict[Choice, np.ndarray], codes: np.ndarray) -> Choice:
     best = max(likelihood, key=lambda choice: likelihood[choice].mean())
     for choice, each in likelihood.items():
         gain = likelihood[best] - each
-        if choice.gene_weight == 1 and gain.mean() <= gain.std() / np.sqrt(len(gain)):
+        leeway = gain.std() / np.sqrt(len(gain)) if len(gain) >= MIN_COMPARED else 0.0
+        if choice.gene_weight == 1 and gain.mean() <= leeway:
             return choice
     return best
 
@@ -458,11 +468,11 @@ def fit_linear_models(
     choices = [Choice(c, w) for c in INVERSE_PENALTIES for w in weights if w < 1]
     choices += [Choice(INVERSE_PENALTIES[0], w) for w in weights if w == 1]
     text: Any = {"desc": "Fitting linear models", "unit": "fit", "delay": PROGRESS_SECONDS}
-    n_fits = 1 + n_folds_for(len(rows))
+    n_fits = 1 + (n_folds_for(len(rows)) if recipe == "linear" else 0)
     with tqdm(total=n_fits, disable=not model._shows_progress, **text) as bar:
-        held_out = (
-            {} if recipe == "published" else cross_validate(models, data, choices, bar.update)
-        )
+        # A fine-tuning changes what the linear models would be chosen for.
+        is_linear = recipe == "linear"
+        held_out = cross_validate(models, data, choices, bar.update) if is_linear else {}
         choice = choose(held_out, data.codes) if held_out else choices[0]
         models = models.fitted(data, choice.inverse_penalty)
         bar.update()
@@ -483,14 +493,15 @@ def fit_linear_models(
 
 
 def _report(held_out: dict[Choice, np.ndarray], choice: Choice, codes: np.ndarray) -> None:
-    """Say what was chosen, and how good it is beside genes alone, if these were tried."""
+    """Say how good the choice is, beside genes alone if both were tried."""
     accuracy = {c: float((log_p.argmax(1) == codes).mean()) for c, log_p in held_out.items()}
-    alone = [accuracy[c] for c in held_out if c.gene_weight == 1]
     text = f"Labels of held-out cells: accuracy {accuracy[choice]:.3f}"
-    if choice.gene_weight == 1:
-        text += " by the linear model on genes alone; the representation adds nothing to it"
-    elif alone:
-        text += f", by the linear model on genes alone {alone[0]:.3f}"
+    if len({c.gene_weight for c in held_out}) > 1:
+        (alone,) = [accuracy[c] for c in held_out if c.gene_weight == 1]
+        if choice.gene_weight == 1:
+            text += " by genes alone, which are used: the representation does no better"
+        else:
+            text += f", by genes alone {alone:.3f}"
     logger.info(f"{text} ({len(codes):,} cells, cross-validated).")
 
 

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         help="directory to write to; by default scxtrimo-demo or, for cells.h5ad, cells-scxtrimo",
     )
     option("--layer", help="layer with the raw counts")
-    option("--labels-key", help="column of obs with labels to compare with")
+    option("--labels-key", help="column of obs with labels, to compare with and to learn from")
     option("--batch-key", help="column of obs with the batch")
     option("--max-epochs", type=int, help="passes over the cells")
     option("--seed", type=int, default=0, help="random seed")

@@ -27,7 +27,7 @@ from .vocabulary import COVERAGE_KEY
 
 T = TypeVar("T")
 END: Any = object()
-MAX_PRELOADED_BYTES = 4 * 2**30
+MAX_PRELOADED_BYTES = 2**28  # of large data a training reads few cells twice
 WORTH_SHARING = 128  # width of a network from which work is worth dividing among threads
 
 CATEGORICAL_PREFIX = "covariate_"
@@ -40,7 +40,7 @@ class RaggedDataset(Dataset):
     Parameters
     ----------
     adata_manager, preload
-        Manager with a registered AnnData; whether to convert counts (up to 4 GiB) once.
+        Manager with a registered AnnData; whether to convert counts (up to 256 MiB) once.
 
     Examples
     --------

@@ -810,6 +810,7 @@ class XTrimoGeneBase(TrainedModel):
         columns["gene"] = np.asarray(self.vocabulary.gene_ids)[columns["gene"]]
         return pd.DataFrame(columns)
 
+    @torch.inference_mode()
     def _predict_hidden(
         self,
         adata: AnnData | MuData | None,

@@ -81,8 +81,10 @@ def mask_batch(
         share_c = (masking.max_targets / n_hidden_c.clamp(min=1)).clamp(max=1)
         target_t = hidden_t & (uniform(key_t, stream=TARGET) < share_c[cells_t])
 
-    token_keys, order = cells_t * n_genes + gene_ids, torch.arange(len(gene_ids)).to(gene_ids)
-    if not (token_keys[1:] > token_keys[:-1]).all():
+    token_keys = cells_t * n_genes + gene_ids
+    if token_keys.device.type == "cpu" and (token_keys[1:] > token_keys[:-1]).all():
+        order = torch.arange(len(token_keys))
+    else:
         token_keys, order = torch.sort(token_keys)
 
     def find(values_t: Tensor, cells: Tensor, genes: Tensor) -> Tensor:

@@ -262,11 +262,24 @@ class XTrimoGenePlan(pl.LightningModule):
         self._n_seen += n_cells
         for name, value in metrics_of(losses, "train").items():
             self._sums[name] = self._sums.get(name, 0.0) + n_cells * value
-        if self.trainer.is_last_batch:
-            means = {name: total / self._n_seen for name, total in self._sums.items()}
-            is_split = self.trainer.world_size > 1
-            self.log_dict(means, on_step=False, on_epoch=True, batch_size=1, sync_dist=is_split)
-            self._sums, self._n_seen = {}, 0
+        if self.trainer.is_last_batch:  # so that a checkpoint of the epoch has them
+            self._log_means()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of an epoch that ended before its last batch."""
+        self._log_means()
+
+    def _log_means(self) -> None:
+        if not self._n_seen:
+            return
+        self.log_dict(
+            {name: total / self._n_seen for name, total in self._sums.items()},
+            on_step=False,
+            on_epoch=True,
+            batch_size=self._n_seen,
+            sync_dist=self.trainer.world_size > 1,
+        )
+        self._sums, self._n_seen = {}, 0
 
     def validation_step(self, batch: RaggedBatch, batch_idx: int) -> None:
         """Log the loss of one validation batch."""
@@ -310,7 +323,12 @@ class XTrimoGenePlan(pl.LightningModule):
         checkpoint["scxtrimo_history"] = history_to_dict(history)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the history of the training that is resumed."""
+        """Take over the history of the training that is resumed; add what older files lack."""
+        own = self.state_dict()
+        for key in {"state_dict", "current_model_state"} & checkpoint.keys():
+            for name in (f"module.{name}" for name in self.module.added_buffers):
+                if name in own:
+                    checkpoint[key].setdefault(name, own[name])
         self.earlier_history = history_from_dict(checkpoint.get("scxtrimo_history", {}))
 
 

@@ -116,7 +116,7 @@ class KeepBest(Callback):
 class AverageWeights(WeightAveraging):
     """Validate, and end, with weights that are averaged over about as many steps.
 
-    Every fifth is taken: it makes no difference but to the time.
+    Only every fifth step is averaged, which saves time.
     """
 
     every = 5
