@@ -4,8 +4,9 @@
 
 Cells are drawn with replacement from the files, on the 19,264 genes that these express most, and
 every count is drawn anew from a Poisson distribution around it: depths are real ones, but a third
-of the single counts are lost. Without ``--data`` they are simulated, 1,000 genes expressed in each. Seconds
-and the peak of the resident memory, each way in a process of its own; reading the file counts.
+of the single counts are lost. Without ``--data`` they are simulated, 1,000 genes expressed in
+each. Seconds and the peak of the resident memory, each way in a process of its own; reading the
+file counts.
 
 - scxtrimo, from memory and from a backed file
 - scanpy: normalisation, 2,000 variable genes, 50 components
