@@ -74,3 +74,15 @@ def test_genes_alone_are_preferred_where_they_are_as_good():
     }
     assert choose(log_p, codes) == Choice(1.0, 1.0)
     assert choose({Choice(1.0, 0.5): log_p[Choice(1.0, 0.5)]}, codes) == Choice(1.0, 0.5)
+
+
+def test_of_choices_that_are_as_good_the_most_even_average_is_taken():
+    codes, rng = np.arange(400) % 2, np.random.default_rng(0)
+    good, genes = rng.beta(8, 2, 400), rng.beta(3, 2, 400)
+    log_p = {
+        Choice(1.0, 0.0): of_label(good, codes),
+        Choice(1.0, 0.25): of_label(rng.permutation(good), codes),
+        Choice(1.0, 0.5): of_label(genes, codes),
+    }
+    log_p[Choice(1.0, 1.0)] = of_label(genes, codes)
+    assert choose(log_p, codes) == Choice(1.0, 0.25)

@@ -372,20 +372,23 @@ def average(by_cell_cl: Tensor, by_genes_cl: Tensor | None, gene_weight: float) 
 def choose(log_p: dict[Choice, np.ndarray], codes: np.ndarray) -> Choice:
     """Return the choice under which held-out labels are most likely, once it is calibrated.
 
-    If genes alone are as good, within the standard error of the difference, they are chosen; but
-    not if few labels make this error large.
+    Among those that are as good, within the standard error of the difference, genes alone come
+    first, unless few labels make this error large; then the most even average of both models,
+    which is safest where other cells differ from these.
     """
     likelihood = {}
     for choice, log_p_cl in log_p.items():
         calibrated_cl = log_softmax(log_p_cl / fit_temperature(log_p_cl, codes), axis=1)
         likelihood[choice] = np.maximum(calibrated_cl[np.arange(len(codes)), codes], -MAX_LOSS)
-    best = max(likelihood, key=lambda choice: likelihood[choice].mean())
-    for choice, each in likelihood.items():
-        gain = likelihood[best] - each
-        leeway = gain.std() / np.sqrt(len(gain)) if len(gain) >= MIN_COMPARED else 0.0
-        if choice.gene_weight == 1 and gain.mean() <= leeway:
-            return choice
-    return best
+    mean = {choice: float(each.mean()) for choice, each in likelihood.items()}
+    best = max(mean, key=lambda choice: mean[choice])
+    losses = {choice: likelihood[best] - each for choice, each in likelihood.items()}
+    error = {choice: loss.std() / np.sqrt(len(loss)) for choice, loss in losses.items()}
+    as_good = [choice for choice, loss in losses.items() if loss.mean() <= error[choice]]
+    alone = [choice for choice in as_good if choice.gene_weight == 1]
+    if alone and len(codes) >= MIN_COMPARED:
+        return alone[0]
+    return min(as_good, key=lambda c: (abs(c.gene_weight - 0.5), -mean[c]))
 
 
 def fit_cell_classifier(
