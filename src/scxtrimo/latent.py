@@ -32,10 +32,9 @@ MAX_SCALED_VALUE = 10.0
 MAX_CLUSTERS = 100
 SHARPNESS = 20.0
 RIDGE = 1.0
-USUAL_WEIGHT = 0.6
 MIN_HELD_OUT = 20
 PRIOR_CELLS = 50.0  # how many cells the average over all components counts for
-LEAST_WEIGHT = 0.5
+LEAST_WEIGHT = 0.6
 RELIABILITY_POWER, LEAST_RELIABILITY = 0.25, 0.01
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # a component with the largest spread has 1
 CELLS_PER_CLUSTER = 30
@@ -76,7 +75,7 @@ class LatentSpace(nn.Module):
     ) -> None:
         super().__init__()
         self.finds_weights = measured_weight is None
-        initial = USUAL_WEIGHT if measured_weight is None else measured_weight
+        initial = LEAST_WEIGHT if measured_weight is None else measured_weight
         self.register_buffer("measured_weight", torch.full((n_latent,), initial))
         self.register_buffer("inverse_std", torch.zeros(n_genes))
         self.register_buffer("scaled_mean", torch.zeros(n_genes))
@@ -497,7 +496,7 @@ def measured_weights(first_ck: Tensor, second_ck: Tensor) -> Tensor:
 
     ``first_ck`` and ``second_ck`` have what two halves of the counts of held-out cells measure
     beyond what is predicted. Weighed by its reliability, the error would be least; but clusters
-    and neighbours want some of the noise, so that no weight is below a half, see docs/defaults.md.
+    and neighbours want some of the noise, so that no weight is below 0.6, see docs/defaults.md.
     """
     first, second = first_ck.double().numpy(), second_ck.double().numpy()
     first, second = first - first.mean(0), second - second.mean(0)
