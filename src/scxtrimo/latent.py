@@ -357,7 +357,9 @@ def read_counts(
         (np.ones(len(used), np.float32), (used, gene_of_column[used])),
         shape=(len(gene_of_column), n_genes),
     )
-    return sparse.csr_matrix(reader.read(rows).astype(np.float32) @ to_vocabulary)
+    counts = sparse.csr_matrix(reader.read(rows).astype(np.float32) @ to_vocabulary)
+    counts.sort_indices()  # random numbers are drawn in this order, which depends on scipy
+    return counts
 
 
 def _highly_variable(logged: sparse.csr_matrix, n_top: int | None) -> np.ndarray:
