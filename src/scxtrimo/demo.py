@@ -42,7 +42,7 @@ N_NEIGHBORS, MAX_ASKED = 15, 1000
 
 
 class DemoTables(NamedTuple):
-    """What :func:`run_demo` finds, with a usual method beside ours.
+    """What :func:`scxtrimo.demo.run_demo` finds, with a usual method beside ours.
 
     Parameters
     ----------
