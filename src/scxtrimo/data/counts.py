@@ -84,10 +84,10 @@ def rows_of(
             ends = ends[start : max(start, stop) + 1]
             place = slice(ends[0], ends[-1])
             return matrix.data[place], matrix.indices[place], ends - ends[0]
-    rows = np.arange(matrix.shape[0])[rows]  # negative numbers and masks are row numbers then
-    boundaries = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(ends[rows + 1] - ends[rows], out=boundaries[1:])
-    parts = [slice(ends[row], ends[row + 1]) for row in rows.tolist()]
+    starts, stops = ends[:-1][rows], ends[1:][rows]
+    boundaries = np.zeros(len(starts) + 1, dtype=np.int64)
+    np.cumsum(stops - starts, out=boundaries[1:])
+    parts = [slice(*part) for part in zip(starts.tolist(), stops.tolist(), strict=True)]
     if not parts:
         return matrix.data[:0], matrix.indices[:0], boundaries
     data, indices = (

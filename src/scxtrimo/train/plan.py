@@ -240,6 +240,15 @@ class XTrimoGenePlan(pl.LightningModule):
     def _loss(self, batch: RaggedBatch, epoch: int) -> Losses:
         return self.module(self.prepare(batch, epoch))
 
+    def _log(self, metrics: dict[str, Tensor], n_cells: int) -> None:
+        self.log_dict(
+            metrics,
+            on_step=False,
+            on_epoch=True,
+            batch_size=n_cells,
+            sync_dist=self.trainer.world_size > 1,
+        )
+
     def training_step(self, batch: RaggedBatch, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         self.module.redraw_features(self.global_step)
@@ -272,25 +281,14 @@ class XTrimoGenePlan(pl.LightningModule):
     def _log_means(self) -> None:
         if not self._n_seen:
             return
-        self.log_dict(
-            {name: total / self._n_seen for name, total in self._sums.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=self._n_seen,
-            sync_dist=self.trainer.world_size > 1,
-        )
+        means = {name: total / self._n_seen for name, total in self._sums.items()}
+        self._log(means, self._n_seen)
         self._sums, self._n_seen = {}, 0
 
     def validation_step(self, batch: RaggedBatch, batch_idx: int) -> None:
         """Log the loss of one validation batch."""
         losses = self._loss(batch, VALIDATION_EPOCH)
-        self.log_dict(
-            metrics_of(losses, "validation"),
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(losses.reconstruction_c),
-            sync_dist=self.trainer.world_size > 1,
-        )
+        self._log(metrics_of(losses, "validation"), len(losses.reconstruction_c))
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups, and a schedule that is advanced every step."""
