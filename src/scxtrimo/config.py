@@ -25,12 +25,18 @@ class XTrimoGeneConfig(Validated, NetConfig):
     n_input_genes: PositiveInt | None = 2000
     """How many highly variable genes the encoder reads; ``None`` for all. Predictions are made for
     all genes of the vocabulary regardless."""
+    n_components: PositiveInt | None = None
+    """Principal components of the latent representation, by default as many as the cell vector has
+    dimensions (``n_latent``)."""
     pca_initialization: bool = True
     """Start with gene embeddings from a principal component analysis of the training cells."""
     latent_space: Literal["components", "bottleneck"] = "components"
     """The latent representation: ``"components"``, principal components of the training cells,
     partly as measured and partly as the network predicts them, with batches integrated; or
     ``"bottleneck"``, the cell vector of the network as it is."""
+    predict_from: Literal["cell_vector", "tokens"] = "cell_vector"
+    """What components are predicted from: the cell vector, or all encoded inducing tokens, which
+    say more if the network, and its cell vector, were made for other cells."""
     measured_weight: Probability | None = None
     """Weight of the measured components, from 0 to 1. By default each component has its own, from
     what two halves of the counts of the validation cells agree on."""
@@ -52,6 +58,8 @@ class XTrimoGeneConfig(Validated, NetConfig):
                 f"n_inducing={self.n_inducing} does not go with imputation_decoder='performer' or "
                 "objective='masked', which work on encoded genes: use n_inducing=None."
             )
+        if self.predict_from == "tokens" and self.n_inducing is None:
+            raise ValueError("predict_from='tokens' needs inducing tokens: set n_inducing.")
         if self.decoder_head_width is not None and self.imputation_decoder != "performer":
             raise ValueError(
                 f"decoder_head_width={self.decoder_head_width} applies to "
@@ -78,6 +86,32 @@ class XTrimoGeneConfig(Validated, NetConfig):
     def uses_components(self) -> bool:
         """Whether the latent representation is made of principal components."""
         return self.has_bottleneck and self.latent_space == "components"
+
+    @property
+    def n_representation(self) -> int:
+        """Dimensions of the latent representation.
+
+        Examples
+        --------
+        >>> scxtrimo.model.XTrimoGeneConfig(n_latent=64, n_components=32).n_representation
+        32
+        """
+        if not self.has_bottleneck:
+            return 4 * self.n_hidden  # S, T, maximum and mean
+        return (self.n_components if self.uses_components else None) or self.n_latent
+
+    @property
+    def n_predictors(self) -> int:
+        """Dimensions of what components are predicted from.
+
+        Examples
+        --------
+        >>> scxtrimo.model.XTrimoGeneConfig(n_latent=64).n_predictors
+        64
+        """
+        if self.predict_from == "tokens":
+            return (self.n_inducing or 0) * self.n_hidden
+        return self.n_latent
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> Self:

@@ -145,12 +145,13 @@ def run_demo(
     cells.obsm[PCA] = _pca(adata, layer)
     train, embed, pca = np.diff([*times, time.perf_counter()])
     model.save(out / "model", overwrite=True)
-    n_steps = model.trainer.global_step  # an epoch may be cut short
+    # An epoch may be cut short; a pretrained network may need no step at all.
+    n_steps = model.trainer.global_step if model.history else 0
     n_trained = n_steps * min(default_batch_size(adata.n_obs), adata.n_obs)
     table = pd.DataFrame(
         {
             "seconds": [train + embed, pca],
-            "cells/s training": [n_trained / train, np.nan],
+            "cells/s training": [n_trained / train if n_trained else np.nan, np.nan],
             "cells/s embedding": [adata.n_obs / embed, adata.n_obs / pca],
         },
         index=["xTrimoGene", "PCA"],

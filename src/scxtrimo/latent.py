@@ -22,11 +22,11 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from .data.counts import RowReader, log_normalized
-from .data.dataset import category_codes
+from .data.dataset import category_codes, state_of
 from .data.fields import CountsField
 from .nn.layers import normalize_counts
-from .nn.ragged import RaggedBatch, select_tokens, sum_per_cell, to_tokens
-from .nn.xtrimogene import XTrimoGeneModule
+from .nn.ragged import EncodedCells, RaggedBatch, select_tokens, sum_per_cell, to_tokens
+from .nn.xtrimogene import BottleneckDecoder, XTrimoGeneModule
 
 MAX_SCALED_VALUE = 10.0
 MAX_CLUSTERS = 100
@@ -34,15 +34,32 @@ SHARPNESS = 20.0
 RIDGE = 1.0
 MIN_HELD_OUT = 20
 PRIOR_CELLS = 50.0  # how many cells the average over all components counts for
-LEAST_WEIGHT = 0.6
+LEAST_WEIGHT, LEAST_BESIDE_PRETRAINED = 0.6, 0.5
 RELIABILITY_POWER, LEAST_RELIABILITY = 0.25, 0.01
+VECTOR_PENALTIES = tuple(np.logspace(-1, 4, 16))  # cell vectors have a spread of 1
+ALMOST_FREE = 100.0
+CELLS_TO_TRUST = 300.0  # with fewer, components are weighed down by more than a half
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # a component with the largest spread has 1
 CELLS_PER_CLUSTER = 30
 QUERY_ROUNDS = 5
+CALIBRATION_ROUNDS, CALIBRATION_CELLS = 3, 500
 MAX_CELLS = 20_000
 MIN_EXPRESSING = 3
 MIN_CELLS = 20
 MIN_SPREAD = 1e-3  # variance of a scaled gene, smaller only if nearly all values are cut off
+
+
+class Explained(NamedTuple):
+    """Part of the variance of one half of the counts of held-out cells that the other predicts."""
+
+    representation: float
+    components: float  # as many principal components alone
+    network: float  # the predicted components alone
+
+    @property
+    def knowledge(self) -> float:
+        """What the network knows of the cells, as a part of what their components do."""
+        return self.network / max(self.components, 1e-12)
 
 
 class Panel(NamedTuple):
@@ -69,22 +86,23 @@ class LatentSpace(nn.Module):
     def __init__(
         self,
         n_genes: int,
-        n_latent: int,
+        n_components: int,
         n_batches: int = 1,
         measured_weight: float | None = None,
+        n_predictors: int | None = None,
     ) -> None:
         super().__init__()
         self.finds_weights = measured_weight is None
         initial = LEAST_WEIGHT if measured_weight is None else measured_weight
-        self.register_buffer("measured_weight", torch.full((n_latent,), initial))
+        self.register_buffer("measured_weight", torch.full((n_components,), initial))
         self.register_buffer("inverse_std", torch.zeros(n_genes))
         self.register_buffer("scaled_mean", torch.zeros(n_genes))
-        self.register_buffer("loadings", torch.zeros(n_genes, n_latent))
-        self.register_buffer("weight", torch.zeros(n_latent, n_latent))
-        self.register_buffer("bias", torch.zeros(n_latent))
-        self.register_buffer("batch_offset", torch.zeros(n_batches, n_latent))
-        self.register_buffer("centers", torch.zeros(MAX_CLUSTERS, n_latent))
-        self.register_buffer("shifts", torch.zeros(n_batches, MAX_CLUSTERS, n_latent))
+        self.register_buffer("loadings", torch.zeros(n_genes, n_components))
+        self.register_buffer("weight", torch.zeros(n_components, n_predictors or n_components))
+        self.register_buffer("bias", torch.zeros(n_components))
+        self.register_buffer("batch_offset", torch.zeros(n_batches, n_components))
+        self.register_buffer("centers", torch.zeros(MAX_CLUSTERS, n_components))
+        self.register_buffer("shifts", torch.zeros(n_batches, MAX_CLUSTERS, n_components))
         self.register_buffer("is_cluster", torch.zeros(MAX_CLUSTERS, dtype=torch.bool))
 
     def set(self, **tensors: Tensor) -> None:
@@ -124,27 +142,27 @@ class LatentSpace(nn.Module):
 
     def forward(
         self,
-        latent_cz: Tensor,
+        known_cp: Tensor,
         measured_ck: Tensor,
         panel: Panel,
         batch_c: Tensor | None = None,
         measured_weight: Tensor | float | None = None,
     ) -> Tensor:
         """Return the latent representation, of which known batches (not -1) are integrated."""
-        predicted_ck, surprise_ck = self.compare(latent_cz, measured_ck, panel, batch_c)
+        predicted_ck, surprise_ck = self.compare(known_cp, measured_ck, panel, batch_c)
         weight = self.measured_weight if measured_weight is None else measured_weight
         mixed_ck = predicted_ck + weight * surprise_ck
         return mixed_ck if batch_c is None else self.integrate(mixed_ck, batch_c)
 
-    def predict(self, latent_cz: Tensor) -> Tensor:
-        """Predict the components from the cell vector, without offsets of batches."""
-        return latent_cz @ self.weight.T + self.bias
+    def predict(self, known_cp: Tensor) -> Tensor:
+        """Predict the components from what the network knows, without offsets of batches."""
+        return known_cp @ self.weight.T + self.bias
 
     def compare(
-        self, latent_cz: Tensor, measured_ck: Tensor, panel: Panel, batch_c: Tensor | None = None
+        self, known_cp: Tensor, measured_ck: Tensor, panel: Panel, batch_c: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return predicted components, and measured minus expected ones."""
-        expected_ck = predicted_ck = self.predict(latent_cz)
+        expected_ck = predicted_ck = self.predict(known_cp)
         if batch_c is not None:
             is_known_c1 = (batch_c >= 0)[:, None]
             offset_ck = self.batch_offset[batch_c.clamp(min=0)] * is_known_c1
@@ -173,44 +191,64 @@ def memberships(mixed_ck: Tensor, centers_nk: Tensor) -> Tensor:
 
 
 def regress(
-    latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor, n_batches: int
+    known_cp: Tensor,
+    components_ck: Tensor,
+    batch_c: Tensor,
+    n_batches: int,
+    is_pretrained: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return coefficients of cell vectors and batches, and intercepts, of the components."""
+    """Return coefficients of predictors and batches, and intercepts, of the components.
+
+    A pretrained network was not fitted to these cells, whose leave-one-out error can therefore
+    choose a penalty for every component.
+    """
     is_batch = (batch_c[:, None] == torch.arange(n_batches)).double()
-    ridge = Ridge(alpha=RIDGE).fit(
-        torch.cat([latent_cz.double(), is_batch], dim=1).numpy(), components_ck.double().numpy()
+    values_cp, ridge, unit = known_cp.double(), Ridge(alpha=RIDGE), 1.0
+    if is_pretrained:
+        ridge = RidgeCV(VECTOR_PENALTIES, alpha_per_target=True)
+        unit = max(float(values_cp.std(0, correction=0).square().mean().sqrt()), 1e-8)
+        is_batch = is_batch * ALMOST_FREE  # of the penalty
+    ridge.fit(
+        torch.cat([values_cp / unit, is_batch], dim=1).numpy(), components_ck.double().numpy()
     )
-    coefficients = torch.from_numpy(np.atleast_2d(ridge.coef_))
+    coefficients = torch.from_numpy(np.atleast_2d(ridge.coef_)).clone()
+    n_known = values_cp.shape[1]
+    coefficients[:, :n_known] /= unit
+    coefficients[:, n_known:] *= ALMOST_FREE if is_pretrained else 1
     return coefficients, torch.from_numpy(np.atleast_1d(ridge.intercept_))
 
 
 def fit_prediction(
-    space: LatentSpace, latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor
+    space: LatentSpace,
+    known_cp: Tensor,
+    components_ck: Tensor,
+    batch_c: Tensor,
+    is_pretrained: bool = False,
 ) -> None:
-    """Fit the prediction of components from cell vectors, and the offsets of batches."""
-    n_batches, n_latent = space.batch_offset.shape
+    """Fit the prediction of components from the network, and the offsets of batches."""
+    n_batches, n_known = len(space.batch_offset), known_cp.shape[1]
     fraction_b = (batch_c[:, None] == torch.arange(n_batches)).double().mean(0)
-    coefficients, intercept_k = regress(latent_cz, components_ck, batch_c, n_batches)
-    offset_bk = coefficients[:, n_latent:].T
+    coefficients, intercept_k = regress(known_cp, components_ck, batch_c, n_batches, is_pretrained)
+    offset_bk = coefficients[:, n_known:].T
     average_k = fraction_b @ offset_bk  # goes to the bias: no offset on average
     is_new_b1 = (fraction_b > 0)[:, None]
     known_bk = space.batch_offset if space.is_fitted else torch.zeros_like(space.batch_offset)
     space.set(
-        weight=coefficients[:, :n_latent],
+        weight=coefficients[:, :n_known],
         bias=intercept_k + average_k,
         batch_offset=torch.where(is_new_b1, (offset_bk - average_k).to(known_bk), known_bk),
     )
 
 
 def fit_clusters(
-    space: LatentSpace, latent_cz: Tensor, components_ck: Tensor, batch_c: Tensor, seed: int
+    space: LatentSpace, known_cp: Tensor, components_ck: Tensor, batch_c: Tensor, seed: int
 ) -> None:
     """Fit the clusters in which batches (-1: unknown) are compared."""
-    n_batches, n_latent = space.batch_offset.shape
+    n_batches, n_components = space.batch_offset.shape
     if space.is_fitted and len(batch_c[batch_c >= 0].unique()) < n_batches:
         return  # cells of a batch are missing now
-    everything = Panel(torch.zeros(n_latent), torch.eye(n_latent))
-    predicted_ck, surprise_ck = space.compare(latent_cz, components_ck, everything, batch_c)
+    everything = Panel(torch.zeros(n_components), torch.eye(n_components))
+    predicted_ck, surprise_ck = space.compare(known_cp, components_ck, everything, batch_c)
     known = batch_c >= 0
     if not known.any():  # all cells are of batches the model does not know
         batch_c = torch.zeros_like(batch_c)
@@ -228,14 +266,14 @@ def fit_clusters(
 
 
 def map_batches(
-    space: LatentSpace, latent_cz: Tensor, measured_ck: Tensor, panel: Panel, batch_c: Tensor
+    space: LatentSpace, known_cp: Tensor, measured_ck: Tensor, panel: Panel, batch_c: Tensor
 ) -> Tensor:
     """Return cells of other batches, moved to the training cells as in Symphony (Kang 2021)."""
     centers_nk = space.centers[space.is_cluster]
     result_ck = torch.empty_like(measured_ck)
     for batch in batch_c.unique().tolist():
         rows = batch_c == batch
-        predicted_ck, surprise_ck = space.compare(latent_cz[rows], measured_ck[rows], panel)
+        predicted_ck, surprise_ck = space.compare(known_cp[rows], measured_ck[rows], panel)
         surprise_ck = surprise_ck - surprise_ck.mean(0)  # the offset of the batch
         mixed_ck = predicted_ck + space.measured_weight * surprise_ck
         one_batch_c = torch.zeros(len(mixed_ck), dtype=torch.int64)
@@ -333,6 +371,41 @@ def start_from(module: XTrimoGeneModule, statistics: dict[str, Any]) -> None:
             module.latent_space.set(**statistics["components"])
 
 
+def start_from_pretrained(module: XTrimoGeneModule, statistics: dict[str, Any]) -> None:
+    """Put what the training cells say about the genes into a pretrained network.
+
+    A gene that it does not know (those it does are read) is embedded as known genes would be that
+    correlate in the same way with the principal components.
+    """
+    net, is_known = module.net, module.is_read
+    correlations = statistics["embeddings"]
+    with torch.no_grad():
+        for name in ("mean_expression", "typical_depth"):
+            getattr(module, name).copy_(statistics[name])
+        if net.bottleneck is not None:
+            known_k, rates_k = net.bottleneck.log_baseline[is_known], statistics["rates"][is_known]
+            level = (rates_k * (known_k - rates_k.log())).sum() / rates_k.sum()
+            net.bottleneck.log_baseline[~is_known] = level + statistics["rates"][~is_known].log()
+        if not is_known.all() and correlations.shape[1]:
+            ridge = Ridge(RIDGE).fit(correlations[is_known], net.gene_embeddings[is_known])
+            predicted = ridge.predict(correlations[~is_known]).astype(np.float32)
+            net.gene_embeddings[~is_known] = torch.from_numpy(predicted)
+        if module.latent_space is not None:
+            module.latent_space.set(**statistics["components"])
+
+
+def calibrate_baseline(
+    bottleneck: BottleneckDecoder, genes_gd: Tensor, latent_cz: Tensor, rates_g: Tensor
+) -> None:
+    """Let the mean of the predicted rates of each gene be that of the training cells."""
+    none = latent_cz.new_empty(0)
+    unknown_ck = latent_cz.new_zeros(len(latent_cz), bottleneck.covariate_loadings.shape[1])
+    cells = EncodedCells(none, none, none, latent_cz, unknown_ck, none)
+    for _ in range(CALIBRATION_ROUNDS):
+        predicted_g = bottleneck.log_rates(cells, genes_gd).exp().mean(0)
+        bottleneck.log_baseline += rates_g.log() - predicted_g.clamp(min=1e-12).log()
+
+
 def draw_rows(rows: np.ndarray, seed: int, n_max: int = MAX_CELLS) -> np.ndarray:
     """Return the cells that statistics are taken from: all, or ``n_max`` drawn at random."""
     if len(rows) <= n_max:
@@ -350,7 +423,7 @@ def read_counts(
 ) -> sparse.csr_matrix:
     """Return counts of shape ``(n_rows, n_genes)`` with the columns of the vocabulary."""
     reader = RowReader(adata_manager.get_from_registry(REGISTRY_KEYS.X_KEY))
-    state = adata_manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+    state = state_of(adata_manager, REGISTRY_KEYS.X_KEY)
     gene_of_column = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
     used = np.flatnonzero(gene_of_column >= 0)
     to_vocabulary = sparse.csr_matrix(
@@ -487,24 +560,30 @@ def _components(
 class Halves(NamedTuple):
     """Two halves of the counts of some cells, and what a model makes of both."""
 
-    vectors: list[Tensor]  # cell vectors
+    known: list[Tensor]  # what components are predicted from
     measured: list[Tensor]  # principal components, not centred
     expression: sparse.csr_matrix  # of the second half, scaled as for the components
     batches: Tensor
 
 
-def measured_weights(first_ck: Tensor, second_ck: Tensor) -> Tensor:
-    """Return how much to trust what was measured of each component, shape ``(n_latent,)``.
+def measured_weights(first_ck: Tensor, second_ck: Tensor, least: float = LEAST_WEIGHT) -> Tensor:
+    """Return how much to trust what was measured of each component, ``(n_components,)``.
 
     ``first_ck`` and ``second_ck`` have what two halves of the counts of held-out cells measure
     beyond what is predicted. Weighed by its reliability, the error would be least; but clusters
-    and neighbours want some of the noise, so that no weight is below 0.6, see docs/defaults.md.
+    and neighbours want some of the noise, so that no weight is below ``least``, see
+    docs/defaults.md.
     """
     first, second = first_ck.double().numpy(), second_ck.double().numpy()
     first, second = first - first.mean(0), second - second.mean(0)
     variance_k = (np.square(first) + np.square(second)).mean(0) / 2
     weights = reliability((first * second).mean(0), variance_k, len(first))
-    return torch.from_numpy(np.maximum(weights, LEAST_WEIGHT)).float()
+    return torch.from_numpy(np.maximum(weights, least)).float()
+
+
+def trust_in_components(n_cells: int) -> float:
+    """Return a factor for the weights of components, of which few cells know the directions."""
+    return n_cells**2 / (n_cells**2 + CELLS_TO_TRUST**2)
 
 
 def explained(

@@ -8,7 +8,7 @@ from scipy import sparse
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 
-from scxtrimo.latent import LEAST_WEIGHT, explained, measured_weights
+from scxtrimo.latent import LEAST_WEIGHT, explained, measured_weights, trust_in_components
 from scxtrimo.nn.masking import split_counts
 from scxtrimo.nn.ragged import sum_per_cell
 
@@ -76,7 +76,8 @@ def test_weights_are_found_kept_and_can_be_given(tmp_path):
     cells = make_cells(400, 80)
     model = train_tiny(cells, 3)
     found = model.module.latent_space.measured_weight
-    assert ((found >= LEAST_WEIGHT) & (found <= 1)).all()
+    trust = trust_in_components(360)  # nine tenths are trained on
+    assert ((found >= trust * LEAST_WEIGHT) & (found <= trust)).all()
     assert found.std() > 0
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", adata=cells)
@@ -84,7 +85,13 @@ def test_weights_are_found_kept_and_can_be_given(tmp_path):
     given = train_tiny(cells, 3, measured_weight=0.5)
     assert (given.module.latent_space.measured_weight == 0.5).all()
     nobody = train_tiny(cells, 3, train_size=1.0)  # without validation cells: the usual weight
-    assert (nobody.module.latent_space.measured_weight == 0.6).all()
+    usual = LEAST_WEIGHT * trust_in_components(400)
+    np.testing.assert_allclose(nobody.module.latent_space.measured_weight, usual, rtol=1e-6)
+
+
+def test_components_of_few_cells_are_trusted_less():
+    trust = [trust_in_components(n) for n in (30, 300, 3000)]
+    assert trust == pytest.approx([0.01, 0.5, 0.99], abs=0.001)
 
 
 def test_the_representation_says_more_of_held_out_counts_than_components(caplog):

@@ -1,11 +1,20 @@
 """Parity of the blocks with the paper's formulas and with torch's own layers."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from scxtrimo.nn.layers import AutoDiscretization, Encoder, EncoderLayer, normalize_counts
+from scxtrimo.nn.layers import (
+    AutoDiscretization,
+    Encoder,
+    EncoderLayer,
+    distinct_values,
+    normalize_counts,
+)
 from scxtrimo.nn.ragged import CellBoundaries, EncodedCells
 from scxtrimo.nn.xtrimogene import BottleneckDecoder, CrossAttentionDecoder
 
@@ -116,3 +125,12 @@ def test_a_layer_uses_its_own_hooks():
     doubled.load_state_dict(layer.state_dict())
     x, cells = torch.randn(5, 8), CellBoundaries.of(torch.tensor([0, 2, 5], dtype=torch.int32))
     torch.testing.assert_close(doubled(x, cells), 2 * layer(x, cells))
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=500), st.integers(0, 2**32 - 1))
+def test_distinct_values_give_back_all_values(counts, seed):
+    rng = np.random.default_rng(seed)
+    values = torch.from_numpy(np.log1p(np.array(counts) / rng.integers(1, 9)).astype(np.float32))
+    distinct, place = distinct_values(values)
+    assert torch.equal(distinct[place], values)
+    assert len(distinct) <= len(values)

@@ -21,6 +21,7 @@ from .._validation import check
 from ..data.columns import canonical, from_text, get_column
 from ..data.fields import CategoryField, LabelsField
 from ..data.vocabulary import own_identifiers, preview
+from ..latent import Explained
 from ..model.base import XTrimoGeneBase
 from ..model.derive import derive_model
 from ..model.registration import hash_texts
@@ -49,7 +50,7 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     ----------
     adata
         Data registered with :meth:`setup_anndata`.
-    size, config, registry, seed
+    size, config, registry, pretrained, seed
         See :class:`XTrimoGene`.
     **hyperparameters
         Fields of :class:`~scxtrimo.annotation.XTrimoGeneAnnotatorConfig` that differ from those of
@@ -327,9 +328,10 @@ class XTrimoGeneAnnotator(XTrimoGeneBase):
     def _plan_arguments(self) -> dict[str, Any]:
         return self._fine_tuning or {}
 
-    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> None:
-        if not self._fine_tuning:  # which trains the classifier on the latent space as it is
-            super()._finish_training(rows, held_out)
+    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> Explained | None:
+        if self._fine_tuning:  # which trains the classifier on the latent space as it is
+            return None
+        return super()._finish_training(rows, held_out)
 
     def _label_panel(self, adata: AnnData) -> LabelPanel:
         """Return what the genes measured in registered data mean for the classifiers."""

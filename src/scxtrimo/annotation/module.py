@@ -139,7 +139,7 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("gene_weight", torch.tensor(float(self.config.gene_weight or 0)))
         # How much of the components is measured; all of it in earlier versions.
-        n_components = self.config.n_latent if self.config.uses_components else 0
+        n_components = self.config.n_representation if self.config.uses_components else 0
         self.register_buffer("component_weight", torch.ones(n_components))
 
     @property
@@ -147,7 +147,8 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
         """Sizes of the groups of features that are scaled together."""
         if not self.config.has_bottleneck:
             return [self.config.n_hidden] * 4  # S, T, maximum and mean
-        return [self.config.n_latent] * (2 if self.config.uses_components else 1)
+        components = [self.config.n_representation] if self.config.uses_components else []
+        return [*components, self.config.n_latent]
 
     def label_panel(self, measured: Tensor) -> LabelPanel:
         """Return the panel of the measured genes: bool, shape ``(n_genes,)``."""
@@ -162,7 +163,7 @@ class XTrimoGeneAnnotatorModule(XTrimoGeneModule):
             return vector_cz
         assert panel.components is not None
         components_ck = self.latent_space(
-            vector_cz,
+            self.predictors(cells),
             self.latent_space.measure(batch),
             panel.components,
             self.batch_codes(batch),

@@ -24,7 +24,8 @@ def add(commands: Any) -> None:
     option(
         "--vocabulary",
         metavar="FILE",
-        help="genes of the store, one per line or a gene index; by default those of all files",
+        help="genes of the store, one per line, a gene index or a gene table; by default those "
+        "of all files",
     )
     option("--layer", default="auto", help="X, raw or a layer with the raw counts")
     option("--gene-id-key", help="column of var with gene identifiers")
@@ -44,6 +45,11 @@ def add(commands: Any) -> None:
         dest="validation_files",
         metavar="FILE",
         help="a file whose cells are all held out",
+    )
+    several(
+        "--exclude",
+        metavar="FILE",
+        help="a file with cells, to judge the model on, that must not be in the store",
     )
     several("--obs-column", dest="obs_columns", metavar="OBS_COLUMN", help="column of obs to keep")
     option(
@@ -72,6 +78,7 @@ def make_store(args: argparse.Namespace) -> int:
         args.vocabulary = read_genes(args.vocabulary)
     store = write_store(args.data, **keywords(args, but="data"))
     report = store.report.dropna(axis="columns", how="all")
+    report["file"] = [shortened(name) for name in report["file"]]
     print(f"\n{report.to_string(index=False, float_format='{:.3f}'.format, na_rep='-')}")
     n_validation = int(store.report["validation"].sum())
     print(
@@ -79,6 +86,11 @@ def make_store(args: argparse.Namespace) -> int:
         f"{len(store.vocabulary):,} genes in {args.out}"
     )
     return 0
+
+
+def shortened(path: str, n_max: int = 40) -> str:
+    """Return the end of a path, which says which file it is."""
+    return path if len(path) <= n_max else f"...{path[3 - n_max :]}"
 
 
 def run_pretraining(args: argparse.Namespace) -> int:

@@ -17,8 +17,8 @@ from .columns import preview
 HGNC_URL = (
     "https://storage.googleapis.com/public-download-files/hgnc/tsv/tsv/hgnc_complete_set.txt"
 )
-COLUMNS = ("symbol", "ensembl_gene_id", "hgnc_id", "prev_symbol", "alias_symbol")
-"""Columns of the HGNC table; identifiers of earlier ones take precedence."""
+COLUMNS = ("symbol", "ensembl_gene_id", "hgnc_id", "prev_symbol", "alias_symbol", "mouse_symbol")
+"""Columns of the HGNC table, and orthologs; identifiers of earlier ones take precedence."""
 
 # SHA-256 of the 19,264 symbols of the published checkpoints, in their order and sorted.
 PUBLISHED_N_GENES = 19_264
@@ -47,8 +47,9 @@ class GeneTable:
     Parameters
     ----------
     table
-        One gene per row, columns as in the table of HGNC: ``symbol``, ``prev_symbol`` and
-        ``alias_symbol`` (several separated by ``|``), perhaps ``ensembl_gene_id`` and ``hgnc_id``.
+        One gene per row, columns as in the table of HGNC: ``symbol`` and any of ``prev_symbol``,
+        ``alias_symbol`` (several separated by ``|``), ``ensembl_gene_id`` and ``hgnc_id``; or
+        ``mouse_symbol``, the ortholog of the mouse.
 
     Examples
     --------
@@ -60,10 +61,12 @@ class GeneTable:
     """
 
     def __init__(self, table: pd.DataFrame) -> None:
-        if missing := sorted({"symbol", "prev_symbol", "alias_symbol"} - set(table)):
+        others = COLUMNS[1:]
+        missing = ["symbol"] if "symbol" not in table else [] if {*others} & {*table} else others
+        if missing:
             raise ValueError(
-                f"The gene table lacks the columns {missing}; it has {list(table)[:8]}. Use the "
-                "complete set of HGNC."
+                f"The gene table lacks the columns {[*missing]}; it has {list(table)[:8]}. Use "
+                "the complete set of HGNC."
             )
         self._gene_of: dict[str, tuple[int, int]] = {}
         for rank, name in enumerate(COLUMNS):
@@ -222,7 +225,7 @@ def read_gene_index(source: str | os.PathLike | Sequence[str], n_genes: int) -> 
 
 
 def read_genes(path: str | os.PathLike) -> list[str]:
-    """Read genes from a text file with one per line, or from a gene index."""
+    """Read genes from a text file with one per line, a gene index, or a gene table."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
@@ -230,7 +233,10 @@ def read_genes(path: str | os.PathLike) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file with genes.") from error
-    if not lines or lines[0].split("\t")[0] != "gene_name":
+    header = lines[0].split("\t") if lines else []
+    if "symbol" in header[:-1]:
+        return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)["symbol"].tolist()
+    if not lines or header[0] != "gene_name":
         return [line.strip() for line in lines if line.strip()]
     table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     if "index" in table and table["index"].tolist() != [str(i) for i in range(len(table))]:

@@ -30,21 +30,35 @@ from .._logging import logger
 from .._validation import check
 from ..data.columns import codes_of, get_column
 from ..data.counts import as_rows
-from ..data.dataset import RaggedDataset, covariate_keys, prefetch, threads_for, torch_threads
+from ..data.dataset import (
+    RaggedDataset,
+    covariate_keys,
+    prefetch,
+    state_of,
+    threads_for,
+    torch_threads,
+)
 from ..data.fields import CategoryField, CountsField
 from ..data.vocabulary import preview
 from ..latent import (
+    CALIBRATION_CELLS,
+    LEAST_BESIDE_PRETRAINED,
+    LEAST_WEIGHT,
     MIN_HELD_OUT,
+    Explained,
     Halves,
     LatentSpace,
     Panel,
+    calibrate_baseline,
     draw_rows,
     explained,
     fit_clusters,
     fit_prediction,
     map_batches,
     measured_weights,
+    read_counts,
     regress,
+    trust_in_components,
 )
 from ..nn.layers import normalize_counts
 from ..nn.masking import Masking, mask_batch, split_counts
@@ -169,7 +183,7 @@ class XTrimoGeneBase(TrainedModel):
             panel = self._panel(registered)
         # What was measured was measured at the cell's own depth.
         at_other_depth = target_depth is not None or depth == "bulk"
-        n_latent = self.config_.n_latent
+        n_latent = self.config_.n_latent if space is None else len(space.measured_weight)
         if pool is not None or not self.config_.has_bottleneck:
             n_latent = self.config_.n_hidden * (4 if pool in (None, "all") else 1)
 
@@ -180,7 +194,7 @@ class XTrimoGeneBase(TrainedModel):
             if space is None:
                 return cells.latent_cz
             return space(
-                cells.latent_cz.float(),
+                self.module.predictors(cells),
                 space.measure(batch),
                 panel,
                 self.module.batch_codes(batch),
@@ -245,91 +259,114 @@ class XTrimoGeneBase(TrainedModel):
                     f"adata.obs[{batch_key!r}] lacks the batch of {n_missing:,} cells. Name it, "
                     "for instance 'unknown', or leave these cells out."
                 )
-        vectors, measured, _ = self._vectors(registered, rows, batch_size, "Mapping")
+        known, measured, _ = self._read_components(registered, rows, batch_size, "Mapping")
         space = deepcopy(self.module.latent_space).cpu()
         panel = Panel(*(part.cpu() for part in self._panel(registered)))
-        return map_batches(space, vectors, measured, panel, torch.from_numpy(codes)).numpy()
+        return map_batches(space, known, measured, panel, torch.from_numpy(codes)).numpy()
 
     @torch.no_grad()
-    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> None:
+    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> Explained | None:
         """Fit the latent space to at most 20,000 training cells."""
         if self.module.latent_space is None:
-            return
+            return None
         rows = draw_rows(rows, self.seed_)
         # In a copy: if anything fails, what is there stays whole.
         space = deepcopy(self.module.latent_space).cpu()
         was_fitted = space.is_fitted
         halves: tuple[Halves, Halves] | None = None
         with torch.random.fork_rng(devices=[]):  # data loaders draw from the global state
-            vectors, measured, codes = self._vectors(
+            known, measured, codes = self._read_components(
                 None, np.sort(rows), None, "Fitting the latent space"
             )
             if not was_fitted and len(held_out) >= MIN_HELD_OUT:
-                halves = self._halves(rows), self._halves(held_out)
+                halves = self._halves(rows, 1), self._halves(held_out)
         panel = space.panel(self._measured_genes(self.adata).cpu())
         components = measured - panel.center_k
         if was_fitted:  # then the data may be others, with fewer genes
             missing = torch.eye(len(panel.center_k)) - panel.coverage_kk
-            components = components + space.predict(vectors) @ missing
-        elif space.finds_weights and halves is not None:
-            space.set(measured_weight=self._measured_weights(*halves))
-        fit_prediction(space, vectors, components, codes)
-        fit_clusters(space, vectors, components, codes, self.seed_)
+            components = components + space.predict(known) @ missing
+        elif space.finds_weights:
+            if halves is not None:
+                space.set(measured_weight=self._measured_weights(*halves))
+            space.measured_weight *= trust_in_components(len(rows))
+        fit_prediction(space, known, components, codes, self.pretrained_ is not None)
+        fit_clusters(space, known, components, codes, self.seed_)
         self.module.latent_space.load_state_dict(space.state_dict())
-        if halves is not None:
-            ours, pca = self._explained(space, *halves)
-            logger.info(
-                f"From one half of the counts of held-out cells the representation predicts "
-                f"{ours:.2%} of the variance of the other half, {space.loadings.shape[1]} "
-                f"principal components {pca:.2%}."
-            )
+        if not was_fitted and self.pretrained_ is not None:
+            self._calibrate_baseline(np.sort(rows))
+        if halves is None:
+            return None
+        explained = self._explained(space, *halves)
+        logger.info(
+            f"From one half of the counts of held-out cells the representation predicts "
+            f"{explained.representation:.2%} of the variance of the other half, "
+            f"{space.loadings.shape[1]} principal components {explained.components:.2%}."
+        )
+        return explained
+
+    def _calibrate_baseline(self, rows: np.ndarray) -> None:
+        """Let a pretrained decoder predict the mean of each gene in the training cells."""
+        assert self.adata_manager is not None
+        rows = draw_rows(rows, self.seed_, CALIBRATION_CELLS)
+        totals = read_counts(self.adata_manager, rows, self.module.n_genes).sum(0)
+        totals_g = torch.from_numpy(np.asarray(totals, dtype=np.float32).ravel()) + 0.5
+        batches = self._batches(None, rows, None, "Calibrating")
+        vectors = torch.cat([self._encode(batch).latent_cz.float() for _, batch in batches])
+        net, rates_g = self.module.net, (totals_g / totals_g.sum()).to(vectors)
+        calibrate_baseline(net.bottleneck, net.positions, vectors, rates_g)
 
     def _measured_weights(self, known: Halves, unseen: Halves) -> Tensor:
         """Find out, with halves of the counts of held-out cells, how far to trust components."""
         assert self.module.latent_space is not None
         n_batches = len(self.module.latent_space.batch_offset)
-        coefficients, _ = regress(known.vectors[0], known.measured[0], known.batches, n_batches)
+        is_pretrained = self.pretrained_ is not None
+        coefficients, _ = regress(
+            known.known[0], known.measured[0], known.batches, n_batches, is_pretrained
+        )
         surprises = [
-            of_half - vectors.double() @ coefficients[:, : vectors.shape[1]].T
-            for vectors, of_half in zip(unseen.vectors, unseen.measured, strict=True)
+            of_half - told.double() @ coefficients[:, : told.shape[1]].T
+            for told, of_half in zip(unseen.known, unseen.measured, strict=True)
         ]
         for batch in unseen.batches.unique():  # which may be shifted as a whole
             of_batch = unseen.batches == batch
             for surprise in surprises:
                 surprise[of_batch] -= surprise[of_batch].mean(0)
-        return measured_weights(*surprises)
+        least = LEAST_BESIDE_PRETRAINED if is_pretrained else LEAST_WEIGHT
+        return measured_weights(surprises[0], surprises[1], least)
 
-    def _explained(self, space: LatentSpace, known: Halves, unseen: Halves) -> tuple[float, float]:
+    def _explained(self, space: LatentSpace, known: Halves, unseen: Halves) -> Explained:
         """Return what the representation and the measured components of one half say of another.
 
         Both are told the batch.
         """
         panel = space.panel()
-        told: list[list[np.ndarray]] = [[], []]
+        told: list[list[np.ndarray]] = [[], [], []]
         for halves in (known, unseen):
-            vectors, measured = halves.vectors[0], halves.measured[0]
-            predicted, surprise = space.compare(vectors, measured, panel)
+            measured = halves.measured[0]
+            predicted, surprise = space.compare(halves.known[0], measured, panel)
             batch = halves.batches[:, None] == torch.arange(len(space.batch_offset))
-            for way, x in enumerate((predicted + space.measured_weight * surprise, measured)):
+            mixed = predicted + space.measured_weight * surprise
+            for way, x in enumerate((mixed, measured, predicted)):
                 x = torch.cat([x, batch.to(x) * x.std()], dim=1)
                 told[way].append(x.double().numpy())
-        ours, pca = (
-            explained(of_known, known.expression, of_unseen, unseen.expression)
-            for of_known, of_unseen in told
+        return Explained(
+            *(
+                explained(of_known, known.expression, of_unseen, unseen.expression)
+                for of_known, of_unseen in told
+            )
         )
-        return ours, pca
 
-    def _halves(self, rows: np.ndarray) -> Halves:
-        """Split the counts of cells in halves, and return what the model makes of both."""
+    def _halves(self, rows: np.ndarray, n_encoded: int = 2) -> Halves:
+        """Split the counts of cells in halves, and return what the model makes of one or both."""
         space = self.module.latent_space
         assert space is not None
-        vectors, measured, codes = [[], []], [[], []], []  # type: ignore[var-annotated]
+        known, measured, codes = [[], []], [[], []], []  # type: ignore[var-annotated]
         expression = []
         rows = draw_rows(rows, self.seed_, MAX_HALVED)
         for _, batch in self._batches(None, rows, None, "Comparing halves"):
             halves = split_counts(batch, self.module.n_genes, self.seed_)
-            for half, of_half in enumerate(halves):
-                vectors[half].append(self._encode(of_half).latent_cz.float().cpu())
+            for half, of_half in enumerate(halves[:n_encoded]):
+                known[half].append(self.module.predictors(self._encode(of_half)).cpu())
                 measured[half].append(space.measure(of_half).cpu())
             parts = [part.cpu().numpy() for part in space.scaled(halves[1])]
             shape = (len(parts[2]) - 1, self.module.n_genes)
@@ -338,26 +375,26 @@ class XTrimoGeneBase(TrainedModel):
             of_batch = torch.zeros_like(batch["cell_ids"]) if of_batch is None else of_batch
             codes.append(of_batch.cpu())
         return Halves(
-            [torch.cat(part) for part in vectors],
-            [torch.cat(part) for part in measured],
+            [torch.cat(part) for part in known if part],
+            [torch.cat(part) for part in measured if part],
             sparse.vstack(expression, format="csr")[:, (space.inverse_std > 0).cpu().numpy()],
             torch.cat(codes),
         )
 
-    def _vectors(
+    def _read_components(
         self, adata: AnnData | None, rows: np.ndarray, batch_size: int | None, description: str
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return cell vectors, measured components and batches (0 if there are none), on CPU."""
+        """Return what components are predicted from, these as measured, and batches (or 0)."""
         space = self.module.latent_space
         assert space is not None
-        vectors, measured, codes = [], [], []
+        known, measured, codes = [], [], []
         for _, batch in self._batches(adata, rows, batch_size, description):
-            vectors.append(self._encode(batch).latent_cz.float().cpu())
+            known.append(self.module.predictors(self._encode(batch)).cpu())
             measured.append(space.measure(batch).cpu())
             of_batch = self.module.batch_codes(batch)
             of_batch = torch.zeros_like(batch["cell_ids"]) if of_batch is None else of_batch
             codes.append(of_batch.cpu())
-        return torch.cat(vectors), torch.cat(measured), torch.cat(codes)
+        return torch.cat(known), torch.cat(measured), torch.cat(codes)
 
     def _panel(self, adata: AnnData) -> Panel:
         """Return what the genes of the data mean for the components."""
@@ -376,7 +413,7 @@ class XTrimoGeneBase(TrainedModel):
     def _measured_genes(self, adata: AnnData) -> Tensor:
         """Return which genes of the vocabulary the data have, bool, shape ``(n_genes,)``."""
         manager = self._manager_of(adata)
-        state = manager.get_state_registry(REGISTRY_KEYS.X_KEY)
+        state = state_of(manager, REGISTRY_KEYS.X_KEY)
         genes = np.asarray(state[CountsField.COLUMN_TO_GENE_KEY])
         measured = torch.zeros(self.module.n_genes, dtype=torch.bool)
         measured[genes[genes >= 0]] = True
@@ -530,9 +567,7 @@ class XTrimoGeneBase(TrainedModel):
         manager = self._manager_of(registered)
         if manager.data_registry[REGISTRY_KEYS.X_KEY].get("attr_key") == layer_added:
             raise ValueError(f"layer_added={layer_added!r} holds the counts; choose another name.")
-        genes = np.asarray(
-            manager.get_state_registry(REGISTRY_KEYS.X_KEY)[CountsField.COLUMN_TO_GENE_KEY]
-        )
+        genes = np.asarray(state_of(manager, REGISTRY_KEYS.X_KEY)[CountsField.COLUMN_TO_GENE_KEY])
         known = np.flatnonzero(genes >= 0)
         if decoder is None and self.config_.read_depth_aware:
             decoder = list(self.module.net.decoders)[-1]  # the imputation decoder, if there is one
@@ -768,9 +803,9 @@ class XTrimoGeneBase(TrainedModel):
                 f"{len(held_out)}: lower `train_size` in training."
             )
         space = deepcopy(space).cpu()
-        scores = self._explained(space, self._halves(trained), self._halves(held_out))
+        scores = self._explained(space, self._halves(trained, 1), self._halves(held_out, 1))
         return pd.DataFrame(
-            {"explained": scores, "n_cells": len(held_out)},
+            {"explained": scores[:2], "n_cells": len(held_out)},
             ["latent representation", f"{space.loadings.shape[1]} principal components"],
         )
 

@@ -22,8 +22,9 @@ from scvi.model._utils import parse_device_args
 from .. import __version__
 from .._files import replacing
 from .._logging import logger
-from ..checkpoint.hub import download, require_hub, upload, write_card
+from ..checkpoint.hub import require_hub, upload, write_card
 from ..checkpoint.native import check_destination, read_model, write_model
+from ..checkpoint.pretrained import find_pretrained
 from ..config import XTrimoGeneConfig
 from ..data.columns import canonical, kind_of
 from ..data.fields import CategoryField, CountsField, LabelsField
@@ -125,6 +126,7 @@ class SavedModel(RegisteredModel):
             "registry": _to_json(self.registry_),
             "indices": {f"{name}_": _to_json(getattr(self, name)) for name in INDEX_SETS},
             "provenance": self.provenance_,
+            "pretrained": self.pretrained_,
             "gene_aliases": self.gene_aliases_,
             "min_gene_overlap": self.min_gene_overlap_,
             "history": history_to_dict(self.history_ or {}),
@@ -205,6 +207,7 @@ class SavedModel(RegisteredModel):
         model.size_ = metadata["size"]
         model.is_trained_ = metadata["is_trained"]
         model.provenance_ = metadata["provenance"]
+        model.pretrained_ = metadata.get("pretrained")
         model.history_ = history_from_dict(metadata["history"])
         model._split_cells = metadata["obs_names_sha256"]
         for name in INDEX_SETS:
@@ -280,7 +283,7 @@ class SavedModel(RegisteredModel):
             "genes": f"{len(self.vocabulary):,}, for instance "
             f"{', '.join(self.vocabulary.gene_ids[:3])}",
             "encoder": f"{config.n_layers} layers of width {config.n_hidden}",
-            "latent representation": f"{config.n_latent} dimensions",
+            "latent representation": f"{config.n_representation} dimensions",
             "scxtrimo": metadata["scxtrimo_version"],
             "anndata": version("anndata"),
         }
@@ -299,12 +302,13 @@ class SavedModel(RegisteredModel):
         gene_aliases: GeneAliases = None,
         min_gene_overlap: float | None = None,
     ) -> Any:
-        """Load a model from the Hugging Face hub, or from a directory; nothing in it is executed.
+        """Load a pretrained model; nothing in its files is executed.
 
         Parameters
         ----------
         name
-            ``"organisation/name"`` on the hub, downloaded once, or a directory with a saved model.
+            ``"scxtrimo-immune"``, which comes with the package; ``"organisation/name"`` on the
+            Hugging Face hub, downloaded once; or a directory with a saved model.
         revision, token
             See ``huggingface_hub.snapshot_download``.
         adata, accelerator, device, gene_aliases, min_gene_overlap
@@ -320,8 +324,7 @@ class SavedModel(RegisteredModel):
         >>> loaded = scxtrimo.model.XTrimoGene.from_pretrained("my_model")
         >>> loaded = scxtrimo.model.XTrimoGene.from_pretrained("my-lab/xtrimo")  # doctest: +SKIP
         """
-        is_directory = Path(name).is_dir()
-        directory = Path(name) if is_directory else download(str(name), revision, token)
+        directory = find_pretrained(name, revision, token)
         names: Any = {"gene_aliases": gene_aliases, "min_gene_overlap": min_gene_overlap}
         return cls.load(directory, adata, accelerator, device, **names)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -16,11 +17,13 @@ import scvi
 import torch
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 from scvi import REGISTRY_KEYS
 from scvi.data import _constants
 
 from .._logging import logger
 from .._validation import Seed, check
+from ..checkpoint.pretrained import DEFAULT, PretrainedNetwork, bundled
 from ..config import XTrimoGeneConfig, choose_size
 from ..data.columns import as_text, get_column
 from ..data.dataset import CATEGORICAL_PREFIX, RaggedDataManager, covariate_keys
@@ -29,11 +32,18 @@ from ..data.gene_table import GeneAliases, GeneTable, read_aliases
 from ..data.vocabulary import DEFAULT_MIN_GENE_OVERLAP, VAR_NAMES, GeneVocabulary
 from ..latent import LatentSpace
 from ..nn.ranges import Probability
-from ..nn.xtrimogene import XTrimoGeneModule
+from ..nn.xtrimogene import NetConfig, XTrimoGeneModule
 from ._scvi import BaseModelClass
 
 MODALITY_KEY = "_scxtrimo_modality"
 COPIED_KEY = "_scxtrimo_copied"  # columns of mdata.obs that a modality has a copy of
+AUTO = "auto"
+SIZE_OF_DEFAULT = "small"  # larger data, on a GPU, are worth larger networks
+MIN_KNOWN_GENES = 500  # from which a pretrained network may say something of a cell
+# Hyper-parameters that weights are made for
+SHAPE = {field.name for field in fields(NetConfig)} - {
+    *("dropout", "n_covariate", "likelihood_weight", "imputation_weight")
+}
 
 
 class QuerySetup(NamedTuple):
@@ -42,6 +52,13 @@ class QuerySetup(NamedTuple):
     setup_args: dict[str, Any]
     gene_aliases: dict[str, str]
     min_gene_overlap: float
+
+
+class KnownGenes(NamedTuple):
+    """A pretrained network, and where it has the genes of a model (-1: it does not)."""
+
+    network: PretrainedNetwork
+    places: np.ndarray
 
 
 @dataclass
@@ -102,6 +119,8 @@ class RegisteredModel(BaseModelClass):
     _config_cls: type[XTrimoGeneConfig] = XTrimoGeneConfig
     _vocabulary: GeneVocabulary | None = None  # derived from the registry when first asked for
     module: Any  # an XTrimoGeneModule, or what a wing makes of it
+    pretrained_: str | None = None  # the network whose weights the training starts from
+    _own_hyperparameters: tuple[str, ...] = ()
     gene_aliases_: dict[str, str]
     min_gene_overlap_: float
     _queries: dict[int, Query]  # by the identity of the data
@@ -115,6 +134,7 @@ class RegisteredModel(BaseModelClass):
         *,
         config: XTrimoGeneConfig | None = None,
         registry: dict[str, Any] | None = None,
+        pretrained: str | os.PathLike | None = AUTO,
         seed: int | None = None,
         **hyperparameters: Any,
     ) -> None:
@@ -139,9 +159,19 @@ class RegisteredModel(BaseModelClass):
             raise TypeError(
                 "Give either `config` or `size` and single hyper-parameters, not both."
             )
+        self._own_hyperparameters = tuple(hyperparameters)
+        is_new = registry is None and config is None and size == AUTO
+        known = self._known_to(pretrained, is_new, hyperparameters)
         if config is not None:
             size = "custom"
-        elif size == "auto":
+        elif known is not None:
+            if known.network.config.n_inducing is not None:
+                hyperparameters = {"predict_from": "tokens"} | hyperparameters
+            own = self._config_cls.from_size(SIZE_OF_DEFAULT, **hyperparameters)
+            taken = (SHAPE | {"n_components"}) - hyperparameters.keys()
+            config = replace(own, **{name: getattr(known.network.config, name) for name in taken})
+            size = self.pretrained_ = known.network.name
+        elif size == AUTO:
             size = choose_size(self.summary_stats.n_cells, torch.cuda.is_available())
             logger.info(f"Chose size {size!r} for {self.summary_stats.n_cells:,} cells.")
         self.size_ = size
@@ -150,7 +180,46 @@ class RegisteredModel(BaseModelClass):
         self.config_ = config or self._config_cls.from_size(size, **hyperparameters)
         self.seed_ = check("seed", scvi.settings.seed or 0 if seed is None else seed, Seed)
         self.module = self._make_module()
+        if known is not None:
+            known.network.load_into(self.module.net, known.places)
+            self.module.is_read.copy_(torch.from_numpy(known.places >= 0))
+            self.provenance_ = dict(known.network.provenance)
+        del known  # its weights are those of the module now
         self.init_params_ = self._get_init_params(locals())
+
+    def _known_to(
+        self, pretrained: str | os.PathLike | None, is_new: bool, hyperparameters: Iterable[str]
+    ) -> KnownGenes | None:
+        """Return the pretrained network to start from, and where it has the genes of the data."""
+        if pretrained is None or (pretrained == AUTO and not (is_new and DEFAULT in bundled())):
+            return None
+        others = sorted(SHAPE.intersection(hyperparameters))
+        if pretrained == AUTO:
+            n_cells = self.summary_stats.n_cells
+            if others or choose_size(n_cells, torch.cuda.is_available()) != SIZE_OF_DEFAULT:
+                return None
+        elif not is_new or others:
+            raise TypeError(
+                f"pretrained={str(pretrained)!r} has its own hyper-parameters: leave "
+                f"{', '.join(others) or '`size` and `config`'} out, or pass `pretrained=None`."
+            )
+        network = PretrainedNetwork.read(DEFAULT if pretrained == AUTO else pretrained)
+        places = network.places_of(self.vocabulary)
+        n_known = int((places >= 0).sum())
+        if n_known >= MIN_KNOWN_GENES:
+            logger.info(
+                f"Starting from {network.name!r}, which knows {n_known:,} of the {len(places):,} "
+                "genes; `pretrained=None` trains from scratch."
+            )
+            return KnownGenes(network, places)
+        message = (
+            f"{network.name!r} knows {n_known:,} of the {len(places):,} genes, at least "
+            f"{MIN_KNOWN_GENES} are needed"
+        )
+        if pretrained != AUTO:
+            raise ValueError(f"pretrained={str(pretrained)!r}: {message}.")
+        logger.info(f"Training from scratch: {message}.")
+        return None
 
     def _make_module(self) -> XTrimoGeneModule:
         """Return the module with random weights."""
@@ -172,7 +241,11 @@ class RegisteredModel(BaseModelClass):
         if config.uses_components:
             n_batches = n_categories[0] if has_batches else 1
             module.latent_space = LatentSpace(
-                module.n_genes, config.n_latent, n_batches, config.measured_weight
+                module.n_genes,
+                config.n_representation,
+                n_batches,
+                config.measured_weight,
+                config.n_predictors,
             )
         return module
 
@@ -232,10 +305,9 @@ class RegisteredModel(BaseModelClass):
         n_parameters = sum(p.numel() for p in self.module.parameters())
         in_genes = self.module.net.gene_embeddings.numel()
         covariates = ", ".join(covariate_keys(self.registry_)) or "none"
-        if config.has_bottleneck:
-            latent = f"{config.n_latent} dimensions"
-        else:
-            latent = f"{4 * config.n_hidden} dimensions (S, T, maximum, mean)"
+        latent = f"{config.n_representation} dimensions"
+        if not config.has_bottleneck:
+            latent += " (S, T, maximum, mean)"
         return (
             f"{type(self).__name__} {self.size_!r} with {n_parameters:,} parameters "
             f"({in_genes:,} of them gene embeddings), "
@@ -612,11 +684,17 @@ def _setup_method_args(registry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def registry_of_genes(
-    model_class: type[RegisteredModel], genes: Sequence[str], setup_args: dict[str, Any]
+    model_class: type[RegisteredModel],
+    genes: Sequence[str],
+    setup_args: dict[str, Any],
+    batches: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return the registry of a model of these genes that has seen no data."""
-    one_cell = AnnData(np.ones((1, len(genes)), dtype=np.float32))
+    """Return the registry of a model of these genes, and batches, that has seen no data."""
+    counts = np.ones((1, len(genes)), dtype=np.float32)
+    one_cell = AnnData(sparse.vstack([sparse.csr_matrix(counts)] * max(1, len(batches))))
     one_cell.var_names = list(genes)
+    if batches:
+        one_cell.obs[setup_args["batch_key"]] = list(batches)
     counts_only = setup_args | {"layer": None, "gene_id_key": None}
     method_args = {
         "model_name": model_class.__name__,

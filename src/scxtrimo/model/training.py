@@ -8,18 +8,20 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import PositiveFloat, PositiveInt
 from scvi import REGISTRY_KEYS
 from scvi.model._utils import parse_device_args
 
 from .._logging import logger
 from .._validation import check
+from ..config import choose_size
 from ..data.dataset import threads_for, torch_threads
 from ..data.fields import CategoryField
-from ..latent import gene_statistics, start_from
+from ..latent import Explained, gene_statistics, start_from, start_from_pretrained
 from ..nn.ranges import Fraction, PositiveProbability
 from ..train.plan import (
     FinetuningConfig,
@@ -40,7 +42,7 @@ from ..train.trainer import (
     quiet_lightning,
 )
 from .files import INDEX_SETS, SavedModel
-from .registration import hash_texts
+from .registration import AUTO, hash_texts
 
 
 def default_batch_size(n_cells: int) -> int:
@@ -93,6 +95,11 @@ def default_lr(n_hidden: int) -> float:
     return 1e-3 * min(1.0, 64 / n_hidden)
 
 
+Adaptation = Literal["auto", "fit", "finetune", "scratch"]
+ENOUGH = 0.6  # of what components know of cells, to keep a pretrained network
+OF_THE_NETWORK = (
+    *("module", "config_", "size_", "pretrained_", "provenance_", "is_trained_", "history_"),
+)
 NOT_COMPLETED = "Training was not completed: the model is as it was before."
 
 
@@ -136,14 +143,21 @@ class TrainedModel(SavedModel):
         optimizer: OptimizerConfig | None = None,
         masking: MaskingConfig | None = None,
         finetuning: FinetuningConfig | None = None,
+        adapt: Adaptation = "auto",
         datasplitter_kwargs: dict[str, Any] | None = None,
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train the model.
 
-        The first training starts from statistics of the training cells; a further one goes on
-        from the present weights. If training is interrupted, the model is left as it was before.
+        A model that starts from a pretrained network is adapted to the cells in seconds. If this
+        says little more of them than their principal components do, a network is trained from
+        scratch, and the better of both is kept. The criterion needs no labels: how much of one
+        half of the counts of held-out cells the representation of the other half predicts.
+
+        Without a pretrained network, the first training starts from statistics of the training
+        cells; a further one goes on from the present weights. If training is interrupted, the
+        model is left as it was before.
 
         Parameters
         ----------
@@ -172,6 +186,11 @@ class TrainedModel(SavedModel):
             published by default.
         finetuning
             What to freeze, learning rates by layer and low-rank adapters, for a trained model.
+        adapt
+            What to do with a pretrained network: ``"fit"`` the latent space alone; ``"finetune"``
+            the network on the cells; forget it and train from ``"scratch"``. By default as
+            described above, or ``"finetune"`` if ``max_epochs``, ``optimizer``, ``masking`` or
+            ``plan_kwargs`` say how to train.
         datasplitter_kwargs
             Passed to :class:`scvi.dataloaders.DataSplitter`, for instance ``external_indexing``.
         plan_kwargs
@@ -207,6 +226,8 @@ class TrainedModel(SavedModel):
         batch_size = check("batch_size", batch_size, PositiveInt)
         tokens_per_batch = check("tokens_per_batch", tokens_per_batch, PositiveInt | None)
         max_epochs = as_epochs(max_epochs)
+        set_epochs = max_epochs is not None
+        adapt = check("adapt", adapt, Adaptation)
         check("early_stopping", early_stopping, bool)
         for name, value, cls in (
             ("optimizer", optimizer, OptimizerConfig),
@@ -242,7 +263,7 @@ class TrainedModel(SavedModel):
                     stacklevel=2,
                 )
         rounds: Rounds | None = None
-        if max_epochs is None and splitter.n_val and self.config_.has_bottleneck:
+        if not set_epochs and splitter.n_val and self.config_.has_bottleneck:
             rounds = Rounds.of(splitter.n_batches)
         if max_epochs is None:
             max_epochs = rounds.max_epochs if rounds else default_max_epochs(n_cells, batch_size)
@@ -255,14 +276,16 @@ class TrainedModel(SavedModel):
             finetuning.check(self.config_.n_layers)
             if not self.is_trained_ and ckpt_path is None:
                 raise ValueError("finetuning= is for a model that was trained before.")
+        starts_here = not self.is_trained_ and ckpt_path is None
+        if adapt == AUTO and (set_epochs or optimizer or masking or plan_kwargs):
+            adapt = "finetune"
+        elif adapt != AUTO and not (starts_here and self.pretrained_):
+            raise ValueError(
+                f"adapt={adapt!r} is for a model that starts from a pretrained network and was "
+                "not trained yet."
+            )
         usual = {"final_lr_fraction": 1.0} if rounds else {}
-        plan = self._make_plan(optimizer, masking, finetuning, plan_kwargs or {}, usual)
-        plan.trained_on = self._trained_on()
-        callbacks = as_list(trainer_kwargs.pop("callbacks", None))
-        if rounds is not None:
-            callbacks += [AverageWeights(STEPS_TO_AVERAGE), StopWhenLevel(rounds.window)]
-        if checkpoint_dir is not None:
-            callbacks.append(ResumeCheckpoint(checkpoint_dir))
+        given_callbacks = as_list(trainer_kwargs.pop("callbacks", None))
         defaults: dict[str, Any] = {
             "gradient_clip_val": 1.0,
             "check_val_every_n_epoch": 1,
@@ -276,20 +299,25 @@ class TrainedModel(SavedModel):
             defaults["limit_train_batches"] = rounds.steps_per_epoch
             defaults["check_val_every_n_epoch"] = rounds.epochs_per_validation
         settings = defaults | trainer_kwargs
-        if settings.get("enable_progress_bar", True) and settings.get("simple_progress_bar", True):
-            may_stop = early_stopping or rounds is not None
-            callbacks.append(CellProgress(splitter.n_train / splitter.n_batches, may_stop))
-            settings["simple_progress_bar"] = False
+        has_bar = settings.get("enable_progress_bar", True)
+        has_bar = has_bar and settings.get("simple_progress_bar", True)
+        settings |= {"simple_progress_bar": False} if has_bar else {}
         size = f"{batch_size} cells"
         if tokens_per_batch is not None:
             size = f"about {tokens_per_batch:,} tokens ({size})"
-        logger.info(
-            f"Training {self.size_!r} on {splitter.n_train:,} of {n_cells:,} cells: "
-            f"{length}, batches of {size}, learning rate "
-            f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
-        )
-        with quiet_lightning():
-            runner = XTrimoGeneRunner(  # before any work: it checks the arguments of the trainer
+
+        def make_runner() -> XTrimoGeneRunner:
+            plan = self._make_plan(optimizer, masking, finetuning, plan_kwargs or {}, usual)
+            plan.trained_on = self._trained_on()
+            callbacks = list(given_callbacks)
+            if rounds is not None:
+                callbacks += [AverageWeights(STEPS_TO_AVERAGE), StopWhenLevel(rounds.window)]
+            if checkpoint_dir is not None:
+                callbacks.append(ResumeCheckpoint(checkpoint_dir))
+            if has_bar:
+                may_stop = early_stopping or rounds is not None
+                callbacks.append(CellProgress(splitter.n_train / splitter.n_batches, may_stop))
+            return XTrimoGeneRunner(
                 self,
                 training_plan=plan,
                 data_splitter=splitter,
@@ -301,6 +329,9 @@ class TrainedModel(SavedModel):
                 callbacks=callbacks,
                 **settings,
             )
+
+        with quiet_lightning():
+            runner = make_runner()  # before any work: it checks the arguments of the trainer
         with (
             quiet_lightning(),
             torch_threads(threads_for(self.config_.n_hidden)),
@@ -308,13 +339,67 @@ class TrainedModel(SavedModel):
             self._unchanged_if_interrupted(),
         ):
             self._split_cells = self.adata.obs_names
+            fitted: Explained | None = None
+            before: dict[str, Any] = {}
+            if starts_here and self.pretrained_ and adapt in (AUTO, "fit"):
+                fitted = self._fit_pretrained(splitter, device)
+                if adapt == "fit" or fitted is None or fitted.knowledge >= ENOUGH:
+                    return
+                logger.info(
+                    f"{self.pretrained_!r} knows little of these cells: {fitted.knowledge:.0%} of "
+                    "what their components say. A network is trained from scratch, to keep the "
+                    "better one."
+                )
+            if starts_here and self.pretrained_ and adapt != "finetune":
+                before = self._start_from_scratch()
+                runner = make_runner()
+            plan = runner.training_plan
+            logger.info(
+                f"Training {self.size_!r} on {splitter.n_train:,} of {n_cells:,} cells: "
+                f"{length}, batches of {size}, learning rate "
+                f"{plan.optimizer_config.lr:g}, seed {self.seed_}, on {device}."
+            )
             if ckpt_path is None:
                 self._prepare_training(splitter.train_idx)
             # Lightning keeps the mode it finds, and that of a trained model is eval.
             self.module.train()
             with finetuned(self.module.net, plan.finetuning, self.seed_):
                 runner()
-            self._finish_training(splitter.train_idx, splitter.val_idx)
+            trained = self._finish_training(splitter.train_idx, splitter.val_idx)
+            if fitted is not None and trained is not None:
+                self._keep_better(fitted, trained, before)
+
+    def _fit_pretrained(self, splitter: RaggedDataSplitter, device: Any) -> Explained | None:
+        """Fit the latent space to a pretrained network, whose weights stay as they are."""
+        self._prepare_training(splitter.train_idx)
+        self.to_device(device)
+        self.module.eval()
+        self.history_, self.is_trained_ = {}, True
+        explained = self._finish_training(splitter.train_idx, splitter.val_idx)
+        rows = splitter.train_idx, splitter.val_idx, splitter.test_idx
+        for name, rows_of_set in zip(INDEX_SETS, rows, strict=True):
+            setattr(self, name, rows_of_set)
+        return explained
+
+    def _start_from_scratch(self) -> dict[str, Any]:
+        """Take a network with random weights; return what is needed to take the former back."""
+        before = {name: getattr(self, name) for name in OF_THE_NETWORK}
+        own = {name: getattr(self.config_, name) for name in self._own_hyperparameters}
+        size = choose_size(self.adata.n_obs, torch.cuda.is_available())
+        self.size_, self.config_ = size, self._config_cls.from_size(size, **own)
+        self.pretrained_, self.provenance_, self.is_trained_ = None, {}, False
+        self.module = self._make_module()
+        return before
+
+    def _keep_better(self, fitted: Explained, trained: Explained, before: dict[str, Any]) -> None:
+        """Keep what predicts more of held-out counts: the network trained now, or that before."""
+        ways = {"trained from scratch": trained, repr(before["pretrained_"]): fitted}
+        kept = max(ways, key=lambda way: ways[way].representation)
+        if ways[kept] is fitted:
+            for name, value in before.items():
+                setattr(self, name, value)
+        shown = ", ".join(f"{way} {ways[way].representation:.2%}" for way in ways)
+        logger.info(f"Of the variance of held-out halves: {shown}. Kept: {kept}.")
 
     train_indices = _rows_of_split(
         "train_indices_",
@@ -397,18 +482,18 @@ class TrainedModel(SavedModel):
     @contextmanager
     def _unchanged_if_interrupted(self, *attributes: str) -> Iterator[None]:
         """Give the model back as it was, if what is done to it does not come to an end."""
-        names = ("is_trained_", "history_", "_split_cells", *(f"{n}_" for n in INDEX_SETS))
+        names = (*OF_THE_NETWORK, "_split_cells", *(f"{n}_" for n in INDEX_SETS))
         before = {name: getattr(self, name) for name in (*names, *attributes)}
         weights = {k: v.detach().to("cpu", copy=True) for k, v in self.module.state_dict().items()}
         was_trained, device = self.module.training, self.device
         try:
             yield
         except BaseException as error:
+            for name, value in before.items():
+                setattr(self, name, value)
             self.to_device(device)  # Lightning moves what it trained
             self.module.load_state_dict(weights)
             self.module.train(was_trained)
-            for name, value in before.items():
-                setattr(self, name, value)
             if NOT_COMPLETED not in getattr(error, "__notes__", ()):  # said once
                 logger.warning(NOT_COMPLETED)
                 error.add_note(NOT_COMPLETED)
@@ -420,29 +505,35 @@ class TrainedModel(SavedModel):
         has_mean = bool(self.module.mean_expression.any())  # published weights come without
         if not is_new and has_mean:
             return
-        config, has_space = self.config_, self.module.latent_space is not None
+        config, space = self.config_, self.module.latent_space
+        n_components = 0 if space is None or not is_new else len(space.measured_weight)
+        n_embedding = config.n_hidden if is_new and config.pca_initialization else 0
+        if self.pretrained_ is not None:
+            n_embedding = n_components
         statistics = gene_statistics(
             self.adata_manager,
             rows,
             n_genes=self.module.n_genes,
-            n_components=config.n_latent if is_new and has_space else 0,
-            n_embedding=config.n_hidden if is_new and config.pca_initialization else 0,
+            n_components=n_components,
+            n_embedding=n_embedding,
             n_input_genes=config.n_input_genes,
             seed=self.seed_,
         )
         if not is_new:
             self.module.mean_expression.copy_(statistics["mean_expression"])
             return
-        if has_space and not statistics["components"]:
+        if space is not None and not statistics["components"]:
             raise ValueError(
                 f"{len(rows)} training cells and {int(statistics['is_read'].sum())} genes to "
                 'read have no principal components. Pass `latent_space="bottleneck"` to the '
                 "model to do without."
             )
-        start_from(self.module, statistics)
+        start = start_from if self.pretrained_ is None else start_from_pretrained
+        start(self.module, statistics)
 
-    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> None:
+    def _finish_training(self, rows: np.ndarray, held_out: np.ndarray) -> Explained | None:
         """Fit what is fitted to the trained network, its training cells and held-out cells."""
+        return None
 
     def compile(self, **kwargs: Any) -> None:
         """Compile the encoder layers, for training and for embedding.

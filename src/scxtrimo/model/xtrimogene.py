@@ -22,8 +22,10 @@ from .registration import registry_of_genes
 class XTrimoGene(XTrimoGeneBase):
     """Transformer over the expressed genes of a cell :cite:p:`Gong2023`.
 
-    Trained on the user's own cells from scratch. The latent representation consists of principal
-    components, partly as measured and partly as predicted by the network.
+    It starts from a network that was trained on human blood and immune cells and comes with the
+    package, if that knows the genes of the data, and else from scratch. The latent representation
+    consists of principal components of the data, partly as measured and partly as predicted by
+    the network.
 
     Parameters
     ----------
@@ -36,6 +38,10 @@ class XTrimoGene(XTrimoGeneBase):
         All hyper-parameters at once, instead of ``size``.
     registry
         Registry of a saved model, instead of ``adata``.
+    pretrained
+        Network to start from: name or directory, as for :meth:`from_pretrained`; ``None`` for
+        none. By default ``"scxtrimo-immune"``, unless the size or other hyper-parameters are
+        given, the data call for a larger network or it knows fewer than 500 of their genes.
     seed
         Seed of weights, split, masks and order of the cells; by default ``scvi.settings.seed``,
         or 0. On a CPU equal seeds give equal models, bit for bit.

@@ -30,6 +30,7 @@ MAX_ENTRIES = 2**21  # tokens encoded at a time without gradients, times their w
 MAX_ENTRIES_ON_GPU = 2**26  # enough to fill the GPU, and not its memory
 MAX_INNER = 2**22  # inner layer of a feed-forward part without gradients, on a processor
 MAX_INNER_TRAINED = 2**19  # with gradients, where several such arrays are held at a time
+HASH_FACTOR, HASH_SLOTS = 0x9E3779B1, 2**16
 MAX_WEIGHTS = 2**24  # attention weights of single heads that are held to be averaged
 RECOMPUTED_FROM = 128  # width of a layer from which memory is scarcer than time
 WORTH_RECOMPUTING = 512  # with fewer rows there is little to store
@@ -70,7 +71,7 @@ class AutoDiscretization(nn.Module):
         if values_t.requires_grad:  # to explain a prediction; distinct values have no gradient
             return self.embed_each(values_t)
         # Most counts are small, so a batch has about one distinct value in a hundred tokens.
-        distinct_v, place_t = torch.unique(values_t, return_inverse=True)
+        distinct_v, place_t = distinct_values(values_t)
         return self.embed_each(distinct_v).index_select(0, place_t)
 
     def embed_each(self, values_t: Tensor) -> Tensor:
@@ -78,6 +79,27 @@ class AutoDiscretization(nn.Module):
         # In bfloat16 values would lose their digits, and the gradients of many tokens their sum.
         with torch.autocast(values_t.device.type, enabled=False):
             return self.bin_weights(values_t) @ self.bins.weight
+
+
+def distinct_values(values_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return values without most of the repetitions, and where each of ``values_t`` is in them.
+
+    On a CPU with a hash table, which takes a fifth of the time of sorting.
+    """
+    if values_t.device.type != "cpu" or values_t.dtype != torch.float32:
+        return torch.unique(values_t, return_inverse=True)
+    slot_t = (values_t.view(torch.int32).long() * HASH_FACTOR >> 16) & (HASH_SLOTS - 1)
+    value_s = values_t.new_empty(HASH_SLOTS)
+    value_s[slot_t] = values_t
+    is_used_s = torch.zeros(HASH_SLOTS, dtype=torch.bool)
+    is_used_s[slot_t] = True
+    used = torch.nonzero(is_used_s)[:, 0]
+    place_s = torch.empty(HASH_SLOTS, dtype=torch.int64)
+    place_s[used] = torch.arange(len(used))
+    distinct_v, place_t = value_s[used], place_s[slot_t]
+    others = torch.nonzero(distinct_v[place_t] != values_t)[:, 0]  # another value has their slot
+    place_t[others] = len(used) + torch.arange(len(others))
+    return torch.cat([distinct_v, values_t[others]]), place_t
 
 
 class TokenEmbedding(nn.Module):

@@ -20,6 +20,8 @@ from .ranges import Fraction, PositiveInt, Probability
 
 RATE, VISIBLE, TARGET, ZERO, FATE, DONOR = range(6)  # independent streams of random numbers
 WHETHER, MEDIAN, MOLECULE, HALF = 10, (11, 12, 13), 14, 15
+DEPTH, WHETHER_PANEL, WIDTH, ON_PANEL = 16, 17, 18, 19
+FEWEST_COUNTS = 200
 EXACT_UP_TO = 256
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # the constants of SplitMix64, as int64
 
@@ -173,6 +175,44 @@ def thin_batch(
     kept_t = torch.where((total_c > 0)[cells_t], kept_t, counts_t)
     total_c = torch.where(total_c > 0, total_c, batch["library_size"])
     return batch | RaggedBatch(input_counts=kept_t, input_library_size=total_c)
+
+
+def lighten_batch(
+    batch: RaggedBatch, thinning: float, panels: float, n_genes: int, seed: int, epoch: int
+) -> RaggedBatch:
+    """Take counts away from some cells, and genes from some, as if measured in another way.
+
+    What is left is a tenth at least, on average; a cell keeps ``FEWEST_COUNTS``.
+    """
+    key_c, cu_seqlens, counts_t = batch["cell_ids"], batch["cu_seqlens"], batch["counts"]
+    uniform = partial(hashed_uniform, seed=seed, epoch=epoch)
+    cells_t = cells_of(cu_seqlens, len(counts_t))
+    key_t = key_c[cells_t] * n_genes + batch["gene_ids"]
+    fewest_c = (FEWEST_COUNTS / batch["library_size"]).clamp(max=1)
+
+    def rate_of(probability: float, whether: int, how_far: int) -> Tensor:
+        rate_c = (10 ** -uniform(key_c, stream=how_far)).maximum(fewest_c)
+        return torch.where(uniform(key_c, stream=whether) < probability, rate_c, 1.0)[cells_t]
+
+    rate_t = rate_of(thinning, WHETHER, DEPTH)
+    loses_t = rate_t < 1
+    kept_t = counts_t.clone()
+    kept_t[loses_t] = binomial(
+        counts_t[loses_t], rate_t[loses_t], partial(uniform, stream=MOLECULE), key_t[loses_t]
+    )
+    on_panel_t = uniform(key_t, stream=ON_PANEL) < rate_of(panels, WHETHER_PANEL, WIDTH)
+    stays_t = (kept_t > 0) & on_panel_t
+    # A cell that would lose all it has keeps it.
+    n_left_c = lengths_of(select_tokens(stays_t, cu_seqlens))
+    stays_t = stays_t | (n_left_c == 0)[cells_t]
+    kept_t = torch.where((n_left_c == 0)[cells_t], counts_t, kept_t)[stays_t]
+    boundaries = select_tokens(stays_t, cu_seqlens)
+    return batch | RaggedBatch(
+        counts=kept_t,
+        gene_ids=batch["gene_ids"][stays_t],
+        cu_seqlens=boundaries,
+        library_size=sum_per_cell(kept_t, boundaries),
+    )
 
 
 def split_counts(batch: RaggedBatch, n_genes: int, seed: int) -> tuple[RaggedBatch, RaggedBatch]:

@@ -26,6 +26,7 @@ class RaggedBatch(TypedDict, total=False):
     library_size: Tensor  #: total counts of every cell, also of genes outside the vocabulary
     cell_ids: Tensor  #: row of every cell in its data, int64; seeds its masks
     categories: Tensor  #: batch and covariates, int64, -1 if unknown, ``(n_cells, n_covariates)``
+    cell_weights: Tensor  #: of every cell in the objective, 1 on average; equal if missing
     labels: Tensor  #: codes of the labels, int64, -1 for none, shape ``(n_cells,)``
     input_counts: Tensor  #: what the encoder sees of ``counts`` where some were taken away
     input_library_size: Tensor  #: totals of ``input_counts``

@@ -62,7 +62,7 @@ class NetConfig:
     n_bins: PositiveInt = 100  #: bins of the auto-discretisation of expression values
     bin_alpha: PositiveFloat = 1.0  #: weight of its residual path
     n_pool: PositiveInt = 128  #: inner width of the network that turns tokens into cell vectors
-    n_latent: PositiveInt = 32  #: dimensions of the cell vector and of the latent representation
+    n_latent: PositiveInt = 32  #: dimensions of the cell vector
     #: Decoder of masked genes; ``"performer"`` is the published one.
     imputation_decoder: Literal["cross_attention", "performer"] = "cross_attention"
     n_decoder_hidden: PositiveInt = 64  #: width of this decoder
@@ -334,12 +334,14 @@ class XTrimoGeneNet(nn.Module):
         """Return the objective of a masked batch, see :func:`~scxtrimo.nn.mask_batch`."""
         cells = self.encode_batch(batch)
         terms, metrics = [], {}
+        weights_c = batch.get("cell_weights", torch.ones_like(batch["library_size"]))
         if self.imputation is not None:
             imputed_t = self.imputation(
                 cells, self.positions, batch["target_gene_ids"], batch["target_cu_seqlens"]
             )
             error_t = (imputed_t.float() - target_values(batch)).square()
-            weights_t = batch["target_weights"]
+            cu_seqlens, n_targets = batch["target_cu_seqlens"], len(imputed_t)
+            weights_t = batch["target_weights"] * to_tokens(weights_c, cu_seqlens, n_targets)
             error_t = error_t * (weights_t / weights_t.mean())
             mse = error_t.sum() / max(len(error_t), 1)  # a small batch may have no targets
             metrics["imputation_mse"] = mse.detach()
@@ -347,7 +349,7 @@ class XTrimoGeneNet(nn.Module):
             reconstruction_c = mean_per_cell(error_t[:, None], batch["target_cu_seqlens"])[:, 0]
         if self.bottleneck is not None:
             reconstruction_c = self._negative_log_likelihood(cells, batch)
-            terms.append(self.config.likelihood_weight * reconstruction_c.mean())
+            terms.append(self.config.likelihood_weight * (weights_c * reconstruction_c).mean())
         return Losses(torch.stack(terms).sum(), reconstruction_c, metrics)
 
     def _negative_log_likelihood(self, cells: EncodedCells, batch: RaggedBatch) -> Tensor:
@@ -567,6 +569,12 @@ class XTrimoGeneModule(nn.Module):
     def encode(self, batch: RaggedBatch) -> EncodedCells:
         """Encode the genes of a batch that are read and visible."""
         return self.net.encode_batch(self.readable(batch))
+
+    def predictors(self, cells: EncodedCells) -> Tensor:
+        """Return what components are predicted from, float32, ``(n_cells, n_predictors)``."""
+        if self.config.predict_from == "tokens":
+            return cells.tokens_td.float().reshape(len(cells.latent_cz), -1)
+        return cells.latent_cz.float()
 
     def gene_attention(
         self, batch: RaggedBatch, is_asked_g: Tensor, layer: int

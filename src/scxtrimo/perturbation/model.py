@@ -81,7 +81,7 @@ class XTrimoGenePerturbation(XTrimoGeneBase):
     ----------
     adata
         Data registered with :meth:`setup_anndata`.
-    size, config, registry, seed, **hyperparameters
+    size, config, registry, pretrained, seed, **hyperparameters
         See :class:`XTrimoGene`.
 
     Examples

@@ -3,6 +3,7 @@ from .config import EngineConfig as EngineConfig
 from .config import PretrainConfig as PretrainConfig
 from .config import RecordConfig as RecordConfig
 from .embed import embed_store as embed_store
+from .publish import release as release
 from .run import DryRun as DryRun
 from .run import pretrain as pretrain
 from .store import CellStore as CellStore

@@ -16,6 +16,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from .._validation import Validated
 from ..config import SIZES, XTrimoGeneConfig
+from ..nn.ranges import Fraction, Probability
 from ..train.plan import MaskingConfig, OptimizerConfig
 from .plan import OnNonFinite
 from .stream import OnDamage
@@ -40,6 +41,15 @@ class DataConfig(Validated):
         Cells that are shuffled together, over all devices, and neighbours that are read at once.
     on_damage
         What to do with cells that cannot be read: ``"raise"`` or ``"skip"``.
+    study_key
+        Column of ``obs`` in the store, for instance ``"source"``, the file. The decoder of the
+        counts is told the study, so that the cell vector need not hold it. The saved model
+        predicts for an average study.
+    balance
+        How far studies count equally: 0 if every cell counts as much, 1 if every study does.
+    thinning, panels
+        Part of the cells that lose counts, up to nine tenths, as if sequenced less deeply, and
+        part that lose genes, as if measured with a panel; anew in every epoch.
 
     Examples
     --------
@@ -54,6 +64,15 @@ class DataConfig(Validated):
     window_size: PositiveInt = 4096
     chunk_size: PositiveInt = 256
     on_damage: OnDamage = "raise"
+    study_key: str | None = None
+    balance: Probability = 0.0
+    thinning: Fraction = 0.0
+    panels: Fraction = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.balance and self.study_key is None:
+            raise ValueError(f"balance={self.balance} needs a study_key, such as 'source'.")
 
 
 @dataclass(frozen=True)

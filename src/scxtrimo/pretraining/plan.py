@@ -20,9 +20,10 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from .._logging import logger
+from ..nn.masking import lighten_batch
 from ..nn.ragged import RaggedBatch
 from ..nn.xtrimogene import Losses
-from ..train.plan import PROGRESS_METRIC, XTrimoGenePlan, metrics_of
+from ..train.plan import PROGRESS_METRIC, VALIDATION_EPOCH, XTrimoGenePlan, metrics_of
 from ..train.trainer import history_from_dict, history_to_dict
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -44,9 +45,12 @@ class PretrainingPlan(XTrimoGenePlan):
         *args: Any,
         on_non_finite: OnNonFinite = "raise",
         resumed_from: str | None = None,
+        thinning: float = 0.0,
+        panels: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.thinning, self.panels = thinning, panels
         self.on_non_finite, self.resumed_from = on_non_finite, resumed_from
         self.n_skipped_steps, self._n_in_a_row = 0, 0
         self.n_skipped_cells = 0  # of all processes
@@ -54,6 +58,13 @@ class PretrainingPlan(XTrimoGenePlan):
         self._pending: dict[str, Tensor | float] = defaultdict(float)  # of this step
         self._losses: list[tuple[Tensor, Tensor]] = []  # of the batches of this step
         self.step_history: dict[str, pd.DataFrame] = {}
+
+    def prepare(self, batch: RaggedBatch, epoch: int = 0) -> RaggedBatch:
+        """Return a batch as the network is trained on, also with fewer counts and genes."""
+        if (self.thinning or self.panels) and epoch != VALIDATION_EPOCH:
+            n_genes = self.module.n_genes
+            batch = lighten_batch(batch, self.thinning, self.panels, n_genes, self.seed, epoch)
+        return super().prepare(batch, epoch)
 
     def configure_model(self) -> None:
         """Shard the parameters, if the strategy is FSDP2."""

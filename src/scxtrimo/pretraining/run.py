@@ -8,7 +8,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -26,6 +26,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from torch import nn
 
 from .._files import replacing
 from .._logging import logger
@@ -199,7 +200,8 @@ class _Run:
                 "choose a multiple of their number."
             )
         fields = asdict(config.data)
-        del fields["batches_per_step"]
+        for name in ("batches_per_step", "thinning", "panels"):
+            del fields[name]
         self.data = StoreDataModule(**fields, n_lanes=self.n_lanes, seed=config.seed)
         self.store, self.plan = self.data.store, self.data.plan
         self.n_tokens = int(self.store.n_tokens.sum(dtype="int64"))
@@ -209,14 +211,17 @@ class _Run:
         self.trainer.fit_loop.epoch_loop.max_steps = self.n_steps
         self.trainer.accumulate_grad_batches = self.n_lanes // world_size
         self.dtype = torch.bfloat16 if "16" in str(self.trainer.precision) else torch.float32
-        self.model = self._make_model()
+        self.model = self._make_model(self.data.studies)
 
-    def _make_model(self) -> XTrimoGene:
+    def _make_model(self, studies: Sequence[str] = ()) -> XTrimoGene:
         size, hyperparameters = self.config.size, {"n_input_genes": None} | self.config.model
         if size == "auto":
             size = choose_size(self.store.n_cells, self.device.type == "cuda")
         genes = self.store.vocabulary.gene_ids
-        registry = registry_of_genes(XTrimoGene, genes, dict.fromkeys(SETUP_ARGUMENTS))
+        setup_args = dict.fromkeys(SETUP_ARGUMENTS)
+        if studies:
+            setup_args["batch_key"] = self.config.data.study_key
+        registry = registry_of_genes(XTrimoGene, genes, setup_args, studies)
         model = XTrimoGene(registry=registry, size=size, seed=self.config.seed, **hyperparameters)
         model.module.net.encoder.recompute = self.config.engine.recompute
         if self.config.engine.compile:
@@ -236,6 +241,8 @@ class _Run:
             seed=config.seed,
             on_non_finite=config.engine.on_non_finite,
             resumed_from=None if checkpoint is None else str(checkpoint),
+            thinning=config.data.thinning,
+            panels=config.data.panels,
         )
 
     def train(self) -> XTrimoGene:
@@ -319,12 +326,15 @@ class _Run:
         self.model._adata = self.model._adata_manager = None
 
     def _draw(self, n_cells: int, chunk: int = 64) -> AnnData:
-        skip = self.config.data.on_damage == "skip"
-        return self.store.sample(n_cells, self.config.seed, chunk, skip_damaged=skip)
+        data = self.config.data
+        skip = data.on_damage == "skip"
+        return self.store.sample(n_cells, self.config.seed, chunk, skip, data.study_key)
 
     def _set_up_meter(self, plan: PretrainingPlan) -> None:
         few = self._draw(FEW_CELLS, FEW_CELLS)
         batch: Any = ragged_batch(few.X, np.arange(few.n_obs))
+        n_covariates = int(self.data.codes is not None)
+        batch["categories"] = torch.full((few.n_obs, n_covariates), -1)
         flops = training_flops(plan.module, plan.prepare(batch))
         self.meter.flops_per_token = flops / len(batch["counts"])
         self.meter.peak_flops = peak_flops(self.device, self.dtype) * self.trainer.world_size
@@ -347,7 +357,7 @@ class _Run:
         if self.trainer.is_global_zero:
             self.model = self._make_model()
             own = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
-            self.model.module.load_state_dict(own)
+            self.model.module.load_state_dict(_for_average_study(own, self.model.module))
             self.model.is_trained_ = True
             self.model.history_ = plan.step_history
             self.model.to_device(self.device)
@@ -390,7 +400,7 @@ class _Run:
         n_parameters = sum(p.numel() for p in module.parameters())
         optimizer = torch.optim.AdamW(parameter_groups(module, 0.01, 1e-6), lr=1e-6)
         world_size = self.trainer.world_size
-        loader: Any = self.data._loader(store, self.plan, None)
+        loader: Any = self.data._loader(store, self.plan, None, self.data.codes)
         batches = chain.from_iterable(repeat(loader))
 
         def loss_of(batch: RaggedBatch) -> Any:
@@ -431,6 +441,18 @@ class _Run:
             precision=str(self.trainer.precision),
             mfu=rate / peak_flops(device, self.dtype),
         )
+
+
+def _for_average_study(trained: dict[str, Any], module: nn.Module) -> dict[str, Any]:
+    """Return weights for a network that is not told the study: the average one is part of it."""
+    studies, baseline = "net.covariates.0.weight", "net.bottleneck.log_baseline"
+    if studies not in trained:
+        return trained
+    own = module.state_dict()
+    effect_g = trained["net.bottleneck.covariate_loadings"] @ trained[studies].mean(0)
+    average = trained | {baseline: trained[baseline] + effect_g}
+    fits = {name for name in own if name in average and average[name].shape == own[name].shape}
+    return own | {name: average[name] for name in fits}
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -23,6 +23,7 @@ from .._logging import logger
 from ..data.reading import NOT_DAMAGE, backed_anndata
 from ..data.vocabulary import GeneVocabulary
 
+SOURCE, SOURCE_ROW = "source", "source_row"  # columns of obs: the file, and the row in it
 STORE_KEY, FORMAT_VERSION = "scxtrimo_store", 1
 CHECKSUM = "checksum"
 WRITE_AGAIN = "Copy or write the store again"
@@ -218,6 +219,37 @@ class CellStore:
             parts.append(n_tokens)
         return np.concatenate(parts)
 
+    def categories(self, column: str) -> tuple[np.ndarray, list[str]]:
+        """Return a column of ``obs`` as codes and names, sorted.
+
+        Parameters
+        ----------
+        column
+            ``"source"``, the file of a cell, or a column that was kept.
+
+        Returns
+        -------
+        int64 array of shape ``(n_cells,)``, and the names that the codes stand for.
+
+        Examples
+        --------
+        >>> codes, names = scxtrimo.pretraining.CellStore("cells.zarr").categories("source")
+        >>> codes.shape, len(names)
+        ((671,), 2)
+        """
+        parts = []
+        for name in self.names:
+            columns = self.group[name]["obs"]
+            if column not in columns:
+                known = sorted(set(columns) - {"_index", SOURCE_ROW, CHECKSUM})
+                raise ValueError(
+                    f"{self.path} has no column {column!r} of obs; it has {known}. Columns are "
+                    "kept by `obs_columns` of `write_store`."
+                )
+            parts.append(pd.Series(anndata.io.read_elem(columns[column])).astype(str))
+        codes, names = pd.factorize(pd.concat([*parts, pd.Series(dtype=str)]), sort=True)
+        return codes.astype(np.int64), [str(name) for name in names]
+
     @cached_property
     def _checksums(self) -> np.ndarray:
         """Checksums of all cells, uint32."""
@@ -355,7 +387,12 @@ class CellStore:
         return pd.concat(parts).loc[rows]
 
     def sample(
-        self, n_cells: int, seed: int, chunk: int = 64, skip_damaged: bool = False
+        self,
+        n_cells: int,
+        seed: int,
+        chunk: int = 64,
+        skip_damaged: bool = False,
+        column: str | None = None,
     ) -> AnnData:
         """Draw about ``n_cells`` cells at random.
 
@@ -365,6 +402,8 @@ class CellStore:
             How many, in runs of so many neighbours, which are in random order already.
         seed, skip_damaged
             Seed of the draw; whether to leave out runs that cannot be read.
+        column
+            Column of ``obs`` to read, see :meth:`categories`.
 
         Returns
         -------
@@ -376,7 +415,11 @@ class CellStore:
         slices = [slice(int(s), int(min(s + chunk, self.n_cells))) for s in chosen]
         if skip_damaged:
             slices = self.readable(slices) or slices  # if none is readable, reading says why
-        obs = pd.DataFrame(index=rows_of(slices).astype(str))
+        rows = rows_of(slices)
+        obs = pd.DataFrame(index=rows.astype(str))
+        if column is not None:
+            codes, names = self.categories(column)
+            obs[column] = np.array(names)[codes[rows]]
         var = pd.DataFrame(index=list(self.vocabulary.gene_ids))
         return AnnData(self.read(slices).astype(np.float32), obs, var)
 

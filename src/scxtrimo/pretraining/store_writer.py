@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,6 +47,8 @@ from ..nn.ranges import Fraction
 from .store import (
     CHECKSUM,
     FORMAT_VERSION,
+    SOURCE,
+    SOURCE_ROW,
     SPLITS,
     STORE_KEY,
     CellStore,
@@ -61,12 +64,13 @@ AUTO, RAW = "auto", "raw"
 ROWS_TO_RECOGNIZE = 256  # rows that are read to find out whether a matrix holds raw counts
 MAX_CSC_ENTRIES = 50_000_000
 MAX_VALIDATION_CELLS = 20_000
-FATES = (*SPLITS, "too_few_genes", "too_many_genes", "duplicate")  # of the cells of a file
-TRAIN, VALIDATION, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE = range(len(FATES))
+# of the cells of a file
+FATES = (*SPLITS, "too_few_genes", "too_many_genes", "duplicate", "excluded")
+TRAIN, VALIDATION, TOO_FEW_GENES, TOO_MANY_GENES, DUPLICATE, EXCLUDED = range(len(FATES))
+BARCODE = re.compile("[ACGT]{10,}")
 BLOCK = 256  # neighbouring cells of a file that are dealt to a data set together
 CELLS_PER_CHUNK = 64
 BYTES_PER_TOKEN = 32  # memory of a data set while it is shuffled and written
-SOURCE, SOURCE_ROW = "source", "source_row"
 OnBadFile = Literal["raise", "skip"]
 ANNBATCH_ENCODING = {"encoding-type": "annbatch-preshuffled", "encoding-version": "0.1.0"}
 
@@ -85,6 +89,7 @@ def write_store(
     drop_duplicates: bool = True,
     validation_size: float = 0.01,
     validation_files: Sequence[str | os.PathLike] = (),
+    exclude: Sequence[str | os.PathLike] = (),
     obs_columns: Sequence[str] = (),
     on_bad_file: OnBadFile = "raise",
     memory: float = 5e8,
@@ -117,6 +122,10 @@ def write_store(
     validation_size, validation_files
         Fraction of the cells, drawn at random, that are held out (at most 20,000), and files all
         of whose cells are held out in addition.
+    exclude
+        Files with cells that must not be in the store, such as those that the model is to be
+        judged on: cells with the same barcode as one of them, or the same counts of the same
+        genes, are left out.
     obs_columns
         Columns of ``obs`` to keep, as text, in addition to ``source`` and ``source_row``.
     on_bad_file
@@ -185,7 +194,12 @@ def write_store(
             f"{len(skipped)} of {len(paths)} files were left out. The first file that can be read "
             "determines the genes: if it is the exception, list another file first."
         )
-    n_kept = _filter(sources, min_genes, max_genes, drop_duplicates)
+    others = [Source(str(path), layer) for path in exclude]
+    for other in others:
+        other.open()
+        aligner.align(other)
+        other.scan(np.zeros(len(genes)))
+    n_kept = _filter(sources, min_genes, max_genes, drop_duplicates, others)
     if vocabulary is None:
         genes = _drop_unexpressed(sources, genes, totals)
     _hold_out(sources, held_out, min(validation_size, MAX_VALIDATION_CELLS / max(n_kept, 1)), seed)
@@ -265,6 +279,12 @@ class CellFile:
             parts.append(run[part - part[0]])
         return sparse.vstack(parts, format="csr")
 
+    def names(self) -> list[str]:
+        """Return the names of the cells."""
+        obs = self.group["obs"]
+        index: Any = anndata.io.read_elem(obs[obs.attrs["_index"]])
+        return [str(name) for name in index]
+
     def _matrix(self, place: str) -> Any:
         node = self.group[place]
         encoding = str(node.attrs.get("encoding-type", ""))
@@ -332,6 +352,7 @@ class Source:
     largest: float = 0.0  # count
     n_genes_c: np.ndarray = field(init=False)  # expressed genes of the cells, int32
     hash_c: np.ndarray = field(init=False)  # see :func:`hash_cells`
+    barcode_c: np.ndarray = field(init=False)  # the last in the name of a cell, empty if none
     fate_c: np.ndarray = field(init=False)  # places in FATES, int8
 
     def open(self) -> None:
@@ -339,9 +360,10 @@ class Source:
         file = CellFile(self.path, self.layer)
         self.layer, self.n_cells, self.var = file.layer, file.n_cells, file.var
 
-    def scan(self, totals: np.ndarray, bar: Any) -> None:
+    def scan(self, totals: np.ndarray, bar: Any = None) -> None:
         """Check all counts, add them to the totals of the genes, and count genes of the cells."""
-        reader, n_genes = CellFile(self.path, self.layer).reader, len(totals)
+        file, n_genes = CellFile(self.path, self.layer), len(totals)
+        reader = file.reader
         own_totals = np.zeros(n_genes)
         lengths, hashes = [], []
         for start in range(0, self.n_cells, CHUNK):
@@ -361,8 +383,11 @@ class Source:
             self.largest = max(self.largest, float(counts.max(initial=0)))
             lengths.append(np.diff(ends))
             hashes.append(hash_cells(counts, gene_ids, ends, gene_weights(n_genes)))
-            bar.update(chunk.shape[0])
+            if bar is not None:
+                bar.update(chunk.shape[0])
         totals += own_totals
+        found = [BARCODE.findall(name) for name in file.names()]
+        self.barcode_c = np.array([barcodes[-1] if barcodes else "" for barcodes in found])
         self.n_genes_c = np.concatenate(lengths).astype(np.int32)
         self.hash_c = np.concatenate(hashes)
 
@@ -443,7 +468,11 @@ class _Aligner:
 
 
 def _filter(
-    sources: list[Source], min_genes: int, max_genes: int | None, drop_duplicates: bool
+    sources: list[Source],
+    min_genes: int,
+    max_genes: int | None,
+    drop_duplicates: bool,
+    others: list[Source],
 ) -> int:
     """Set the fate of every cell, to train on it or why not; return how many are kept."""
     n_genes = np.concatenate([source.n_genes_c for source in sources])
@@ -451,8 +480,14 @@ def _filter(
     fate[n_genes < max(1, min_genes)] = TOO_FEW_GENES
     if max_genes is not None:
         fate[n_genes > max_genes] = TOO_MANY_GENES
+    hashes = np.concatenate([source.hash_c for source in sources])
+    if others:
+        barcodes = np.concatenate([source.barcode_c for source in sources])
+        is_other = np.isin(hashes, np.concatenate([other.hash_c for other in others]))
+        known = np.concatenate([other.barcode_c for other in others])
+        is_other |= np.isin(barcodes, known[known != ""])
+        fate[(fate == TRAIN) & is_other] = EXCLUDED
     if drop_duplicates:
-        hashes = np.concatenate([source.hash_c for source in sources])
         kept = np.flatnonzero(fate == TRAIN)
         fate[kept[pd.Series(hashes[kept]).duplicated()]] = DUPLICATE
     ends = np.cumsum([source.n_cells for source in sources])

@@ -167,6 +167,9 @@ class StreamLoader:
         Steps of the optimiser, over all epochs; by default those of one epoch.
     rank, world_size
         Number of this process, and how many there are; they must share the lanes evenly.
+    codes, balance
+        Category of every cell of the store, for the batches; how far categories count equally,
+        see :class:`~scxtrimo.DataConfig`.
     on_damage, pin_memory
         Whether to ``"raise"`` or ``"skip"`` cells that cannot be read, and count them in
         ``n_skipped``; whether batches go to a GPU.
@@ -190,13 +193,19 @@ class StreamLoader:
         world_size: int = 1,
         on_damage: OnDamage = "raise",
         pin_memory: bool = False,
+        codes: np.ndarray | None = None,
+        balance: float = 0.0,
     ) -> None:
         if plan.n_lanes % world_size:
             raise ValueError(
                 f"{plan.n_lanes} batches per step cannot be shared by {world_size} processes: "
                 "choose a multiple of their number for `batches_per_step`."
             )
-        self.store, self.plan = store, plan
+        self.store, self.plan, self.codes = store, plan, codes
+        self.weights: np.ndarray | None = None
+        if codes is not None and balance:
+            weights = np.bincount(codes)[codes] ** -balance
+            self.weights = (weights / weights.mean()).astype(np.float32)
         self.n_steps = plan.n_steps if n_steps is None else n_steps
         self.lanes = range(rank, plan.n_lanes, world_size)
         self.on_damage, self.pin_memory = on_damage, pin_memory
@@ -247,6 +256,11 @@ class StreamLoader:
             places = window.batches(n_tokens, self.plan.by_tokens, self.plan.shuffle)
             for place in places[skip:]:
                 batch = ragged_batch(counts, place, rows[place])
+                if self.codes is not None:
+                    codes = self.codes[rows[place]]
+                    batch["categories"] = torch.from_numpy(codes)[:, None]
+                if self.weights is not None:
+                    batch["cell_weights"] = torch.from_numpy(self.weights[rows[place]])
                 if self.pin_memory:
                     batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
                 yield batch | {"epoch": window.epoch, "lane": lane}
@@ -329,6 +343,9 @@ class StoreDataModule(pl.LightningDataModule):
         See :class:`StreamPlan`.
     n_steps, on_damage
         See :class:`StreamLoader`.
+    study_key, balance
+        Column of ``obs`` whose categories training batches have (held-out cells have none), and
+        how far these count equally; see :class:`~scxtrimo.DataConfig`.
 
     Examples
     --------
@@ -350,9 +367,12 @@ class StoreDataModule(pl.LightningDataModule):
         chunk_size: int = 256,
         seed: int = 0,
         on_damage: OnDamage = "raise",
+        study_key: str | None = None,
+        balance: float = 0.0,
     ) -> None:
         super().__init__()
         self.path, self.n_steps, self.on_damage = store, n_steps, on_damage
+        self.balance = balance
         self._sizes: dict[str, Any] = {
             "batch_size": None if tokens_per_batch else batch_size,
             "tokens_per_batch": tokens_per_batch,
@@ -361,6 +381,10 @@ class StoreDataModule(pl.LightningDataModule):
         }
         self.store = CellStore(store)
         self.plan = StreamPlan(self.store.n_tokens, n_lanes=n_lanes, seed=seed, **self._sizes)
+        self.codes: np.ndarray | None = None
+        self.studies: list[str] = []
+        if study_key is not None:
+            self.codes, self.studies = self.store.categories(study_key)
 
     @cached_property
     def validation_store(self) -> CellStore:
@@ -370,7 +394,7 @@ class StoreDataModule(pl.LightningDataModule):
     @cached_property
     def train_loader(self) -> StreamLoader:
         """The batches of this process."""
-        return self._loader(self.store, self.plan, self.n_steps)
+        return self._loader(self.store, self.plan, self.n_steps, self.codes, self.balance)
 
     def train_dataloader(self) -> StreamLoader:
         """Return the training batches of this process.
@@ -393,11 +417,22 @@ class StoreDataModule(pl.LightningDataModule):
         if store.n_cells < world_size:
             return []
         plan = StreamPlan(store.n_tokens, n_lanes=world_size, shuffle=False, **self._sizes)
-        return self._loader(store, plan, None)
+        # Studies that are held out are none of those in training.
+        unknown = None if self.codes is None else np.full(store.n_cells, -1)
+        return self._loader(store, plan, None, unknown)
 
-    def _loader(self, store: CellStore, plan: StreamPlan, n_steps: int | None) -> StreamLoader:
+    def _loader(
+        self,
+        store: CellStore,
+        plan: StreamPlan,
+        n_steps: int | None,
+        codes: np.ndarray | None,
+        balance: float = 0.0,
+    ) -> StreamLoader:
         rank, world_size, on_gpu = 0, 1, False
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
             on_gpu = self.trainer.strategy.root_device.type == "cuda"
-        return StreamLoader(store, plan, n_steps, rank, world_size, self.on_damage, on_gpu)
+        damage = self.on_damage
+        shares = rank, world_size, damage, on_gpu
+        return StreamLoader(store, plan, n_steps, *shares, codes, balance)
