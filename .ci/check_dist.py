@@ -9,7 +9,8 @@ from pathlib import Path
 
 from packaging.version import Version
 
-MAX_BYTES = 2**20
+MAX_BYTES = 10 * 2**20  # most of it pretrained weights
+WEIGHTS = r"weights/[\w-]+/(model\.json|model-[0-9a-f]{12}\.safetensors|README\.md)"
 IN_SDIST = {"src", "tests", "README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "PKG-INFO"}
 NOT_IN_SDIST = {"benchmarks", "docs", "tutorials"}
 
@@ -35,10 +36,12 @@ def check_wheel(path: Path) -> str:
         names = wheel.namelist()
         metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
         text = wheel.read(metadata).decode()
-    for name in ("scxtrimo/py.typed", "scxtrimo/__init__.pyi"):
+    wanted = "scxtrimo/weights/scxtrimo-immune/model.json"
+    for name in ("scxtrimo/py.typed", "scxtrimo/__init__.pyi", wanted):
         check(name in names, f"the wheel has no {name}")
     package = [name for name in names if ".dist-info/" not in name]
-    strange = [n for n in package if not re.fullmatch(r"scxtrimo/(.*\.pyi?|py\.typed)", n)]
+    ours = rf"scxtrimo/(.*\.pyi?|py\.typed|{WEIGHTS})"
+    strange = [name for name in package if not re.fullmatch(ours, name)]
     check(not strange, f"the wheel holds more than the package: {strange}")
     tests = [name for name in package if re.search(r"(^|/)(tests?|conftest)(_|/|\.)", name)]
     check(not tests, f"the wheel holds tests: {tests}")

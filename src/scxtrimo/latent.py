@@ -374,11 +374,13 @@ def start_from(module: XTrimoGeneModule, statistics: dict[str, Any]) -> None:
 def start_from_pretrained(module: XTrimoGeneModule, statistics: dict[str, Any]) -> None:
     """Put what the training cells say about the genes into a pretrained network.
 
-    A gene that it does not know (those it does are read) is embedded as known genes would be that
-    correlate in the same way with the principal components.
+    It knows the genes that are read before; of these, highly variable ones are read from now on.
+    A gene that it does not know is embedded as known genes would be that correlate in the same way
+    with the principal components.
     """
-    net, is_known = module.net, module.is_read
+    net, is_known = module.net, module.is_read.clone()
     correlations = statistics["embeddings"]
+    module.is_read &= statistics["is_read"]
     with torch.no_grad():
         for name in ("mean_expression", "typical_depth"):
             getattr(module, name).copy_(statistics[name])
@@ -566,18 +568,19 @@ class Halves(NamedTuple):
     batches: Tensor
 
 
-def measured_weights(first_ck: Tensor, second_ck: Tensor, least: float = LEAST_WEIGHT) -> Tensor:
+def measured_weights(first_ck: Tensor, second_ck: Tensor, is_pretrained: bool = False) -> Tensor:
     """Return how much to trust what was measured of each component, ``(n_components,)``.
 
     ``first_ck`` and ``second_ck`` have what two halves of the counts of held-out cells measure
     beyond what is predicted. Weighed by its reliability, the error would be least; but clusters
-    and neighbours want some of the noise, so that no weight is below ``least``, see
-    docs/defaults.md.
+    and neighbours want some of the noise, so that no weight is below 0.6, or 0.5 beside a
+    pretrained network; see docs/defaults.md.
     """
     first, second = first_ck.double().numpy(), second_ck.double().numpy()
     first, second = first - first.mean(0), second - second.mean(0)
     variance_k = (np.square(first) + np.square(second)).mean(0) / 2
     weights = reliability((first * second).mean(0), variance_k, len(first))
+    least = LEAST_BESIDE_PRETRAINED if is_pretrained else LEAST_WEIGHT
     return torch.from_numpy(np.maximum(weights, least)).float()
 
 

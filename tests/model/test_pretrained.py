@@ -7,7 +7,7 @@ import torch
 from helpers import make_cells
 
 import scxtrimo
-from scxtrimo.checkpoint.pretrained import PretrainedNetwork, bundled
+from scxtrimo.checkpoint.pretrained import PretrainedNetwork
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 N_GENES = 600
@@ -191,8 +191,6 @@ def test_data_of_other_genes_are_refused_or_trained_from_scratch(directory, capl
     cells.var_names = [f"OTHER{i}" for i in range(N_GENES)]
     with pytest.raises(ValueError, match="knows 0 of the 600 genes, at least 500 are needed"):
         started(cells, directory)
-    if not bundled():
-        pytest.skip("this build has no weights")
     scxtrimo.model.XTrimoGene.setup_anndata(cells)
     assert scxtrimo.model.XTrimoGene(cells).pretrained_ is None
     assert "Training from scratch: 'scxtrimo-immune' knows 0 of the 600 genes" in caplog.text
@@ -210,6 +208,30 @@ def test_what_a_network_brings_cannot_be_chosen(directory, kwargs, named):
 def test_adapting_needs_a_network_to_adapt(model):
     with pytest.raises(ValueError, match="adapt='fit' is for a model that starts from a pre"):
         model.train(adapt="fit")
+
+
+def test_weights_come_with_the_package():
+    model = scxtrimo.model.XTrimoGene.from_pretrained("scxtrimo-immune")
+    assert "scxtrimo-immune" in scxtrimo.checkpoint.bundled()
+    cells = scxtrimo.datasets.pbmc68k()
+    cells.obsm["X_xtrimo"] = model.get_latent_representation(cells)
+    found = scxtrimo.tl.neighbor_agreement(cells, "bulk_labels", "X_xtrimo")
+    assert found["knn_accuracy"] > 0.7
+    assert {"terms", "seed", "store_sha256", "recipe_sha256"} <= model.provenance.keys()
+
+
+def test_the_default_starts_from_the_weights_of_the_package():
+    cells = scxtrimo.datasets.pbmc68k()
+    scxtrimo.model.XTrimoGene.setup_anndata(cells)
+    model = scxtrimo.model.XTrimoGene(cells)
+    model.train(**QUIET)
+    assert model.size_ == "scxtrimo-immune"
+    assert model.get_latent_representation().shape == (700, 32)
+
+
+def test_a_name_of_no_network_is_an_error():
+    with pytest.raises(FileNotFoundError, match="neither a directory nor one of"):
+        scxtrimo.model.XTrimoGene.from_pretrained("scxtrimo-imune")
 
 
 def test_batches_are_integrated(directory):

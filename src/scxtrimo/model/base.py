@@ -42,8 +42,6 @@ from ..data.fields import CategoryField, CountsField
 from ..data.vocabulary import preview
 from ..latent import (
     CALIBRATION_CELLS,
-    LEAST_BESIDE_PRETRAINED,
-    LEAST_WEIGHT,
     MIN_HELD_OUT,
     Explained,
     Halves,
@@ -331,8 +329,8 @@ class XTrimoGeneBase(TrainedModel):
             of_batch = unseen.batches == batch
             for surprise in surprises:
                 surprise[of_batch] -= surprise[of_batch].mean(0)
-        least = LEAST_BESIDE_PRETRAINED if is_pretrained else LEAST_WEIGHT
-        return measured_weights(surprises[0], surprises[1], least)
+        first, second = surprises
+        return measured_weights(first, second, is_pretrained)
 
     def _explained(self, space: LatentSpace, known: Halves, unseen: Halves) -> Explained:
         """Return what the representation and the measured components of one half say of another.

@@ -96,7 +96,7 @@ def default_lr(n_hidden: int) -> float:
 
 
 Adaptation = Literal["auto", "fit", "finetune", "scratch"]
-ENOUGH = 0.6  # of what components know of cells, to keep a pretrained network
+ENOUGH = 0.9  # of what components know of cells, to keep a pretrained network
 OF_THE_NETWORK = (
     *("module", "config_", "size_", "pretrained_", "provenance_", "is_trained_", "history_"),
 )

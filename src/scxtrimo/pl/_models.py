@@ -54,7 +54,7 @@ def training_curves(
     if not history:
         raise ValueError(
             f"This {type(model).__name__} has no history of a training. Call `model.train()` "
-            "first; imported weights have no history."
+            "first; imported and pretrained weights have no history."
         )
     keys = [keys] if isinstance(keys, str) else list(keys)
     drawn = [key for key in keys if key in history]

@@ -235,7 +235,7 @@ class CellStore:
         --------
         >>> codes, names = scxtrimo.pretraining.CellStore("cells.zarr").categories("source")
         >>> codes.shape, len(names)
-        ((671,), 2)
+        ((671,), 1)
         """
         parts = []
         for name in self.names:
