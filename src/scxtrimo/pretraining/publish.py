@@ -22,6 +22,7 @@ def release(
     out: str | os.PathLike,
     *,
     gene_aliases: GeneAliases = None,
+    min_gene_overlap: float = 0.02,
     terms: str = "CC BY 4.0",
     overwrite: bool = False,
 ) -> XTrimoGene:
@@ -32,8 +33,9 @@ def release(
     run, out
         Directory of the run (``out`` of its configuration); directory to write to, whose name is
         that of the model.
-    gene_aliases
-        Other names of its genes, by which they are found in the data of others; see
+    gene_aliases, min_gene_overlap
+        Other names of its genes, by which they are found in the data of others, and the smallest
+        part of them that data must have; see
         :meth:`~scxtrimo.model.XTrimoGene.prepare_query_anndata`.
     terms
         Terms under which the weights may be used.
@@ -72,7 +74,7 @@ def release(
         "recipe_sha256": hashlib.sha256(recipe.encode()).hexdigest(),
         "store_sha256": header["store"],
     }
-    model._remember_names(gene_aliases, None)
+    model._remember_names(gene_aliases, min_gene_overlap)
     own = set(model.vocabulary.gene_ids)
     model.gene_aliases_ = {k: v for k, v in model.gene_aliases_.items() if k not in own}
     tensors = {
