@@ -29,7 +29,7 @@ def bundled() -> list[str]:
 
     Returns
     -------
-    Names that :meth:`~scxtrimo.model.XTrimoGene.from_pretrained` takes without a network connection.
+    Names that :meth:`~scxtrimo.model.XTrimoGene.from_pretrained` takes without a connection.
 
     Examples
     --------
