@@ -1,5 +1,6 @@
 """Hyper-parameters of a model, and the sizes that go by a name."""
 
+import os
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self
@@ -141,6 +142,21 @@ class XTrimoGeneConfig(Validated, NetConfig):
         ):
             overrides = {"n_inducing": None} | overrides  # these work on encoded genes
         return cls(**(asdict(SIZES[size]) | overrides))
+
+
+def stored_config(
+    config_class: type[XTrimoGeneConfig], stored: dict[str, Any], path: str | os.PathLike
+) -> XTrimoGeneConfig:
+    """Return the hyper-parameters of a saved model."""
+    known = {field.name for field in fields(config_class)}
+    if unknown := sorted(stored.keys() - known):
+        raise ValueError(
+            f"The model in {path} has hyper-parameters this scxtrimo does not know: {unknown}. "
+            "Update it: `pip install --upgrade scxtrimo`."
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*_weight=0 is deprecated")  # said at the time
+        return config_class(**stored)
 
 
 def _size(hidden: int, layers: int, heads: int, decoder: tuple[int, int, int]) -> XTrimoGeneConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from ..config import XTrimoGeneConfig
+from ..config import XTrimoGeneConfig, stored_config
 from ..data.vocabulary import GeneVocabulary, align_genes
 from .hub import download
 from .native import read_model
@@ -80,12 +79,9 @@ class PretrainedNetwork:
                 "XTrimoGene."
             )
         state = metadata["registry"]["field_registries"]["X"]["state_registry"]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*_weight=0 is deprecated")
-            config = XTrimoGeneConfig(**metadata["config"])
         return cls(
             Path(name).name,
-            config,
+            stored_config(XTrimoGeneConfig, metadata["config"], directory),
             GeneVocabulary.from_dict(state["vocabulary"]),
             metadata["gene_aliases"],
             tensors,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-import warnings
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from .._logging import logger
 from ..checkpoint.hub import require_hub, upload, write_card
 from ..checkpoint.native import check_destination, read_model, write_model
 from ..checkpoint.pretrained import find_pretrained
-from ..config import XTrimoGeneConfig
+from ..config import stored_config
 from ..data.columns import canonical, kind_of
 from ..data.fields import CategoryField, CountsField, LabelsField
 from ..data.gene_table import GeneAliases
@@ -195,7 +194,7 @@ class SavedModel(RegisteredModel):
         registry = _with_canonical_categories(metadata["registry"])
         model = cls(
             registry=registry,
-            config=_config(cls._config_cls, metadata["config"], dir_path),
+            config=stored_config(cls._config_cls, metadata["config"], dir_path),
             seed=metadata["seed"],
         )
         model._restore_extra_state(metadata.get("extra", {}))
@@ -383,20 +382,6 @@ def _with_canonical_categories(registry: dict[str, Any]) -> dict[str, Any]:
             state.setdefault(LabelsField.KIND_KEY, kind_of(names))
             state[CategoryField.MAPPING_KEY] = [canonical(name) for name in names]
     return registry
-
-
-def _config(
-    config_class: type[XTrimoGeneConfig], stored: dict[str, Any], path: str | os.PathLike
-) -> XTrimoGeneConfig:
-    known = {field.name for field in fields(config_class)}
-    if unknown := sorted(stored.keys() - known):
-        raise ValueError(
-            f"The model in {path} has hyper-parameters this scxtrimo does not know: {unknown}. "
-            "Update it: `pip install --upgrade scxtrimo`."
-        )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*_weight=0 is deprecated")  # said at the time
-        return config_class(**stored)
 
 
 def _load_tensors(model: Any, tensors: dict[str, Any], path: str | os.PathLike) -> None:
