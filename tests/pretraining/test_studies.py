@@ -57,6 +57,17 @@ def test_batches_say_their_study_and_weigh_it(store):
         DataConfig("cells.zarr", balance=0.5)
 
 
+def test_a_part_of_the_cells_is_all_that_training_sees(store):
+    data = StoreDataModule(store.path, batch_size=16, study_key="source", max_cells=50)
+    assert (data.store.n_cells, data.validation_store.n_cells) == (50, CellStore(store.path, "validation").n_cells)
+    seen = torch.cat([batch["cell_ids"] for batch in data.train_dataloader()])
+    assert sorted(seen.tolist()) == list(range(50))
+    assert len(data.codes) == len(data.store.n_tokens) == 50
+    few = data.store.sample(1000, seed=0)
+    assert np.array_equal(few.X.toarray(), store.read([slice(0, 50)]).toarray())
+    assert CellStore(store.path, max_cells=10_000).n_cells == store.n_cells
+
+
 def test_weights_of_cells_are_those_of_the_objective(store):
     cells = make_cells(40)
     scxtrimo.model.XTrimoGene.setup_anndata(cells)

@@ -50,6 +50,8 @@ class DataConfig(Validated):
     thinning, panels
         Part of the cells that lose counts, up to nine tenths, as if sequenced less deeply, and
         part that lose genes, as if measured with a panel; anew in every epoch.
+    max_cells
+        Train on a random part of so many cells, for instance to learn what more of them bring.
 
     Examples
     --------
@@ -68,6 +70,7 @@ class DataConfig(Validated):
     balance: Probability = 0.0
     thinning: Fraction = 0.0
     panels: Fraction = 0.0
+    max_cells: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

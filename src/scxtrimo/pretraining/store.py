@@ -137,6 +137,8 @@ class CellStore:
     ----------
     path, split
         Path or URL of the store, and ``"train"`` or ``"validation"``.
+    max_cells
+        Read the first cells only. They are in random order, so this is a random part of them.
 
     Examples
     --------
@@ -153,8 +155,13 @@ class CellStore:
 
     group: Any
 
-    def __init__(self, path: str | os.PathLike, split: Split = "train") -> None:
-        self.path, self.split = str(path), split
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        split: Split = "train",
+        max_cells: int | None = None,
+    ) -> None:
+        self.path, self.split, self.max_cells = str(path), split, max_cells
         try:
             root = zarr.open_group(self.path, mode="r")
         except (FileNotFoundError, KeyError) as error:
@@ -176,9 +183,9 @@ class CellStore:
         self.names = sorted(names, key=lambda name: int(name.removeprefix("dataset_")))
         self._damaged: set[int] = set()
         expected = int(self.report.get(split, pd.Series(dtype=int)).sum())
-        if self.n_cells != expected:
+        if self._n_stored != expected:
             raise ValueError(
-                f"{self.path} is incomplete: it has {self.n_cells:,} of {expected:,} cells for "
+                f"{self.path} is incomplete: it has {self._n_stored:,} of {expected:,} cells for "
                 f"{split}. Copy or write it again."
             )
 
@@ -199,9 +206,14 @@ class CellStore:
         return np.cumsum(sizes, dtype=np.int64)
 
     @property
-    def n_cells(self) -> int:
-        """Number of cells of the split."""
+    def _n_stored(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells of the split, at most ``max_cells``."""
+        stored = self._n_stored
+        return stored if self.max_cells is None else min(stored, self.max_cells)
 
     @cached_property
     def n_tokens(self) -> np.ndarray:
@@ -217,7 +229,7 @@ class CellStore:
                     range(0),
                 )
             parts.append(n_tokens)
-        return np.concatenate(parts)
+        return np.concatenate(parts)[: self.n_cells]
 
     def categories(self, column: str) -> tuple[np.ndarray, list[str]]:
         """Return a column of ``obs`` as codes and names, sorted.
@@ -247,7 +259,8 @@ class CellStore:
                     "kept by `obs_columns` of `write_store`."
                 )
             parts.append(pd.Series(anndata.io.read_elem(columns[column])).astype(str))
-        codes, names = pd.factorize(pd.concat([*parts, pd.Series(dtype=str)]), sort=True)
+        values = pd.concat([*parts, pd.Series(dtype=str)])[: self.n_cells]
+        codes, names = pd.factorize(values, sort=True)
         return codes.astype(np.int64), [str(name) for name in names]
 
     @cached_property

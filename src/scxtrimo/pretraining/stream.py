@@ -346,6 +346,8 @@ class StoreDataModule(pl.LightningDataModule):
     study_key, balance
         Column of ``obs`` whose categories training batches have (held-out cells have none), and
         how far these count equally; see :class:`~scxtrimo.DataConfig`.
+    max_cells
+        Train on so many cells at most; held-out cells are all used.
 
     Examples
     --------
@@ -369,6 +371,7 @@ class StoreDataModule(pl.LightningDataModule):
         on_damage: OnDamage = "raise",
         study_key: str | None = None,
         balance: float = 0.0,
+        max_cells: int | None = None,
     ) -> None:
         super().__init__()
         self.path, self.n_steps, self.on_damage = store, n_steps, on_damage
@@ -379,7 +382,7 @@ class StoreDataModule(pl.LightningDataModule):
             "window_size": window_size,
             "chunk_size": chunk_size,
         }
-        self.store = CellStore(store)
+        self.store = CellStore(store, max_cells=max_cells)
         self.plan = StreamPlan(self.store.n_tokens, n_lanes=n_lanes, seed=seed, **self._sizes)
         self.codes: np.ndarray | None = None
         self.studies: list[str] = []
