@@ -42,7 +42,7 @@ CELLS_TO_TRUST = 300.0  # with fewer, components are weighed down by more than a
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)  # a component with the largest spread has 1
 CELLS_PER_CLUSTER = 30
 QUERY_ROUNDS = 5
-CALIBRATION_ROUNDS, CALIBRATION_CELLS = 3, 500
+CALIBRATION_ROUNDS, CALIBRATION_CELLS, MASKED_CELLS = 3, 500, 200
 MAX_CELLS = 20_000
 MIN_EXPRESSING = 3
 MIN_CELLS = 20
@@ -406,6 +406,14 @@ def calibrate_baseline(
     for _ in range(CALIBRATION_ROUNDS):
         predicted_g = bottleneck.log_rates(cells, genes_gd).exp().mean(0)
         bottleneck.log_baseline += rates_g.log() - predicted_g.clamp(min=1e-12).log()
+
+
+def calibrate_values(to_value: nn.Linear, context_td: Tensor, values_t: Tensor) -> None:
+    """Fit the last layer of the decoder of masked genes again, near to what it was."""
+    missed_t = values_t.double() - to_value(context_td).squeeze(-1).double()
+    ridge = Ridge(RIDGE).fit(context_td.double().cpu().numpy(), missed_t.cpu().numpy())
+    to_value.weight += torch.from_numpy(ridge.coef_).to(to_value.weight)
+    to_value.bias += float(ridge.intercept_)
 
 
 def draw_rows(rows: np.ndarray, seed: int, n_max: int = MAX_CELLS) -> np.ndarray:

@@ -66,13 +66,14 @@ def test_the_order_of_genes_does_not_matter(directory):
     assert np.corrcoef(*distances)[0, 1] > 0.999
 
 
-def test_fitting_leaves_the_network_as_it_is(directory):
+def test_fitting_calibrates_decoders_and_leaves_the_network_as_it_is(directory):
     model = started(known_cells(), directory)
     before = {k: v.clone() for k, v in model.module.net.state_dict().items()}
     model.train(adapt="fit", **QUIET)
     after = model.module.net.state_dict()
     changed = [name for name in before if not torch.equal(before[name], after[name])]
-    assert changed == ["bottleneck.log_baseline"]
+    last = ["imputation.to_value.weight", "imputation.to_value.bias"]
+    assert changed == ["bottleneck.log_baseline", *last]
     assert model.is_trained
     assert model.history == {}
     assert len(model.train_indices) + len(model.validation_indices) == 300
@@ -92,6 +93,22 @@ def test_predicted_rates_are_those_of_the_cells_in_the_mean(directory):
     predicted = model.get_normalized_expression(return_numpy=True).mean(0)
     observed = np.asarray(cells.X.sum(0)).ravel() / cells.X.sum()
     assert np.abs(np.log(predicted[:100].sum() / observed[:100].sum())) < 0.1
+
+
+def test_masked_genes_have_the_level_that_they_have_in_the_cells(directory):
+    cells = known_cells()
+    cells = cells[:, :520].copy()  # values per 10,000 counts are larger in a panel
+    model = fitted(cells, directory)
+    held_out = model.get_masked_predictions(indices=model.validation_indices)
+    found = held_out[["measured", "cross_attention"]].mean()
+    assert found["cross_attention"] == pytest.approx(found["measured"], rel=0.05)
+    before = started(cells, directory)
+    before.is_trained_ = True
+    errors = [
+        ((table["cross_attention"] - table["measured"]) ** 2).mean()
+        for table in (held_out, before.get_masked_predictions(indices=model.validation_indices))
+    ]
+    assert errors[0] < errors[1]
 
 
 def test_unknown_genes_are_embedded_like_known_ones_that_they_follow(directory):

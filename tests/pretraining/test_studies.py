@@ -59,7 +59,10 @@ def test_batches_say_their_study_and_weigh_it(store):
 
 def test_a_part_of_the_cells_is_all_that_training_sees(store):
     data = StoreDataModule(store.path, batch_size=16, study_key="source", max_cells=50)
-    assert (data.store.n_cells, data.validation_store.n_cells) == (50, CellStore(store.path, "validation").n_cells)
+    assert (data.store.n_cells, data.validation_store.n_cells) == (
+        50,
+        CellStore(store.path, "validation").n_cells,
+    )
     seen = torch.cat([batch["cell_ids"] for batch in data.train_dataloader()])
     assert sorted(seen.tolist()) == list(range(50))
     assert len(data.codes) == len(data.store.n_tokens) == 50

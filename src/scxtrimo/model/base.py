@@ -42,12 +42,14 @@ from ..data.fields import CategoryField, CountsField
 from ..data.vocabulary import preview
 from ..latent import (
     CALIBRATION_CELLS,
+    MASKED_CELLS,
     MIN_HELD_OUT,
     Explained,
     Halves,
     LatentSpace,
     Panel,
     calibrate_baseline,
+    calibrate_values,
     draw_rows,
     explained,
     fit_clusters,
@@ -63,7 +65,7 @@ from ..nn.masking import Masking, mask_batch, split_counts
 from ..nn.performer import PerformerDecoder
 from ..nn.ragged import EncodedCells, RaggedBatch, cells_of, sum_per_cell, to_tokens
 from ..nn.ranges import OpenInterval
-from ..nn.xtrimogene import POOLS, Pool, pool_tokens, target_values
+from ..nn.xtrimogene import POOLS, CrossAttentionDecoder, Pool, pool_tokens, target_values
 from .depth import TargetDepth
 from .registration import select_modality
 from .training import TrainedModel
@@ -71,6 +73,7 @@ from .training import TrainedModel
 MAX_RESULT_BYTES = 8 * 2**30
 GENES_PER_BATCH = 2**17
 MAX_HALVED = 2000  # cells whose counts are split in halves
+CALIBRATION_MASKS = Masking(max_targets=256)
 PROGRESS_SECONDS = 3
 DecoderName = Literal["bottleneck", "cross_attention", "performer"]
 Depth = Literal["cell", "bulk"]
@@ -291,7 +294,7 @@ class XTrimoGeneBase(TrainedModel):
         fit_clusters(space, known, components, codes, self.seed_)
         self.module.latent_space.load_state_dict(space.state_dict())
         if not was_fitted and self.pretrained_ is not None:
-            self._calibrate_baseline(np.sort(rows))
+            self._calibrate_decoders(rows)
         if halves is None:
             return None
         explained = self._explained(space, *halves)
@@ -302,16 +305,25 @@ class XTrimoGeneBase(TrainedModel):
         )
         return explained
 
-    def _calibrate_baseline(self, rows: np.ndarray) -> None:
-        """Let a pretrained decoder predict the mean of each gene in the training cells."""
+    def _calibrate_decoders(self, rows: np.ndarray) -> None:
+        """Let pretrained decoders predict the level of genes in the training cells."""
         assert self.adata_manager is not None
-        rows = draw_rows(rows, self.seed_, CALIBRATION_CELLS)
+        rows = np.sort(draw_rows(rows, self.seed_, CALIBRATION_CELLS))
         totals = read_counts(self.adata_manager, rows, self.module.n_genes).sum(0)
         totals_g = torch.from_numpy(np.asarray(totals, dtype=np.float32).ravel()) + 0.5
         batches = self._batches(None, rows, None, "Calibrating")
         vectors = torch.cat([self._encode(batch).latent_cz.float() for _, batch in batches])
         net, rates_g = self.module.net, (totals_g / totals_g.sum()).to(vectors)
         calibrate_baseline(net.bottleneck, net.positions, vectors, rates_g)
+        if isinstance(net.imputation, CrossAttentionDecoder):
+            rows = np.sort(draw_rows(rows, self.seed_, MASKED_CELLS))
+            contexts, values = [], []
+            for _, batch in self._batches(None, rows, None, "Calibrating"):
+                batch = mask_batch(batch, CALIBRATION_MASKS, self.module.n_genes, self.seed_, 0)
+                query = batch["target_gene_ids"], batch["target_cu_seqlens"]
+                contexts.append(net.imputation.embed(self._encode(batch), net.positions, *query))
+                values.append(target_values(batch))
+            calibrate_values(net.imputation.to_value, torch.cat(contexts), torch.cat(values))
 
     def _measured_weights(self, known: Halves, unseen: Halves) -> Tensor:
         """Find out, with halves of the counts of held-out cells, how far to trust components."""
