@@ -6,7 +6,7 @@
 
 Random parts of 100, 300, 1,000 and 3,000 cells, and all cells, are represented by
 
-- 30 principal components of scaled genes, and the components of our latent space alone,
+- 30 principal components of scaled genes, scVI, and the components of our latent space alone,
 - a network from scratch,
 - a random encoder of the shape of the pretrained one, with the same fit,
 - the pretrained network with its latent space as it comes, without a look at these cells,
@@ -33,7 +33,7 @@ import torch
 from _cells import load
 from _common import data_files, parser, report, rows_of, summarize
 from anndata import AnnData
-from embedding import pca
+from embedding import pca, scvi_default
 
 import scxtrimo
 
@@ -89,6 +89,7 @@ METHODS: dict[str, Callable[[AnnData, int, str], np.ndarray]] = {
     "PCA-30 scaled": lambda adata, seed, name: pca(
         adata, seed, min(30, adata.n_obs - 1), scale=True
     ),
+    "scVI": lambda adata, seed, name: scvi_default(adata, seed),
     "own components": own_components,
     "from scratch": from_scratch,
     "random encoder": random_encoder,
