@@ -20,6 +20,7 @@ draws macro-F1 against the number of cells.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,10 @@ METHODS: dict[str, Callable[[AnnData, int, str], np.ndarray]] = {
 }
 
 
+DEFAULT = "pretrained, default"
+COLORS = {method: f"C{i}" for i, method in enumerate(METHODS)}
+
+
 def part_of(adata: AnnData, size: str, seed: int) -> AnnData | None:
     """Return a random part of the cells, with labels of at least five of them."""
     n_cells = adata.n_obs if size == "all" else int(size)
@@ -122,22 +127,32 @@ def scores_of(adata: AnnData, latent: np.ndarray) -> dict[str, float]:
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw macro-F1 against the number of cells, one panel per data set."""
     scores = table[table["metric"] == "knn_macro_f1"]
-    names = list(dict.fromkeys(scores["data"].str.split(", ").str[0]))
+    parts = scores["data"].str.extract(r"(?P<name>.*), (?P<cells>\d+) cells")
+    scores = scores.assign(name=parts["name"], cells=parts["cells"].astype(int))
+    names = scores["name"].unique()
+    n_columns = min(len(names), 3)
+    n_rows = -(-len(names) // n_columns)
+    size = (3 * n_columns + 2, 2.6 * n_rows)
     with mpl.rc_context({"backend": "agg", "figure.dpi": 150}):
         figure, axes = plt.subplots(
-            1, len(names), figsize=(3.2 * len(names), 3), squeeze=False, layout="constrained"
+            n_rows, n_columns, figsize=size, squeeze=False, layout="constrained"
         )
-        for name, ax in zip(names, axes[0], strict=True):
-            of_set = scores[scores["data"].str.startswith(f"{name}, ")]
-            for method, of_method in of_set.groupby("method", sort=False):
-                cells = of_method["data"].str.split(", ").str[1].str.split().str[0].astype(int)
-                by_size = of_method.groupby(cells)["value"]
-                ax.errorbar(
-                    by_size.mean().index, by_size.mean(), by_size.std(), label=method, capsize=2
-                )
-            ax.set(xscale="log", xlabel="cells", title=name)
-        axes[0, 0].set_ylabel("macro-F1 of 15 neighbours")
-        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+        for name, ax in zip(names, axes.flat, strict=False):
+            for method, of_method in scores[scores["name"] == name].groupby("method", sort=False):
+                line = of_method.sort_values("cells")
+                style = {"marker": "o", "markersize": 3, "capsize": 2, "color": COLORS[method]}
+                style["linewidth"] = 2 if method == DEFAULT else 1
+                ax.errorbar(line["cells"], line["value"], line["spread"], label=method, **style)
+            ax.set(xscale="log", title=name.replace("_", " "))
+        for ax in axes.flat[len(names) :]:
+            ax.set_axis_off()
+        figure.supxlabel("cells")
+        figure.supylabel("macro-F1 of 15 neighbours")
+        lines = {}
+        for ax in axes.flat:
+            handles, labels = ax.get_legend_handles_labels()
+            lines |= dict(zip(labels, handles, strict=True))
+        figure.legend(lines.values(), lines, loc="outside right center", fontsize=8)
         figure.savefig(path)
 
 
@@ -146,9 +161,10 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--labels-key", default="cell_type")
     arguments.add_argument("--sizes", nargs="+", default=SIZES)
-    arguments.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    arguments.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
     arguments.add_argument("--name", default="scxtrimo-immune", help="pretrained network")
     arguments.add_argument("--picture", type=Path, metavar="FILE")
+    arguments.add_argument("--beside", type=Path, nargs="+", default=[], metavar="JSON")
     args = arguments.parse_args()
     if args.quick:
         args.sizes, args.seeds = ["300"], 1
@@ -172,9 +188,12 @@ def main() -> None:
                     place = f"{name}, {adata.n_obs if size == 'all' else size} cells"
                     print(f"{place}, {method}, seed {seed}: {scores}", flush=True)
                     rows += rows_of("pretrained", place, method, scores, seconds=seconds)
-    report(summarize(rows), args.json)
+    found = summarize(rows) if rows else []
+    if found:
+        report(found, args.json)
     if args.picture is not None:
-        draw(pd.DataFrame(rows), args.picture)
+        earlier = [row for path in args.beside for row in json.loads(path.read_text())["rows"]]
+        draw(pd.DataFrame(earlier + found), args.picture)
 
 
 if __name__ == "__main__":
