@@ -126,7 +126,8 @@ def scores_of(adata: AnnData, latent: np.ndarray) -> dict[str, float]:
 
 def draw(table: pd.DataFrame, path: Path) -> None:
     """Draw macro-F1 against the number of cells, one panel per data set."""
-    scores = table[table["metric"] == "knn_macro_f1"]
+    columns = ["data", "method", "value", "spread"]  # a single run has no spread
+    scores = table[table["metric"] == "knn_macro_f1"].reindex(columns=columns)
     parts = scores["data"].str.extract(r"(?P<name>.*), (?P<cells>\d+) cells")
     scores = scores.assign(name=parts["name"], cells=parts["cells"].astype(int))
     names = scores["name"].unique()
