@@ -74,7 +74,11 @@ def scvi_default(adata: AnnData, seed: int, seconds: float | None = None) -> np.
     work = adata.copy()
     sc.pp.filter_genes(work, min_cells=3)
     if work.n_vars > 3000:
-        sc.pp.highly_variable_genes(work, n_top_genes=3000, flavor="seurat_v3", subset=True)
+        options = {"n_top_genes": 3000, "flavor": "seurat_v3", "subset": True}
+        try:
+            sc.pp.highly_variable_genes(work, **options)
+        except ValueError:  # of few cells the local regression is singular
+            sc.pp.highly_variable_genes(work, span=1.0, **options)
     scvi.model.SCVI.setup_anndata(work, batch_key="batch" if "batch" in work.obs else None)
     model = scvi.model.SCVI(work)
     stop = [] if seconds is None else [Timer({"seconds": seconds}, verbose=False)]

@@ -142,6 +142,15 @@ def test_aliases_of_one_gene_are_named():
     assert alignment.column_to_gene.tolist() == [0, -1, 1]
 
 
+def test_a_gene_in_another_case_comes_before_a_former_name():
+    # Mouse genes: Arf2 reads like a former name of the human ARF4, which the mouse has as well.
+    vocabulary = GeneVocabulary(("ARF4",), ("ARF4",))
+    for names in (["Arf2", "Arf4"], ["Arf4", "Arf2"]):
+        alignment = align_genes(vocabulary, pd.DataFrame(index=names), None, {"ARF2": "ARF4"})
+        assert alignment.column_to_gene[names.index("Arf4")] == 0
+        assert (alignment.shadowed, alignment.repeated) == (("Arf2",), ())
+
+
 def test_identifiers_that_became_numbers_are_taken_for_what_they_are():
     entrez = GeneVocabulary(("5", "10"), ("5", "10"))
     var = pd.DataFrame({"entrez": [10.0, np.nan, 5.0]}, index=["x", "y", "z"])

@@ -333,12 +333,17 @@ def _align(
     exactly = set(columns.tolist()) - {-1}
     taken = set(exactly)
     renamed, shadowed, n_case = [], [], 0
-    # After all exact matches, so that a column with the gene's own identifier wins.
-    for place in np.flatnonzero((columns < 0) & (ids != "")).tolist():
-        identifier = str(ids[place])
+
+    def alias_of(identifier: str) -> str | None:
+        spellings = (identifier, strip_version(identifier), fold(identifier))
+        return next((aliases[s] for s in spellings if s in aliases), None)
+
+    places = np.flatnonzero((columns < 0) & (ids != "")).tolist()
+    of_others = [(place, str(ids[place]), alias_of(str(ids[place]))) for place in places]
+    # After all exact matches, so that a column with the gene's own identifier wins, and one that
+    # has it in another case before one with an alias.
+    for place, identifier, alias in sorted(of_others, key=lambda item: item[2] is not None):
         bare = strip_version(identifier)
-        spellings = (identifier, bare, fold(identifier))
-        alias = next((aliases[s] for s in spellings if s in aliases), None)
         gene = folded.get(fold(identifier)) if alias is None else exact.get(alias)
         if gene is None:
             continue
