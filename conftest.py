@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 
+GB1 = "MTYKLILNGKTLKGETTTEAVDAATAEKVFKQYANDNGVDGEWTYDDATKTFTVTE"
+INSULIN = "FVNQHLCGSHLVEALYLVCGERGFFYTPKT"
 READS_STORE = re.compile(r"\b(CellStore|StoreDataModule|write_store|pretrain|embed_store)\(")
 
 
@@ -16,6 +18,10 @@ def _doctest_names(request: pytest.FixtureRequest, doctest_namespace: dict) -> N
     source = "".join(example.source for example in request.node.dtest.examples)
     store = request.getfixturevalue("_store") if READS_STORE.search(source) else None
     directory = request.getfixturevalue("_in_empty_directory")
+    if "proteins.fasta" in source:
+        import scxtrimo
+
+        scxtrimo.write_fasta({"gb1": GB1, "insulin": INSULIN}, directory / "proteins.fasta")
     if store is not None:
         shutil.copytree(store, directory / "cells.zarr")
     doctest_namespace |= request.getfixturevalue("_example")
@@ -44,11 +50,12 @@ def _store(tmp_path_factory):
 def _example() -> dict:
     """`scxtrimo`, and on the bundled cells `adata`, `model` and `annotator`, hardly trained.
 
-    What is made up: `perturbed_cells` with a `perturbation_model`, and, where the extra `drug` is
+    What is made up: `proteins` with a `proteins_model`, `perturbed_cells` with a
+    `perturbation_model`, and, where the extra `drug` is
     installed, `lines` and a `screen` of drugs with a model `synergy`.
     """
     from drug_screens import FAST, SMALL, make_lines, make_screen
-    from helpers import make_perturbed_cells
+    from helpers import make_perturbed_cells, make_proteins
 
     import scxtrimo
 
@@ -65,7 +72,12 @@ def _example() -> dict:
     perturbation_model = scxtrimo.model.XTrimoGenePerturbation(perturbed_cells, size="tiny")
     effects = scxtrimo.perturbation.EffectsConfig(n_steps=20)
     perturbation_model.train(max_epochs=1, effects=effects, enable_progress_bar=False)
+    proteins = make_proteins()
+    scxtrimo.model.XTrimoPGLM.setup_anndata(proteins)
+    proteins_model = scxtrimo.model.XTrimoPGLM(proteins, size="tiny")
     names = {
+        "proteins": proteins,
+        "proteins_model": proteins_model,
         "scxtrimo": scxtrimo,
         "adata": adata,
         "model": model,

@@ -211,10 +211,11 @@ FLOORS = [
     {"cli": (0, 100, "the command line")},
     {"demo": (0, 100, "the whole way once")},
     {
-        "annotation": (0, 23.5, "cell types"),
-        "perturbation": (25.5, 23.5, "genes perturbed"),
-        "drugs": (51, 23.5, "drugs on cell lines"),
-        "pretraining": (76.5, 23.5, "millions of cells"),
+        "annotation": (0, 18.4, "cell types"),
+        "perturbation": (20.4, 18.4, "genes perturbed"),
+        "drugs": (40.8, 18.4, "drugs on cells"),
+        "pretraining": (61.2, 18.4, "many cells"),
+        "protein": (81.6, 18.4, "sequences"),
     },
     {"model": (0, 100, "what users call: registration, files, training, results")},
     {

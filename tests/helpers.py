@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 
@@ -29,6 +30,19 @@ def make_cells(
     adata.obs["cell_type"] = [f"type{t}" for t in cell_type]
     adata.obs["batch"] = np.where(rng.random(n_cells) < 0.5, "a", "b")
     return adata
+
+
+def make_proteins(n: int = 24, length: int = 40, seed: int = 0) -> anndata.AnnData:
+    """Proteins of two families: one template each, of which a tenth of the residues changes."""
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
+    templates = letters[rng.integers(0, 20, (2, length))]
+    family = np.arange(n) % 2
+    residues = np.where(
+        rng.random((n, length)) < 0.1, letters[rng.integers(0, 20, (n, length))], templates[family]
+    )
+    obs = {"sequence": ["".join(row) for row in residues], "family": family.astype(str)}
+    return anndata.AnnData(obs=pd.DataFrame(obs, index=[f"protein{i}" for i in range(n)]))
 
 
 SINGLES = ["GENE1", "GENE2", "GENE3", "GENE4", "OUTSIDE1", "OUTSIDE2", "OUTSIDE3", "OUTSIDE4"]

@@ -17,7 +17,7 @@ PACKAGES = [
         f"scxtrimo.{name}"
         for name in (
             *("annotation", "checkpoint", "cli", "data", "datasets", "demo", "drugs", "model"),
-            *("nn", "perturbation", "pl", "pp", "pretraining", "tl", "train"),
+            *("nn", "perturbation", "pl", "pp", "pretraining", "protein", "tl", "train"),
         )
     ),
 ]

@@ -10,6 +10,7 @@ from . import perturbation as perturbation
 from . import pl as pl
 from . import pp as pp
 from . import pretraining as pretraining
+from . import protein as protein
 from . import tl as tl
 from . import train as train
 from .pretraining import DataConfig as DataConfig
@@ -17,5 +18,7 @@ from .pretraining import EngineConfig as EngineConfig
 from .pretraining import PretrainConfig as PretrainConfig
 from .pretraining import RecordConfig as RecordConfig
 from .pretraining import pretrain as pretrain
+from .protein.sequences import read_fasta as read_fasta
+from .protein.sequences import write_fasta as write_fasta
 
 __version__: str

@@ -4,4 +4,6 @@ from ..config import XTrimoGeneConfig as XTrimoGeneConfig
 from ..drugs.model import XTrimoGeneDrugResponse as XTrimoGeneDrugResponse
 from ..drugs.model import XTrimoGeneSynergy as XTrimoGeneSynergy
 from ..perturbation.model import XTrimoGenePerturbation as XTrimoGenePerturbation
+from ..protein.model import XTrimoPGLM as XTrimoPGLM
+from ..protein.network import XTrimoPGLMConfig as XTrimoPGLMConfig
 from .xtrimogene import XTrimoGene as XTrimoGene

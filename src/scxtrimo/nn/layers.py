@@ -120,16 +120,22 @@ class TokenEmbedding(nn.Module):
 
 @torch.compiler.disable  # a kernel of its own, or a loop over cells
 def ragged_attention(
-    q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
+    q_the: Tensor,
+    k_she: Tensor,
+    v_she: Tensor,
+    queries: CellBoundaries,
+    keys: CellBoundaries,
+    causal: bool = False,
 ) -> Tensor:
     """Let the queries of every cell attend to the keys of the same cell, without padding.
 
-    Shape ``(n_tokens, n_heads, head_width)``; a cell with queries needs a key. On a GPU in half
-    precision all cells go through one kernel; elsewhere one cell follows the other.
+    Shape ``(n_tokens, n_heads, head_width)``; a cell with queries needs a key. If ``causal``, a
+    query attends to no later token. On a GPU in half precision all cells go through one kernel;
+    elsewhere one cell follows the other.
     """
     if can_use_varlen(q_the):
-        return varlen_attention(q_the, k_she, v_she, queries, keys)
-    return plain_attention(q_the, k_she, v_she, queries, keys)
+        return varlen_attention(q_the, k_she, v_she, queries, keys, causal)
+    return plain_attention(q_the, k_she, v_she, queries, keys, causal)
 
 
 def can_use_varlen(q_the: Tensor) -> bool:
@@ -154,34 +160,47 @@ def _has_kernel(q_the: Tensor) -> bool:
 
 
 def varlen_attention(
-    q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
+    q_the: Tensor,
+    k_she: Tensor,
+    v_she: Tensor,
+    queries: CellBoundaries,
+    keys: CellBoundaries,
+    causal: bool = False,
 ) -> Tensor:
     """Attend within all cells at once, in torch's variable-length flash attention."""
     boundaries = queries.cu_seqlens.int(), keys.cu_seqlens.int()
     longest = queries.max_length, keys.max_length
-    return varlen_attn(q_the, k_she, v_she, *boundaries, *longest, **_batch_invariance())
+    options = _batch_invariance() | ({"window_size": (-1, 0)} if causal else {})
+    return varlen_attn(q_the, k_she, v_she, *boundaries, *longest, **options)
 
 
 def plain_attention(
-    q_the: Tensor, k_she: Tensor, v_she: Tensor, queries: CellBoundaries, keys: CellBoundaries
+    q_the: Tensor,
+    k_she: Tensor,
+    v_she: Tensor,
+    queries: CellBoundaries,
+    keys: CellBoundaries,
+    causal: bool = False,
 ) -> Tensor:
     """Attend in all cells at once if their lengths allow it, else in one after the other."""
     if keys.is_even and queries.is_even:
         n_cells = len(keys.lengths)
         q, k, v = (x.unflatten(0, (n_cells, -1)).transpose(1, 2) for x in (q_the, k_she, v_she))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1)
-    if keys.is_even and keys.max_length <= FEW_KEYS:
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return attended.transpose(1, 2).flatten(0, 1)
+    if keys.is_even and keys.max_length <= FEW_KEYS and not causal:
         v_cnhe = v_she.unflatten(0, (len(keys.lengths), -1))
         v_tnhe = v_cnhe.index_select(0, cells_of(queries.cu_seqlens, len(q_the)))
         return (_few_weights(q_the, k_she, queries, keys)[..., None] * v_tnhe).sum(1)
     # `split` rather than slices: its backward is one concatenation, where every slice would
     # write a full-size gradient of its own.
     parts = q_the.split(queries.lengths), k_she.split(keys.lengths), v_she.split(keys.lengths)
-    attended = []
+    of_cells = []
     for cell in zip(*parts, strict=True):
         q, k, v = (x[None].transpose(1, 2) for x in cell)
-        attended.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2)[0])
-    return torch.cat(attended)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        of_cells.append(attended.transpose(1, 2)[0])
+    return torch.cat(of_cells)
 
 
 def _few_weights(

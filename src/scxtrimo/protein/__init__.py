@@ -1,0 +1,5 @@
+"""xTrimoPGLM, a protein language model."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
