@@ -133,7 +133,8 @@ class XTrimoPGLM:
         2
         """
         if self._net is None:
-            with torch.random.fork_rng(devices=[]):
+            # It may be needed first without gradients, and be trained later.
+            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed_)
                 self._net = XTrimoPGLMNet(self.config).eval()
                 training.initialize(self._net)
@@ -303,7 +304,12 @@ class XTrimoPGLM:
             raise
         finally:
             self.net.eval()
-        self.history = join_histories(self.history or {}, logged_history(trainer))
+        n_before = max(map(len, (self.history or {}).values()), default=0)
+        later = {
+            name: frame.astype(float).set_axis((frame.index + n_before).rename("epoch"))
+            for name, frame in logged_history(trainer).items()
+        }
+        self.history = join_histories(self.history or {}, later)
         self.is_trained_, self._validation = True, rows[1]
 
     def _objective(self, given: ProteinObjective | None) -> ProteinObjective:
@@ -784,7 +790,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _store(path: Path, names: Iterable[object], pooled: np.ndarray) -> Path:
     with _opened(path) as file:
-        file.create_dataset("embeddings", data=pooled, shape=pooled.shape)
+        file["embeddings"] = pooled
         file.attrs["names"] = [str(name) for name in names]
     return path
 
@@ -793,6 +799,5 @@ def _stream(path: Path, names: pd.Index, arrays: Iterator[tuple[int, np.ndarray]
     """Write a data set for each protein, whose name has no slash in it."""
     with _opened(path) as file:
         for i, array in arrays:
-            name = str(names[i]).replace("/", "_")
-            file.create_dataset(name, data=array, shape=array.shape)
+            file[str(names[i]).replace("/", "_")] = array
     return path
