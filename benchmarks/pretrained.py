@@ -102,7 +102,7 @@ METHODS: dict[str, Callable[[AnnData, int, str], np.ndarray]] = {
 
 
 DEFAULT = "pretrained, default"
-COLORS = {method: f"C{i}" for i, method in enumerate(METHODS)}
+COLORS = {method: f"C{i}" for i, method in enumerate(METHODS)} | {DEFAULT: "black"}
 
 
 def part_of(adata: AnnData, size: str, seed: int) -> AnnData | None:
@@ -125,15 +125,16 @@ def scores_of(adata: AnnData, latent: np.ndarray) -> dict[str, float]:
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:
-    """Draw macro-F1 against the number of cells, one panel per data set."""
+    """Draw macro-F1 against the number of cells, one panel per data set with several sizes."""
     columns = ["data", "method", "value", "spread"]  # a single run has no spread
     scores = table[table["metric"] == "knn_macro_f1"].reindex(columns=columns)
     parts = scores["data"].str.extract(r"(?P<name>.*), (?P<cells>\d+) cells")
     scores = scores.assign(name=parts["name"], cells=parts["cells"].astype(int))
-    names = scores["name"].unique()
+    n_sizes = scores.groupby("name", sort=False)["cells"].nunique()
+    names = n_sizes.index[n_sizes >= min(3, n_sizes.max())]
     n_columns = min(len(names), 3)
     n_rows = -(-len(names) // n_columns)
-    size = (3 * n_columns + 2, 2.6 * n_rows)
+    size = (3 * n_columns + 2, 2.8 * n_rows)
     with mpl.rc_context({"backend": "agg", "figure.dpi": 150}):
         figure, axes = plt.subplots(
             n_rows, n_columns, figsize=size, squeeze=False, layout="constrained"
@@ -145,6 +146,9 @@ def draw(table: pd.DataFrame, path: Path) -> None:
                 style["linewidth"] = 2 if method == DEFAULT else 1
                 ax.errorbar(line["cells"], line["value"], line["spread"], label=method, **style)
             ax.set(xscale="log", title=name.replace("_", " "))
+            sizes = sorted(scores["cells"][scores["name"] == name].unique())
+            ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
+            ax.minorticks_off()
         for ax in axes.flat[len(names) :]:
             ax.set_axis_off()
         figure.supxlabel("cells")

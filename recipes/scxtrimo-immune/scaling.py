@@ -23,7 +23,9 @@ WIDTHS, PARTS, STEPS = (16, 32, 64, 128), (27, 9, 3, 1), 3000
 LENGTHS = {64: (1000, 9000)}  # of a width, on all cells
 
 
-def configuration(store: str, out: Path, width: int, part: int, steps: int) -> Any:
+def configuration(
+    store: str, out: Path, width: int, part: int, steps: int, lr: float | None
+) -> Any:
     """Return the recipe with another width, a part of the cells and another length."""
     recipe = scxtrimo.PretrainConfig.from_yaml(HERE / "run.yaml")
     n_cells = CellStore(store).n_cells // part
@@ -40,6 +42,7 @@ def configuration(store: str, out: Path, width: int, part: int, steps: int) -> A
         data=replace(recipe.data, store=store, max_cells=n_cells),
         out=str(out / f"width{width}-cells{n_cells}-steps{steps}"),
         model=recipe.model | model,
+        optimizer=recipe.optimizer | ({} if lr is None else {"lr": lr}),
         steps=steps,
         record=replace(
             recipe.record,
@@ -56,13 +59,16 @@ def main() -> None:
     arguments.add_argument("store")
     arguments.add_argument("out", type=Path)
     arguments.add_argument("--widths", type=int, nargs="+", default=WIDTHS, choices=WIDTHS)
+    arguments.add_argument("--parts", type=int, nargs="+", default=PARTS, choices=PARTS)
     arguments.add_argument("--steps", type=int, default=STEPS)
+    arguments.add_argument("--lr", type=float, help="learning rate, by default that of the recipe")
     args = arguments.parse_args()
     torch.set_num_threads(1)
-    runs = [(width, part, args.steps) for part, width in product(PARTS, args.widths)]
-    runs += [(width, 1, steps) for width in args.widths for steps in LENGTHS.get(width, ())]
+    runs = [(width, part, args.steps) for part, width in product(args.parts, args.widths)]
+    if 1 in args.parts:
+        runs += [(width, 1, steps) for width in args.widths for steps in LENGTHS.get(width, ())]
     for width, part, steps in runs:
-        config = configuration(args.store, args.out, width, part, steps)
+        config = configuration(args.store, args.out, width, part, steps, args.lr)
         noted = Path(config.out) / "scaling.json"
         if noted.is_file():
             continue
