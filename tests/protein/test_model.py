@@ -431,3 +431,32 @@ def test_what_a_network_is_for_decides_what_it_is_trained_on(masked):
     assert "generation_loss_train" not in model.history
     with pytest.raises(ValueError, match="The model has no data"):
         masked.train()
+
+
+# Command line
+
+
+def test_commands_do_what_methods_do(tmp_path, model, capsys):
+    model.save(tmp_path / "model")
+    scxtrimo.write_fasta({"a": "MKTAYIAKQR"}, tmp_path / "a.fasta")
+    shared = ["--model", str(tmp_path / "model"), "--out"]
+    main = scxtrimo.cli.main
+
+    out = tmp_path / "a.h5ad"
+    assert main(["protein", "embed", str(tmp_path / "a.fasta"), *shared, str(out)]) == 0
+    found = anndata.read_h5ad(out).obsm["X_pglm"]
+    np.testing.assert_array_equal(found, model.get_latent_representation("MKTAYIAKQR"))
+
+    out = tmp_path / "scores.csv"
+    options = ["--strategy", "wild-type", "--offset", "5"]
+    assert main(["protein", "score", str(tmp_path / "a.fasta"), *options, *shared, str(out)]) == 0
+    expected = model.score_mutations("MKTAYIAKQR", strategy="wild-type", offset=5)
+    pd.testing.assert_frame_equal(pd.read_csv(out), expected, check_dtype=False)
+
+    out = tmp_path / "new.fasta"
+    assert main(["protein", "generate", "-n", "2", "--max-length", "9", *shared, str(out)]) == 0
+    made = model.generate(n=2, max_length=9)["sequence"]
+    assert scxtrimo.read_fasta(out).obs["sequence"].tolist() == [x for x in made if x]
+
+    assert main(["protein", "embed", "no.fasta", *shared, str(tmp_path / "b.h5ad")]) == 2
+    assert "no.fasta" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import _annotate, _demo, _embed, _pretrain
+from . import _annotate, _demo, _embed, _pretrain, _protein
 
 __all__ = ["main"]
 
@@ -61,11 +61,11 @@ def _is_the_users(error: Exception) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="scxtrimo", description="xTrimoGene for the scverse.")
+    parser = argparse.ArgumentParser(prog="scxtrimo", description="xTrimo models for the scverse.")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     commands = parser.add_subparsers(dest="command", title="commands")
-    for command in (_demo, _embed, _annotate, _pretrain):
+    for command in (_demo, _embed, _annotate, _pretrain, _protein):
         command.add(commands)
-    for subparser in commands.choices.values():
+    for subparser in (c for name, c in commands.choices.items() if name != "protein"):
         subparser.add_argument("--debug", action="store_true", help="show where an error happened")
     return parser
