@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import scxtrimo
 from scxtrimo.model import XTrimoPGLM
 from scxtrimo.protein import ProteinObjective, Tokenizer
+from scxtrimo.protein.contacts import precision_at
 from scxtrimo.protein.generation import Sampling, generate
 from scxtrimo.protein.objective import cut_spans, draw_spans, mask_residues
 from scxtrimo.protein.tokenizer import EOP, EOS, MASK, PROMPT, SMASK, SOP, STANDARD
@@ -460,3 +461,45 @@ def test_commands_do_what_methods_do(tmp_path, model, capsys):
 
     assert main(["protein", "embed", "no.fasta", *shared, str(tmp_path / "b.h5ad")]) == 2
     assert "no.fasta" in capsys.readouterr().err
+
+
+# Contacts
+
+
+def test_contacts_that_attention_shows_are_found(model, tmp_path):
+    # Planted: what one head attends to is in contact.
+    proteins = make_proteins(12, length=50).obs["sequence"]
+    maps = {name: model.get_attention(one)[0, 1] for name, one in proteins.items()}
+    planted = {}
+    for name, one in maps.items():
+        attended = one + one.T
+        corrected = attended - attended.sum(0) * attended.sum(1)[:, None] / attended.sum()
+        planted[name] = (corrected > np.quantile(corrected, 0.95)).astype(float)
+    trained = XTrimoPGLM(size="tiny", seed=0)
+    trained.fit_contact_head(proteins[:8], planted)
+    for name, sequence in proteins[8:].items():
+        found = trained.predict_contacts(sequence)
+        np.testing.assert_array_equal(found, found.T)
+        assert precision_at(found, planted[name]) >= 0.95
+    trained.save(tmp_path / "model")
+    again = XTrimoPGLM.load(tmp_path / "model")
+    np.testing.assert_array_equal(again.predict_contacts(sequence), found)
+
+
+def test_attention_is_that_of_the_network(model):
+    maps = model.get_attention("MKTAYIAKQR")
+    assert maps.shape == (2, 4, 10, 10)
+    assert (maps > 0).all()
+    assert (maps.sum(-1) < 1).all()  # the rest goes to the end
+    assert (maps.sum(-1) > 0.5).all()
+
+
+def test_contacts_need_structures(model):
+    with pytest.raises(ValueError, match="Call `fit_contact_head"):
+        XTrimoPGLM(size="tiny").predict_contacts("MKT")
+    with pytest.raises(ValueError, match=r"the shape \(3, 3, 3\): give coordinates, \(10, 3\)"):
+        model.fit_contact_head(["MKTAYIAKQR"], [np.zeros((3, 3, 3))])
+    with pytest.raises(ValueError, match="There are 0 structures of 1 proteins"):
+        model.fit_contact_head(["MKTAYIAKQR"], [])
+    with pytest.raises(ValueError, match="0 are in contact: both kinds"):
+        model.fit_contact_head(["MKTAYIAKQR"], [np.zeros((10, 10))])

@@ -5,6 +5,7 @@ from ..drugs.plots import observed_predicted as observed_predicted
 from ..drugs.plots import probability_calibration as probability_calibration
 from ..perturbation.plots import perturbation_effects as perturbation_effects
 from ..perturbation.plots import perturbed_genes as perturbed_genes
+from ..protein.plots import contacts as contacts
 from ..protein.plots import mutation_map as mutation_map
 from ._benchmark import benchmark as benchmark
 from ._embedding import umap as umap

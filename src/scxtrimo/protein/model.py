@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,7 +35,8 @@ from ..train.trainer import (
     logged_history,
     quiet_lightning,
 )
-from . import generation, scores, training
+from . import contacts, generation, scores, training
+from .contacts import ContactHead
 from .embedding import (
     MAX_TOKENS,
     MAX_TOKENS_ON_GPU,
@@ -121,7 +122,7 @@ class XTrimoPGLM:
         self.history: dict[str, pd.DataFrame] | None = None
         self.stored_config: dict[str, Any] | None = None  # of a published checkpoint
         self._net: XTrimoPGLMNet | None = None
-        self._validation: np.ndarray | None = None
+        self.contact_head_: ContactHead | None = None
 
     @property
     def net(self) -> XTrimoPGLMNet:
@@ -310,7 +311,8 @@ class XTrimoPGLM:
             for name, frame in logged_history(trainer).items()
         }
         self.history = join_histories(self.history or {}, later)
-        self.is_trained_, self._validation = True, rows[1]
+        self.is_trained_ = True
+        self.contact_head_ = None  # of other weights
 
     def _objective(self, given: ProteinObjective | None) -> ProteinObjective:
         only = {"masked": (1.0, 0.0, 0.0), "causal": (0.0, 0.0, 1.0)}.get(self.config.objective)
@@ -627,6 +629,99 @@ class XTrimoPGLM:
         of_known = iter(float(np.exp(-of_one.mean(dtype=np.float64))) for of_one in found)
         return table.assign(perplexity=[next(of_known) if len(row) else np.nan for row in made])
 
+    @torch.inference_mode()
+    def get_attention(self, protein: str) -> np.ndarray:
+        """Return attention among the residues of a protein.
+
+        Parameters
+        ----------
+        protein
+            Its sequence.
+
+        Returns
+        -------
+        float32 array of shape ``(n_layers, n_heads, n_residues, n_residues)``; what goes to the
+        end of the sequence is left out.
+
+        Examples
+        --------
+        >>> proteins_model.get_attention("MKTAYIAK").shape
+        (2, 4, 8, 8)
+        """
+        scores.check_strategy(self.net, "masked")
+        return contacts.attention_maps(self.net, Proteins.read([protein]).ids[0])
+
+    @torch.inference_mode()
+    def fit_contact_head(
+        self, proteins: Sequences, structures: Mapping[str, Any] | Sequence[Any]
+    ) -> None:
+        """Learn from known structures which heads attend to residues in contact.
+
+        A logistic regression on the attention of all heads, symmetric and corrected for rows and
+        columns; some twenty structures suffice (Rao et al. 2021).
+
+        Parameters
+        ----------
+        proteins
+            See :meth:`get_latent_representation`.
+        structures
+            For each protein, by name or in their order: coordinates of beta carbons in angstrom,
+            shape ``(n_residues, 3)``, of which two are in contact below 8; or contacts, 0 and 1,
+            shape ``(n_residues, n_residues)``. NaN where unknown.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> coordinates = np.cumsum(np.tile([[1.5, 0, 0], [0, 3, 0], [-2, 0, 1.0]], (20, 1)), 0)
+        >>> proteins_model.fit_contact_head(["MKTAY" * 12], [coordinates])
+        >>> proteins_model.predict_contacts("MKTAYIAK").shape
+        (8, 8)
+        """
+        scores.check_strategy(self.net, "masked")
+        read = Proteins.read(proteins, self.sequence_key)
+        names = [str(name) for name in read.names]
+        known = [
+            contacts.known_contacts(one, len(ids), repr(name))
+            for one, ids, name in zip(
+                contacts.of_names(structures, names), read.ids, names, strict=True
+            )
+        ]
+        self.contact_head_ = contacts.fit(self.net, read.ids, known)
+
+    @torch.inference_mode()
+    def predict_contacts(self, protein: str) -> np.ndarray:
+        """Return how likely residues are in contact.
+
+        Parameters
+        ----------
+        protein
+            Its sequence.
+
+        Returns
+        -------
+        Symmetric float32 array of shape ``(n_residues, n_residues)``; residues less than six apart
+        were not learned from. Drawn by :func:`scxtrimo.pl.contacts`.
+
+        Raises
+        ------
+        ValueError
+            If :meth:`fit_contact_head` was not called.
+
+        Examples
+        --------
+        >>> contacts = np.zeros((60, 60))
+        >>> contacts[10, 40] = contacts[20, 50] = 1
+        >>> proteins_model.fit_contact_head(["MKTAY" * 12], [contacts])
+        >>> float(proteins_model.predict_contacts("MKTAYIAK").max()) < 1
+        True
+        """
+        if self.contact_head_ is None:
+            raise ValueError(
+                "Call `fit_contact_head(proteins, structures)` first: which heads attend to "
+                "contacts is learned from some twenty structures."
+            )
+        return contacts.predict(self.net, self.contact_head_, Proteins.read([protein]).ids[0])
+
     @classmethod
     def from_published(
         cls,
@@ -709,6 +804,7 @@ class XTrimoPGLM:
         --------
         >>> proteins_model.save("my_proteins")
         """
+        head = self.contact_head_
         metadata = {
             "model_class": type(self).__name__,
             "scxtrimo_version": __version__,
@@ -719,6 +815,8 @@ class XTrimoPGLM:
             "sequence_key": self.sequence_key,
             "history": history_to_dict(self.history or {}),
             "stored_config": self.stored_config,
+            "contact_head": head
+            and {"weights": head.weights.tolist(), "intercept": head.intercept},
         }
         write_model(dir_path, self.net.state_dict(), metadata, prefix or "", overwrite)
 
@@ -762,6 +860,8 @@ class XTrimoPGLM:
         model.size_, model.is_trained_ = metadata["size"], metadata["is_trained"]
         model.history = history_from_dict(metadata["history"]) or None
         model.stored_config = metadata.get("stored_config")
+        if (head := metadata.get("contact_head")) is not None:
+            model.contact_head_ = ContactHead(np.array(head["weights"]), head["intercept"])
         return model
 
 

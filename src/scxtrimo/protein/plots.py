@@ -46,3 +46,42 @@ def mutation_map(
     ax.set(xlabel="residue", ylabel="new amino acid")
     plt.colorbar(image, ax=ax, label="score", pad=0.01)
     return finish(ax, show)
+
+
+@documents_axes
+def contacts(
+    predicted: np.ndarray,
+    known: np.ndarray | None = None,
+    ax: Axes | None = None,
+    show: bool | None = None,
+) -> Axes:
+    """Draw predicted contacts above the diagonal, and known ones below it.
+
+    Parameters
+    ----------
+    predicted
+        What :meth:`scxtrimo.model.XTrimoPGLM.predict_contacts` returns.
+    known
+        Contacts, 0 and 1, of the same shape; by default the predicted ones again.
+
+    Returns
+    -------
+    The axes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ax = scxtrimo.pl.contacts(np.random.default_rng(0).random((20, 20)), show=False)
+    """
+    ax, show = new_axes(ax, show, (4.4, 4.0))
+    drawn = np.array(predicted, dtype=np.float64)
+    if known is not None:
+        if known.shape != drawn.shape:
+            raise ValueError(f"known has the shape {known.shape}, predicted {drawn.shape}.")
+        below = np.tril_indices(len(drawn), -1)
+        drawn[below] = np.nan_to_num(np.asarray(known, dtype=np.float64)[below])
+    image = ax.imshow(drawn, cmap="Blues", vmin=0, vmax=1)
+    label = "predicted" if known is None else "predicted (above), known (below)"
+    ax.set(xlabel="residue", ylabel="residue", title=label)
+    plt.colorbar(image, ax=ax, label="probability of contact")
+    return finish(ax, show)
