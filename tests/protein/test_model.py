@@ -15,8 +15,8 @@ import scxtrimo
 from scxtrimo.model import XTrimoPGLM
 from scxtrimo.protein import ProteinObjective, Tokenizer
 from scxtrimo.protein.contacts import precision_at
-from scxtrimo.protein.generation import Sampling, generate
-from scxtrimo.protein.objective import cut_spans, draw_spans, mask_residues
+from scxtrimo.protein.generation import Sampling, generate, infill
+from scxtrimo.protein.objective import cut_spans, draw_spans, fill_spans, mask_residues
 from scxtrimo.protein.tokenizer import EOP, EOS, MASK, PROMPT, SMASK, SOP, STANDARD
 
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -503,3 +503,54 @@ def test_contacts_need_structures(model):
         model.fit_contact_head(["MKTAYIAKQR"], [])
     with pytest.raises(ValueError, match="0 are in contact: both kinds"):
         model.fit_contact_head(["MKTAYIAKQR"], [np.zeros((10, 10))])
+
+
+# Blanks
+
+
+@torch.no_grad()
+def test_blanks_are_filled_as_in_training(model):
+    # Greedy, one residue at a time, must be what the training example predicts at every place.
+    ids = Tokenizer()("MKTAYIAKQRQISFVK")
+    source = np.concatenate([ids[:3], [SMASK], ids[6:10], [SMASK], ids[12:]])
+    greedy = Sampling(temperature=0.0)
+    (made,) = infill(model.net, source, 1, greedy, 5, seed=0)
+    first = made[3 : len(made) - len(ids[6:])]
+    n_first = next(n for n in range(6) if np.array_equal(made[3 + n :][:4], ids[6:10]))
+    second = made[3 + n_first + 4 : len(made) - 4]
+    spans = [(3, 3 + n_first), (7 + n_first, 7 + n_first + len(second))]
+    example = fill_spans(made, spans, InOrder())
+    logits = model.net.output_layer(
+        model.net(
+            torch.from_numpy(example.ids),
+            bounds(len(example.ids)),
+            torch.from_numpy(example.positions),
+            [example.n_prefix],
+        )
+    )
+    predicted = greedy.probabilities(logits).argmax(-1).numpy()
+    for place in np.flatnonzero(example.targets >= 0):
+        span_is_full = example.targets[place] == EOP and example.positions[place, 1] == 6
+        is_end = example.targets[place] == EOP and predicted[place] in (EOP, EOS)
+        assert span_is_full or is_end or predicted[place] == example.targets[place]
+    assert len(first) >= n_first
+
+
+class InOrder:
+    def permutation(self, n):
+        return np.arange(n)
+
+
+def test_what_is_there_stays_when_blanks_are_filled(model):
+    table = model.infill("MKT_YIAK_R_", n=4, max_span=6, seed=1)
+    assert table["sequence"].str.fullmatch("MKT.{0,6}YIAK.{0,6}R.{0,6}").all()
+    assert table["perplexity"].gt(1).all()
+    again = model.infill("MKT_YIAK_R_", n=2, max_span=6, seed=1)
+    assert again["sequence"].tolist() == table["sequence"].tolist()[:2]
+
+
+def test_blanks_need_a_network_that_fills_them(model, masked):
+    with pytest.raises(ValueError, match="not to fill in blanks"):
+        masked.infill("MK_T")
+    with pytest.raises(ValueError, match="has no blank: write '_'"):
+        model.infill("MKT")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .network import XTrimoPGLMNet
-from .tokenizer import EOP, EOS, ID, PROMPT, STANDARD
+from .tokenizer import EOP, EOS, ID, PROMPT, SMASK, SOP, STANDARD
 
 STOPS = (EOP, EOS)
 
@@ -56,12 +56,21 @@ class Cache:
         self.kept = weight.new_zeros(shape)
         self.filled = torch.zeros(n, dtype=torch.long, device=weight.device)
 
-    def append(self, mask: Tensor) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
-        """Return attention of new tokens, ``mask`` of shape ``(n, n_new)``, to all before them."""
+    def append(
+        self, mask: Tensor, is_prefix: bool = False
+    ) -> Callable[[Tensor, Tensor, Tensor, int], Tensor]:
+        """Return attention of new tokens, ``mask`` of shape ``(n, n_new)``, to all before them.
+
+        The tokens of a prefix look at each other as well.
+        """
         n, n_new = mask.shape
         places = self.filled[:, None] + torch.arange(n_new, device=mask.device)
         columns = torch.arange(self.kept.shape[4], device=mask.device)
         sees = columns <= places[..., None]  # rows of tokens that are no tokens see something, too
+        if is_prefix:
+            sees = columns < (self.filled + mask.sum(1))[:, None, None].expand_as(
+                places[..., None]
+            )
         rows = torch.arange(n, device=mask.device)[:, None].expand_as(places)[mask]
         until = int(places.max()) + 1
 
@@ -126,6 +135,61 @@ def generate(
         places_t, lengths = lengths, lengths + 1
         mask = torch.ones(len(rows), 1, dtype=torch.bool, device=device)
     return [np.array(ids, dtype=np.int64) for ids in found]
+
+
+def infill(
+    net: XTrimoPGLMNet,
+    source: np.ndarray,
+    n: int,
+    sampling: Sampling,
+    max_span: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Fill in the marks of a sequence ``n`` times, one mark after the other."""
+    device = next(net.parameters()).device
+    row = np.append(source, EOS)
+    marks = np.flatnonzero(row == SMASK).tolist()
+    length = len(row) + len(marks) * (max_span + 1)
+    cache = Cache(net, n, length)
+    mask = torch.ones(n, len(row), dtype=torch.bool, device=device)
+    place_t = torch.arange(len(row), device=device).repeat(n)
+    source_ta = torch.stack([place_t, torch.zeros_like(place_t)], dim=1)
+    ids_t = torch.from_numpy(np.tile(row, n)).to(device)
+    net.run(ids_t, source_ta, cache.append(mask, is_prefix=True))
+    generators = [np.random.default_rng((seed, i)) for i in range(n)]
+    spans: list[list[list[int]]] = [[[] for _ in marks] for _ in range(n)]
+    # What a sequence is given next: its mark, the place in the span, and a token.
+    state = dict.fromkeys(range(n), (0, 1, SOP))
+    mask = mask[:, :1]
+    while state:
+        given = list(state.values())
+        ids_t = torch.tensor([token for _, _, token in given], device=device)
+        pairs = [(marks[which], place) for which, place, _ in given]
+        states_td = net.run(ids_t, torch.tensor(pairs, device=device), cache.append(mask))
+        p_nv = sampling.probabilities(net.output_layer(states_td)).cpu().numpy()
+        kept = []
+        for at, (i, (which, place, _)) in enumerate(list(state.items())):
+            token = _draw(p_nv[at], generators[i])
+            is_over = token in STOPS
+            if not is_over:
+                spans[i][which].append(token)
+                state[i] = (which, place + 1, token)
+            if is_over or len(spans[i][which]) == max_span:
+                state[i] = (which + 1, 1, SOP)
+            if state[i][0] < len(marks):
+                kept.append(at)
+            else:
+                del state[i]
+        mask = mask[kept]
+        cache.keep(torch.tensor(kept, dtype=torch.long, device=device))
+    return [_filled(source, of_one) for of_one in spans]
+
+
+def _filled(source: np.ndarray, spans: list[list[int]]) -> np.ndarray:
+    """Return a sequence with spans in the place of its marks."""
+    parts = iter(spans)
+    whole = [next(parts) if token == SMASK else [token] for token in source.tolist()]
+    return np.array([token for part in whole for token in part], dtype=np.int64)
 
 
 def positions(net: XTrimoPGLMNet, places_t: Tensor) -> Tensor:

@@ -50,10 +50,10 @@ from .objective import ProteinObjective
 from .published import Quantized, read_published, write_published
 from .scores import Strategy
 from .sequences import SEQUENCE, Long, Proteins, Sequences
-from .tokenizer import Tokenizer
+from .tokenizer import SMASK, Tokenizer
 
 SETUP_KEY = "scxtrimo_proteins"
-AUTO = "auto"
+AUTO, BLANK = "auto", "_"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 REQUIRED = {"model_class", "config", "seed", "size", "is_trained", "history", "sequence_key"}
@@ -597,12 +597,7 @@ class XTrimoPGLM:
         scores.check_strategy(self.net, "causal")
         n = check("n", n, PositiveInt)
         max_length = check("max_length", max_length, PositiveInt)
-        sampling = generation.Sampling(
-            top_p=check("top_p", top_p, PositiveProbability),
-            temperature=check("temperature", temperature, NonNegativeFloat),
-            top_k=check("top_k", top_k, PositiveInt | None),
-            constrained=check("constrained", constrained, bool),
-        )
+        sampling = self._sampling(top_p, temperature, top_k, constrained)
         seed = self.seed_ if seed is None else check("seed", seed, Seed)
         given = [prompts] if isinstance(prompts, str) else list(prompts)
         ids = [Proteins.read([one]).ids[0] if one else np.zeros(0, np.int64) for one in given]
@@ -622,12 +617,92 @@ class XTrimoPGLM:
                 "ended": [len(row) < max_length for row in made],
             }
         )
+        return table.assign(perplexity=self._perplexities(made))
+
+    def _perplexities(self, made: list[np.ndarray]) -> list[float]:
+        """Return perplexities from left to right; NaN of nothing."""
         known = [row for row in made if len(row)]
-        found = scores.log_likelihoods(
-            self.net, Proteins(pd.RangeIndex(len(known)), [], known), True, self._max_tokens()
+        read = Proteins(pd.RangeIndex(len(known)), [], known)
+        found = iter(scores.log_likelihoods(self.net, read, True, self._max_tokens()))
+        return [
+            float(np.exp(-next(found).mean(dtype=np.float64))) if len(row) else np.nan
+            for row in made
+        ]
+
+    @torch.inference_mode()
+    def infill(
+        self,
+        protein: str,
+        n: int = 1,
+        *,
+        top_p: float = 1.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        max_span: int = 39,
+        seed: int | None = None,
+    ) -> pd.DataFrame:
+        """Fill in blanks of a protein, one after the other, given all that is there.
+
+        Parameters
+        ----------
+        protein
+            Sequence with an underscore for each blank, whatever the length of what is missing.
+        n
+            How many times.
+        top_p, temperature, top_k, seed
+            See :meth:`generate`.
+        max_span
+            Residues in a blank at most; in training there were 39.
+
+        Returns
+        -------
+        Data frame with ``sequence`` and its ``perplexity``.
+
+        Raises
+        ------
+        ValueError
+            If there is no blank, or the network was not trained to fill them.
+
+        Examples
+        --------
+        >>> proteins_model.infill("MKT_YIAK_R", n=2)["sequence"].str[:3].tolist()
+        ['MKT', 'MKT']
+        """
+        if self.config.objective != "unified" or not self.config.rotary_2d:
+            raise ValueError(
+                f"This network was trained on {self.config.objective} residues, not to fill in "
+                "blanks: use a model with objective='unified'."
+            )
+        if BLANK not in protein:
+            raise ValueError(f"protein={protein!r} has no blank: write '{BLANK}' for each.")
+        parts = protein.split(BLANK)
+        Proteins.read(["".join(parts)])  # says what is wrong with it, if anything
+        tokenizer, rows = Tokenizer(), []
+        for part in parts:
+            rows += [tokenizer(part) if part.strip() else np.zeros(0, np.int64), [SMASK]]
+        sampling = self._sampling(top_p, temperature, top_k, True)
+        seed = self.seed_ if seed is None else check("seed", seed, Seed)
+        made = generation.infill(
+            self.net,
+            np.concatenate(rows[:-1]).astype(np.int64),
+            check("n", n, PositiveInt),
+            sampling,
+            check("max_span", max_span, PositiveInt),
+            seed,
         )
-        of_known = iter(float(np.exp(-of_one.mean(dtype=np.float64))) for of_one in found)
-        return table.assign(perplexity=[next(of_known) if len(row) else np.nan for row in made])
+        perplexity = self._perplexities(made)
+        sequences = [tokenizer.decode(row) for row in made]
+        return pd.DataFrame({"sequence": sequences, "perplexity": perplexity})
+
+    def _sampling(
+        self, top_p: float, temperature: float, top_k: int | None, constrained: bool
+    ) -> generation.Sampling:
+        return generation.Sampling(
+            top_p=check("top_p", top_p, PositiveProbability),
+            temperature=check("temperature", temperature, NonNegativeFloat),
+            top_k=check("top_k", top_k, PositiveInt | None),
+            constrained=check("constrained", constrained, bool),
+        )
 
     @torch.inference_mode()
     def get_attention(self, protein: str) -> np.ndarray:
