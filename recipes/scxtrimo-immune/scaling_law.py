@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import NullFormatter
 from scipy.optimize import least_squares
 
 import scxtrimo
@@ -37,7 +38,8 @@ def law(theta: np.ndarray, runs: pd.DataFrame) -> np.ndarray:
     loss = np.full(len(runs), np.exp(theta[0]))
     for i, axis in enumerate(AXES):
         scale, exponent = theta[1 + 2 * i], np.exp(theta[2 + 2 * i])
-        loss += np.exp(-exponent * (np.log(runs[axis].to_numpy(dtype=float)) - scale))
+        power = exponent * (np.log(runs[axis].to_numpy(dtype=float)) - scale)
+        loss += np.exp(-power.clip(-50))  # no overflow on the way
     return loss
 
 
@@ -107,6 +109,7 @@ def draw(runs: pd.DataFrame, theta: np.ndarray, path: Path) -> None:
                 some["loss"], some["macro-F1, as it comes"], c=color, s=8 + some["cells"] / 600
             )
         axes[0].set(xscale="log", xlabel="floating-point operations", ylabel="held-out loss")
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
         axes[1].set(xscale="log", xlabel="cells trained on", ylabel="held-out loss")
         axes[1].legend(fontsize=7)
         axes[2].set(xlabel="held-out loss", ylabel="macro-F1, as it comes")
