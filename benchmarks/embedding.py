@@ -103,6 +103,7 @@ METHODS: dict[str, Callable[..., np.ndarray]] = {
     "PCA-30 scaled": lambda adata, seed: pca(adata, seed, 30, scale=True),
     "Harmony": harmony,
     "xTrimoGene": xtrimogene,
+    "xTrimoGene, from scratch": lambda adata, seed: xtrimogene(adata, seed, pretrained=None),
     "scVI": scvi_default,
     "scVI, our time": scvi_default,
 }
