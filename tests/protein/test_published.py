@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import make_proteins
 from safetensors.torch import load_file, save_file
 
 import scxtrimo
@@ -169,6 +170,32 @@ def test_shards_and_pickles_give_the_same(folder, tmp_path):
         (other / f"a-00002-of-00002.{suffix}").unlink()
         with pytest.raises(FileNotFoundError, match="lacks 1 of 2 files .*a-00002-of-00002"):
             XTrimoPGLM.from_published(other)
+
+
+def test_shards_without_an_index_must_all_be_there(folder):
+    wanted = XTrimoPGLM.from_published(folder).get_latent_representation(["MKTAYIAKQR"])
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    for i in range(2):
+        some = {name: tensors[name] for name in names[i::2]}
+        save_file(some, folder / f"model-0000{i + 1}-of-00002.safetensors")
+    found = XTrimoPGLM.from_published(folder).get_latent_representation(["MKTAYIAKQR"])
+    np.testing.assert_array_equal(found, wanted)
+    (folder / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="has 1 of 2 files with weights"):
+        XTrimoPGLM.from_published(folder)
+
+
+def test_training_leaves_the_files_as_they_are(folder):
+    proteins = make_proteins(10)
+    XTrimoPGLM.setup_anndata(proteins)
+    before = (folder / "model.safetensors").read_bytes()
+    model = XTrimoPGLM.from_published(folder, proteins, device="cpu")
+    model.train(max_epochs=1, accelerator="cpu", enable_progress_bar=False)
+    assert (folder / "model.safetensors").read_bytes() == before
+    fresh = XTrimoPGLM.from_published(folder)
+    assert fresh.perplexity(["MKTAYIAKQR"])[0] != model.perplexity(["MKTAYIAKQR"])[0]
 
 
 def test_an_index_cannot_lead_out_of_the_folder(folder):

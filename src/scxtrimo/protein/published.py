@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,7 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 BODY, HEAD, ROTARY, SCALE = "transformer.", "output_layer.", "rotary_emb.inv_freq", "_scale"
 QUANTIZED = ("query_key_value", "self_attention.dense", "dense_h_to_4h", "dense_4h_to_h")
 TOKENIZER = "ProteinGLMTokenizer"
+_SHARD = re.compile(r"-\d+-of-(\d+)$")
 SHARD_BYTES = 5 * 10**9
 # What the network is: a checkpoint of another kind would be read wrongly.
 FIXED = {
@@ -269,18 +271,19 @@ def _weight_files(folder: Path) -> list[Path]:
             return [folder / shard for shard in shards]
         if (folder / name).is_file():
             return [folder / name]
-        if shards := sorted(folder.glob(f"{Path(name).stem}-*{Path(name).suffix}")):
+        found = sorted(folder.glob(f"{Path(name).stem}-*{Path(name).suffix}"))
+        if shards := [path for path in found if _SHARD.search(path.stem)]:
             return _whole(shards)
     raise FileNotFoundError(f"{folder} has no weights: none of {list(WEIGHT_FILES)} is there.")
 
 
 def _whole(shards: list[Path]) -> list[Path]:
     """Return shards without an index, if their names say that they are all there."""
-    n_shards = int(shards[0].stem.rpartition("-of-")[2] or 0)
-    if len(shards) != n_shards:
+    n_shards = {int(match[1]) for path in shards if (match := _SHARD.search(path.stem))}
+    if n_shards != {len(shards)}:
         raise FileNotFoundError(
-            f"{shards[0].parent} has {len(shards)} of {n_shards} files with weights. Download the "
-            "others."
+            f"{shards[0].parent} has {len(shards)} of {max(n_shards)} files with weights. Download "
+            "the others."
         )
     return shards
 
