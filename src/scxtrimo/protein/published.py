@@ -282,8 +282,8 @@ def _whole(shards: list[Path]) -> list[Path]:
     n_shards = {int(match[1]) for path in shards if (match := _SHARD.search(path.stem))}
     if n_shards != {len(shards)}:
         raise FileNotFoundError(
-            f"{shards[0].parent} has {len(shards)} of {max(n_shards)} files with weights. Download "
-            "the others."
+            f"{shards[0].parent} has {len(shards)} of {max(n_shards)} files with weights. "
+            "Download the others."
         )
     return shards
 
