@@ -68,6 +68,8 @@ nitpicky = True  # a reference without a target is an error
 nitpick_ignore = [  # what public classes have in common is documented with each of them
     ("py:class", "scxtrimo.drugs.model.DrugModelBase"),
     ("py:class", "scxtrimo.model.base.XTrimoGeneBase"),
+    ("py:class", "scxtrimo.protein.network.XTrimoPGLMNet"),  # not public
+    ("py:class", "scxtrimo.protein.tokenizer.Cleaned"),
 ]
 
 if os.environ.get("DOCS_OFFLINE"):  # no inventories: what is documented elsewhere is not found

@@ -902,7 +902,7 @@ class XTrimoPGLM:
         adata: AnnData | None = None,
         prefix: str | None = None,
     ) -> Self:
-        """Load a model that :meth:`save` wrote.
+        """Load a model that was saved.
 
         Parameters
         ----------
