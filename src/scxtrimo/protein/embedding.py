@@ -15,7 +15,7 @@ from .sequences import Long, Proteins, Window, batches, windows_of
 
 Pooling = Literal["mean", "max", "eos", "residue"]
 OVERLAP = 0.25  # of windows, as a part of their length
-MAX_TOKENS = 8192  # of a batch on a processor
+MAX_TOKENS = 1024  # of a batch on a processor, whose caches it should fit
 MAX_TOKENS_ON_GPU = 2**17
 EDGE = 1e-3  # weight of a residue at the end of a window, beside 1 in its middle
 

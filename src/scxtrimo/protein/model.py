@@ -359,7 +359,7 @@ class XTrimoPGLM:
         window
             Residues that are read at once; by default as many as the network was trained on.
         max_tokens
-            Residues of a batch; by default 8,192, on a GPU 131,072.
+            Residues of a batch; by default 1,024, on a GPU 131,072.
         out
             File to stream to, ``.h5`` or ``.zarr``; its name is returned.
 
