@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scxtrimo
+from scxtrimo.cli import main
 from scxtrimo.model import XTrimoPGLM
 from scxtrimo.protein import ProteinObjective, Tokenizer
 from scxtrimo.protein.contacts import precision_at
@@ -441,7 +442,6 @@ def test_commands_do_what_methods_do(tmp_path, model, capsys):
     model.save(tmp_path / "model")
     scxtrimo.write_fasta({"a": "MKTAYIAKQR"}, tmp_path / "a.fasta")
     shared = ["--model", str(tmp_path / "model"), "--out"]
-    main = scxtrimo.cli.main
 
     out = tmp_path / "a.h5ad"
     assert main(["protein", "embed", str(tmp_path / "a.fasta"), *shared, str(out)]) == 0
