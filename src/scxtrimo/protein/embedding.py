@@ -29,6 +29,12 @@ class Reading(NamedTuple):
     max_tokens: int | None = None
 
 
+def default_max_tokens(net: XTrimoPGLMNet) -> int:
+    """Return how many tokens a batch has on the device of a network."""
+    on_gpu = net.output_layer.weight.device.type == "cuda"
+    return MAX_TOKENS_ON_GPU if on_gpu else MAX_TOKENS
+
+
 def residue_states(
     net: XTrimoPGLMNet, proteins: Proteins, how: Reading
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -41,7 +47,7 @@ def residue_states(
     windows = divide(proteins, how, size)
     n_windows = np.bincount([window.protein for window in windows])
     device = next(net.parameters()).device
-    max_tokens = how.max_tokens or (MAX_TOKENS_ON_GPU if device.type == "cuda" else MAX_TOKENS)
+    max_tokens = how.max_tokens or default_max_tokens(net)
     open_sums: dict[int, _Sum] = {}
     for batch in batches(proteins.ids, windows, max_tokens, device):
         states_td = net(batch.ids_t, batch.proteins, layer=how.layer)

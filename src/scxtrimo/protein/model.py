@@ -27,22 +27,23 @@ from .._logging import logger
 from .._validation import Seed, check
 from ..checkpoint.native import read_model, write_model
 from ..data.columns import get_column
+from ..model.training import NOT_COMPLETED
 from ..nn.ranges import NonNegativeFloat, PositiveProbability
 from ..train.trainer import (
     history_from_dict,
     history_to_dict,
     join_histories,
+    later_epochs,
     logged_history,
     quiet_lightning,
 )
 from . import contacts, generation, scores, training
 from .contacts import ContactHead
 from .embedding import (
-    MAX_TOKENS,
-    MAX_TOKENS_ON_GPU,
     POOLINGS,
     Pooling,
     Reading,
+    default_max_tokens,
     residue_states,
 )
 from .network import SIZES, Layer, XTrimoPGLMConfig, XTrimoPGLMNet
@@ -301,16 +302,12 @@ class XTrimoPGLM:
                 raise KeyboardInterrupt
         except BaseException:
             self.net.load_state_dict(before)
-            logger.warning("Training was not completed: the model is as it was before.")
+            logger.warning(NOT_COMPLETED)
             raise
         finally:
             self.net.eval()
-        n_before = max(map(len, (self.history or {}).values()), default=0)
-        later = {
-            name: frame.astype(float).set_axis((frame.index + n_before).rename("epoch"))
-            for name, frame in logged_history(trainer).items()
-        }
-        self.history = join_histories(self.history or {}, later)
+        earlier = self.history or {}
+        self.history = join_histories(earlier, later_epochs(earlier, logged_history(trainer)))
         self.is_trained_ = True
         self.contact_head_ = None  # of other weights
 
@@ -409,9 +406,6 @@ class XTrimoPGLM:
     def _with_progress(self, items: Iterator[Any], n: int) -> Iterator[Any]:
         return iter(tqdm(items, "Embedding", n, unit="protein", delay=3, leave=False))
 
-    def _max_tokens(self) -> int:
-        return MAX_TOKENS_ON_GPU if self.device.type == "cuda" else MAX_TOKENS
-
     @torch.inference_mode()
     def score_mutations(
         self,
@@ -457,7 +451,8 @@ class XTrimoPGLM:
         ['K2R', 'K2R:T3S']
         """
         offset = check("offset", offset, int)
-        sequence = Proteins.read({"wild type": wild_type}).sequences[0]
+        read = Proteins.read({"wild type": wild_type})
+        sequence, ids = read.sequences[0], read.ids[0]
         frame = mutations.copy() if isinstance(mutations, pd.DataFrame) else None
         if frame is not None:
             names = get_column(frame, "mutations", "mutant").astype(str).tolist()
@@ -479,13 +474,14 @@ class XTrimoPGLM:
                 f"strategy={strategy!r} cannot score {first!r}, which inserts or deletes "
                 "residues: use 'pseudo-likelihood' or 'causal'."
             )
-        ids = Proteins.read({"wild type": sequence}).ids[0]
         if strategy in ("masked", "wild-type"):
-            found = scores.marginals(self.net, ids, variants, strategy, self._max_tokens())
+            found = scores.marginals(
+                self.net, ids, variants, strategy, default_max_tokens(self.net)
+            )
         else:
             whole = Proteins.read([sequence, *(variant.sequence for variant in variants)])
             sums = scores.log_likelihoods(
-                self.net, whole, strategy == "causal", self._max_tokens()
+                self.net, whole, strategy == "causal", default_max_tokens(self.net)
             )
             found = np.array([of_one.sum() for of_one in sums[1:]]) - sums[0].sum()
         frame = pd.DataFrame({"mutant": names}) if frame is None else frame
@@ -547,9 +543,10 @@ class XTrimoPGLM:
         strategy = check("strategy", strategy, Literal["pseudo-likelihood", "causal"])
         scores.check_strategy(self.net, strategy)
         read = self._proteins(proteins)
-        found = scores.log_likelihoods(self.net, read, strategy == "causal", self._max_tokens())
-        values = [float(np.exp(-of_one.mean(dtype=np.float64))) for of_one in found]
-        return pd.Series(values, read.names, name="perplexity")
+        found = scores.log_likelihoods(
+            self.net, read, strategy == "causal", default_max_tokens(self.net)
+        )
+        return pd.Series(list(map(scores.perplexity, found)), read.names, name="perplexity")
 
     @torch.inference_mode()
     def generate(
@@ -623,11 +620,9 @@ class XTrimoPGLM:
         """Return perplexities from left to right; NaN of nothing."""
         known = [row for row in made if len(row)]
         read = Proteins(pd.RangeIndex(len(known)), [], known)
-        found = iter(scores.log_likelihoods(self.net, read, True, self._max_tokens()))
-        return [
-            float(np.exp(-next(found).mean(dtype=np.float64))) if len(row) else np.nan
-            for row in made
-        ]
+        found = scores.log_likelihoods(self.net, read, True, default_max_tokens(self.net))
+        of_known = map(scores.perplexity, found)
+        return [next(of_known) if len(row) else np.nan for row in made]
 
     @torch.inference_mode()
     def infill(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -122,26 +122,16 @@ def log_probabilities(
     """Return log-probabilities of all tokens at all places of all rows, each ``(n, n_tokens)``."""
     device = next(net.parameters()).device
     found: list[Tensor] = []
-    for some in _groups(rows, max_tokens):
-        lengths = [len(row) for row in some]
+    remaining = iter(rows)
+    for group in boundaries_of([len(row) for row in rows], device).groups(max_tokens):
+        lengths = group.lengths
+        some = [next(remaining) for _ in lengths]
         ids_t = torch.from_numpy(np.concatenate(some)).to(device)
         n_prefix = [0] * len(some) if is_causal else lengths
-        states_td = net(ids_t, boundaries_of(lengths, device), n_prefix=n_prefix)
+        states_td = net(ids_t, group, n_prefix=n_prefix)
         logits_tv = net.output_layer(states_td).float()
         found += logits_tv.log_softmax(-1).cpu().split(lengths)
     return found
-
-
-def _groups(rows: Rows, max_tokens: int) -> list[list[np.ndarray]]:
-    groups: list[list[np.ndarray]] = [[]]
-    n_tokens = 0
-    for row in rows:
-        if groups[-1] and n_tokens + len(row) > max_tokens:
-            groups.append([])
-            n_tokens = 0
-        groups[-1].append(row)
-        n_tokens += len(row)
-    return groups
 
 
 def masked_log_probabilities(
@@ -149,7 +139,6 @@ def masked_log_probabilities(
     ids: np.ndarray,
     places: Sequence[int],
     max_tokens: int,
-    progress: Callable[[int], object] = lambda n: None,
 ) -> Tensor:
     """Return log-probabilities where one residue after the other is masked, ``(n, n_tokens)``."""
     row = np.append(ids, EOS)
@@ -161,7 +150,6 @@ def masked_log_probabilities(
         rows[np.arange(len(some)), some] = MASK
         of_rows = log_probabilities(net, list(rows), max_tokens)
         found += [of_row[place] for of_row, place in zip(of_rows, some, strict=True)]
-        progress(len(some))
     return torch.stack(found)
 
 
@@ -207,6 +195,11 @@ def log_likelihoods(
         log_p = masked_log_probabilities(net, ids, list(range(len(ids))), max_tokens)
         of_proteins.append(log_p.gather(1, torch.from_numpy(ids)[:, None])[:, 0].numpy())
     return of_proteins
+
+
+def perplexity(log_p: np.ndarray) -> float:
+    """Return the perplexity of a sequence, given the log-likelihoods of its residues."""
+    return float(np.exp(-log_p.mean(dtype=np.float64)))
 
 
 def substitution_matrix(wild_type: str, scores: pd.Series, offset: int) -> pd.DataFrame:

@@ -225,31 +225,15 @@ def batches(
 ) -> Iterator[SequenceBatch]:
     """Group windows of similar length, the longest first, so that too long ones fail at once."""
     order = sorted(range(len(windows)), key=lambda i: -len(windows[i]))
-    members: list[int] = []
-    n_tokens = 0
-    for i in order:
-        if members and n_tokens + len(windows[i]) > max_tokens:
-            yield _batch(ids, windows, members, device)
-            members, n_tokens = [], 0
-        members.append(i)
-        n_tokens += len(windows[i])
-    if members:
-        yield _batch(ids, windows, members, device)
-
-
-def _batch(
-    ids: Sequence[np.ndarray],
-    windows: Sequence[Window],
-    members: list[int],
-    device: torch.device | str,
-) -> SequenceBatch:
-    parts = []
-    for i in members:
-        protein, start, stop = windows[i]
-        parts += [ids[protein][start:stop], [EOS]]
-    lengths = [len(windows[i]) for i in members]
-    ids_t = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
-    return SequenceBatch(members, ids_t, boundaries_of(lengths, device))
+    remaining = iter(order)
+    for group in boundaries_of([len(windows[i]) for i in order], device).groups(max_tokens):
+        members = [next(remaining) for _ in group.lengths]
+        parts = []
+        for i in members:
+            protein, start, stop = windows[i]
+            parts += [ids[protein][start:stop], [EOS]]
+        ids_t = torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+        yield SequenceBatch(members, ids_t, group)
 
 
 def boundaries_of(lengths: Sequence[int], device: torch.device | str = "cpu") -> CellBoundaries:

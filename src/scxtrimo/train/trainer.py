@@ -208,11 +208,7 @@ class XTrimoGeneRunner(TrainRunner):
     def _update_history(self) -> None:
         # A model with weights from elsewhere is trained and has no history.
         earlier = (self.model.history_ or {}) if self.model.is_trained_ else {}
-        n_before = max((len(frame) for frame in earlier.values()), default=0)
-        later = {
-            name: frame.astype(float).set_axis((frame.index + n_before).rename("epoch"))
-            for name, frame in logged_history(self.trainer).items()
-        }
+        later = later_epochs(earlier, logged_history(self.trainer))
         before = self.training_plan.earlier_history
         self.model.history_ = join_histories(before, earlier, later)
 
@@ -248,6 +244,17 @@ def quiet_lightning() -> Iterator[None]:
 def logged_history(trainer: pl.Trainer) -> dict[str, pd.DataFrame]:
     """Return what the logger that keeps a history has, whatever other loggers there are."""
     return next((x.history for x in trainer.loggers if isinstance(x, SimpleLogger)), {})
+
+
+def later_epochs(
+    earlier: Mapping[str, pd.DataFrame], history: Mapping[str, pd.DataFrame]
+) -> dict[str, pd.DataFrame]:
+    """Return a history whose epochs are counted from the end of an earlier one."""
+    n_before = max(map(len, earlier.values()), default=0)
+    return {
+        name: frame.astype(float).set_axis((frame.index + n_before).rename("epoch"))
+        for name, frame in history.items()
+    }
 
 
 def history_to_dict(history: dict[str, pd.DataFrame]) -> dict[str, dict[str, list]]:
