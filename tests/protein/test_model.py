@@ -316,6 +316,18 @@ def test_the_nucleus_is_the_smallest_that_is_likely_enough(top_p, top_k, seed):
     assert int(few.sum()) == top_k
 
 
+def test_sequences_that_end_at_once_have_no_perplexity(model):
+    ended = XTrimoPGLM(size="tiny", seed=0)
+    with torch.no_grad():
+        ended.net.output_layer.weight.zero_()
+        ended.net.encoder.final_layernorm.weight.zero_()
+        ended.net.encoder.final_layernorm.bias.fill_(1)
+        ended.net.output_layer.weight[EOS] = 1
+    table = ended.generate(n=2, temperature=0.0)
+    assert table["sequence"].tolist() == ["", ""]
+    assert table["perplexity"].isna().all()
+
+
 # Training
 
 

@@ -122,6 +122,8 @@ def log_probabilities(
     """Return log-probabilities of all tokens at all places of all rows, each ``(n, n_tokens)``."""
     device = next(net.parameters()).device
     found: list[Tensor] = []
+    if not rows:
+        return found
     remaining = iter(rows)
     for group in boundaries_of([len(row) for row in rows], device).groups(max_tokens):
         lengths = group.lengths
